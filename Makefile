@@ -1,0 +1,49 @@
+# What there is to do here. CI runs these targets and nothing else.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+CARGO ?= cargo
+# Arguments for `make run`, as in: make run ARGS="--data /tmp/x --log info"
+ARGS ?=
+
+.PHONY: help run build test test-faults lint fmt bench ci docs deps clean
+
+help: ## Show this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: ## Build and run everything in one process, with SQLite and the embedded bus
+	$(CARGO) build --release --locked --bin lastro
+	@exec ./target/release/lastro up $(ARGS)
+
+build: ## Build everything
+	$(CARGO) build --workspace --all-targets --locked
+
+deps: ## Install what the tests need and do not find: PostgreSQL, Redis, Python with grpcio, grpcurl
+	@tools/test-deps
+
+test: deps ## Unit tests and journeys, on SQLite and on real PostgreSQL and Redis
+	$(CARGO) build --locked --bin lastro
+	. tools/test-env && $(CARGO) test --workspace --locked
+
+test-faults: deps ## kill -9 under load, 20 times on each database; databases and Redis stopped under load
+	$(CARGO) build --locked --bin lastro
+	. tools/test-env && LASTRO_FAULT_ROUNDS=$${LASTRO_FAULT_ROUNDS:-20} $(CARGO) test --locked -p lastro-tests --test journeys -- --ignored --nocapture faults
+
+lint: ## Formatting and clippy, warnings denied
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+fmt: ## Format
+	$(CARGO) fmt --all
+
+bench: deps ## Settled transfers beside pgbench on one PostgreSQL, and more; prints ratios
+	$(CARGO) build --release --locked --bin lastro --bin lastro-bench
+	. tools/test-env && ./target/release/lastro-bench
+
+docs: ## Documentation of the crates
+	$(CARGO) doc --workspace --no-deps --locked
+
+ci: lint test ## What CI runs
+	LASTRO_FAULT_ROUNDS=3 $(MAKE) test-faults
+
+clean: ## Remove what was built
+	$(CARGO) clean

@@ -1,0 +1,27 @@
+//! Sets a new password and ends every session of the user.
+
+use lastro_mesh::call::Call;
+use lastro_mesh::clock;
+use lastro_mesh::identity::User as Caller;
+use lastro_proto::customers::v1::{ChangePasswordRequest, UserUpdated, user_event::Event};
+
+use super::{App, revocation, tell};
+use crate::Error;
+use crate::store::users;
+
+/// The present password is asked for again: a stolen token must not be enough.
+pub async fn change_password(app: &App, call: &Call, caller: &Caller, request: ChangePasswordRequest) -> Result<(), Error> {
+    let user = users::get(app.database.reader(), caller.id).await?.ok_or(Error::UserNotFound)?;
+    if !app.passwords.verify(request.current_password, Some(user.password_hash)).await? {
+        return Err(Error::InvalidCredentials);
+    }
+    let password_hash = app.passwords.hash(request.new_password).await?;
+    let tx = app.database.begin().await?;
+    let mut user = users::lock(&tx, caller.id).await?.ok_or(Error::UserNotFound)?;
+    user.password_hash = password_hash;
+    user.update_time_us = clock::now_us();
+    users::update(&tx, &user).await?;
+    tell(&tx, call, user.id, "USER_UPDATED", Event::UserUpdated(UserUpdated {})).await?;
+    let revoked = revocation::revoke(&tx, call, user.id, None).await?;
+    app.commit(tx, revoked).await
+}

@@ -1,0 +1,13 @@
+//! One user.
+
+use lastro_mesh::identity::User as Caller;
+
+use super::{App, reachable};
+use crate::Error;
+use crate::store::users::{self, User};
+
+/// The caller's own, or any for who may read users.
+pub async fn get_user(app: &App, caller: &Caller, id: &str) -> Result<User, Error> {
+    let id = reachable(caller, id, "read:users")?;
+    users::get(app.database.reader(), id).await?.ok_or(Error::UserNotFound)
+}

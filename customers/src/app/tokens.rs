@@ -1,0 +1,114 @@
+//! Making tokens: access tokens are JWT signed with Ed25519, refresh tokens are opaque and known only by the SHA-256 of their secret.
+
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use lastro_database::Database;
+use lastro_mesh::clock;
+use lastro_mesh::identity::Claims;
+use lastro_mesh::identity::token::ISSUER;
+use lastro_proto::customers::v1::TokenResponse;
+use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
+
+use crate::domain::role::Roles;
+use crate::store::keys::{self, SigningKey};
+use crate::{Error, Settings};
+
+/// Clocks of services may differ by so much.
+const CLOCK_SKEW_S: i64 = 5;
+
+/// The key that signs.
+pub struct Signer {
+    kid: String,
+    key: EncodingKey,
+}
+
+impl Signer {
+    /// The newest signing key; makes the first one.
+    pub async fn load(database: &Database) -> Result<Self, Error> {
+        if keys::list(database.reader()).await?.is_empty() {
+            let tx = database.begin().await?;
+            keys::insert_first(&tx, &generate()?).await?;
+            tx.commit().await.map_err(lastro_database::Error::from)?;
+        }
+        // Read from the writer: another replica may have been first.
+        let key = keys::list(database.writer()).await?.into_iter().find(|key| key.state == keys::SIGNING);
+        let key = key.ok_or_else(|| Error::Crypto("no signing key".to_owned()))?;
+        Ok(Self { kid: key.kid, key: EncodingKey::from_ed_der(&key.private_key) })
+    }
+
+    /// An access token for a session.
+    pub fn sign(&self, user_id: Uuid, session_id: Uuid, roles: &Roles, ttl_s: i64) -> Result<String, Error> {
+        let now = clock::now_s();
+        let claims = Claims {
+            sub: user_id,
+            iss: ISSUER.to_owned(),
+            aud: ISSUER.to_owned(),
+            exp: now + ttl_s,
+            iat: now,
+            nbf: now - CLOCK_SKEW_S,
+            jti: Uuid::new_v4(),
+            sid: session_id,
+            roles: roles.names(),
+            permissions: roles.permissions(),
+        };
+        let header = Header { kid: Some(self.kid.clone()), ..Header::new(Algorithm::EdDSA) };
+        jsonwebtoken::encode(&header, &claims, &self.key).map_err(|error| Error::Crypto(error.to_string()))
+    }
+}
+
+fn generate() -> Result<SigningKey, Error> {
+    let random = aws_lc_rs::rand::SystemRandom::new();
+    let failed = |_| Error::Crypto("an Ed25519 key could not be made".to_owned());
+    let pkcs8 = Ed25519KeyPair::generate_pkcs8(&random).map_err(failed)?;
+    let pair = Ed25519KeyPair::from_pkcs8(pkcs8.as_ref()).map_err(|error| Error::Crypto(error.to_string()))?;
+    Ok(SigningKey {
+        kid: Uuid::now_v7().simple().to_string(),
+        private_key: pkcs8.as_ref().to_vec(),
+        public_key: URL_SAFE_NO_PAD.encode(pair.public_key().as_ref()),
+        state: keys::SIGNING.to_owned(),
+        create_time_us: clock::now_us(),
+    })
+}
+
+/// A refresh token: which session, and a secret that only the client has.
+pub struct RefreshToken {
+    pub session_id: Uuid,
+    secret: [u8; 32],
+}
+
+impl RefreshToken {
+    /// A new one.
+    pub fn new(session_id: Uuid) -> Self {
+        Self { session_id, secret: rand::random() }
+    }
+
+    /// Reads what a client sent.
+    pub fn parse(text: &str) -> Option<Self> {
+        let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
+        let (id, secret) = bytes.split_at_checked(16)?;
+        Some(Self { session_id: Uuid::from_slice(id).ok()?, secret: secret.try_into().ok()? })
+    }
+
+    /// What a client keeps.
+    pub fn text(&self) -> String {
+        URL_SAFE_NO_PAD.encode([self.session_id.as_bytes().as_slice(), &self.secret].concat())
+    }
+
+    /// What the database keeps. The secret has 256 bits of randomness, so a plain hash is enough.
+    pub fn hash(&self) -> [u8; 32] {
+        Sha256::digest(self.secret).into()
+    }
+}
+
+/// The pair as it is answered.
+pub fn response(access_token: String, refresh: &RefreshToken, settings: &Settings) -> TokenResponse {
+    TokenResponse {
+        access_token,
+        refresh_token: refresh.text(),
+        token_type: "Bearer".to_owned(),
+        expires_in: i32::try_from(settings.access_ttl_s).unwrap_or(i32::MAX),
+    }
+}

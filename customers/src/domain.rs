@@ -1,0 +1,3 @@
+//! The rules of customers: no clock, no I/O.
+
+pub mod role;

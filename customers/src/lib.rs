@@ -1,0 +1,94 @@
+//! customers: users, credentials, sessions, tokens, roles. `grpc` and `jobs` call `app` (one file a use case, one database
+//! transaction), which uses `store` and the pure rules in `domain`.
+
+mod app;
+mod domain;
+mod error;
+mod grpc;
+mod jobs;
+mod store;
+
+use std::sync::Arc;
+
+use lastro_database::Database;
+use lastro_events::EventStore;
+use lastro_events::bus::Bus;
+use lastro_mesh::identity::{PublicKey, RevokedSessions};
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+
+pub use app::admin::Administrator;
+pub use error::Error;
+
+/// The service's name in logs, metrics and topics.
+pub const NAME: &str = "customers";
+
+/// What customers tells the others.
+pub const EVENTS: EventStore = EventStore { table: "user_events", topic: NAME };
+
+/// How long things live, in seconds.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// An access token.
+    pub access_ttl_s: i64,
+    /// A refresh token.
+    pub refresh_ttl_s: i64,
+    /// Failed logins of one account until it has to wait.
+    pub login_failures_max: i64,
+    /// How long it has to wait then.
+    pub login_pause_s: i64,
+    /// Failed logins from one address in a minute.
+    pub login_failures_per_address: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { access_ttl_s: 5 * 3600, refresh_ttl_s: 7 * 24 * 3600, login_failures_max: 10, login_pause_s: 60, login_failures_per_address: 100 }
+    }
+}
+
+/// The service. Cheap to clone; all clones are one.
+#[derive(Clone)]
+pub struct Customers(Arc<app::App>);
+
+impl Customers {
+    /// A service on its migrated database. Makes the first signing key where there is none.
+    pub async fn start(database: Database, bus: Bus, settings: Settings) -> Result<Self, Error> {
+        Ok(Self(Arc::new(app::App::start(database, bus, settings).await?)))
+    }
+
+    /// What the public listener serves.
+    pub fn public_routes(&self) -> Routes {
+        grpc::public_routes(&self.0)
+    }
+
+    /// As [`public_routes`](Self::public_routes), with what only services may call.
+    pub fn all_routes(&self) -> Routes {
+        grpc::all_routes(&self.0)
+    }
+
+    /// The keys that verify tokens.
+    pub async fn public_keys(&self) -> Result<Vec<PublicKey>, Error> {
+        self.0.public_keys().await
+    }
+
+    /// The sessions that are dead, as this service knows them.
+    pub fn revoked(&self) -> RevokedSessions {
+        self.0.revoked.clone()
+    }
+
+    /// Background work, until told to stop.
+    pub async fn run_jobs(&self, stop: CancellationToken) {
+        jobs::run(&self.0, stop).await;
+    }
+
+    /// Whether there is an administrator who may log in.
+    pub async fn has_administrator(&self) -> Result<bool, Error> {
+        app::admin::has_administrator(&self.0).await
+    }
+
+    /// Makes an administrator with these credentials.
+    pub async fn create_administrator(&self, administrator: &Administrator) -> Result<(), Error> {
+        app::admin::create_administrator(&self.0, administrator).await
+    }
+}

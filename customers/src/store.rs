@@ -1,0 +1,6 @@
+//! The tables of customers, as statements that both databases read.
+
+pub mod failures;
+pub mod keys;
+pub mod sessions;
+pub mod users;

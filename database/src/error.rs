@@ -1,0 +1,86 @@
+//! What went wrong in a database, by what a caller can do about it. The text stays in the log.
+
+use sea_orm::{DbErr, RuntimeErr};
+
+/// What a caller can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The database is away or refuses connections: try again later. After COMMIT the outcome is unknown.
+    Unavailable,
+    /// The transaction lost against another one: run it again at once.
+    Conflict,
+    /// A row with this key exists.
+    Unique,
+    /// Anything else: the same statement fails again.
+    Other,
+}
+
+/// An error of the database.
+#[derive(Debug, thiserror::Error)]
+#[error("{source}")]
+pub struct Error {
+    /// What a caller can do.
+    pub kind: Kind,
+    /// For the log.
+    source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+impl Error {
+    /// Whether the same work may succeed when it is done again.
+    pub fn is_transient(&self) -> bool {
+        matches!(self.kind, Kind::Unavailable | Kind::Conflict)
+    }
+
+    /// A row that does not read as what it should be.
+    pub fn corrupt(what: impl std::fmt::Display) -> Self {
+        Self { kind: Kind::Other, source: format!("the database holds something unexpected: {what}").into() }
+    }
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        Self { kind: kind(&error), source: error.into() }
+    }
+}
+
+impl From<DbErr> for Error {
+    fn from(error: DbErr) -> Self {
+        let kind = match &error {
+            DbErr::Conn(RuntimeErr::SqlxError(error)) | DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error)) => {
+                kind(error)
+            }
+            DbErr::ConnectionAcquire(_) | DbErr::Conn(_) => Kind::Unavailable,
+            _ => Kind::Other,
+        };
+        Self { kind, source: error.into() }
+    }
+}
+
+fn kind(error: &sqlx::Error) -> Kind {
+    let error = match error {
+        sqlx::Error::Database(error) => error,
+        sqlx::Error::Io(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::Tls(_) => {
+            return Kind::Unavailable;
+        }
+        _ => return Kind::Other,
+    };
+    if error.is_unique_violation() {
+        return Kind::Unique;
+    }
+    match error.code().as_deref().unwrap_or_default() {
+        // Serialization failure, deadlock, lock not available, statement cancelled. https://www.postgresql.org/docs/15/errcodes-appendix.html
+        "40001" | "40P01" | "55P03" | "57014" => Kind::Conflict,
+        // SQLITE_BUSY, SQLITE_LOCKED and their extended forms. https://www.sqlite.org/rescode.html
+        "5" | "6" | "261" | "262" | "517" => Kind::Conflict,
+        // SQLITE_FULL, SQLITE_IOERR: a full disk may have room again.
+        "13" | "10" | "778" | "1034" => Kind::Unavailable,
+        // Connection exceptions, insufficient resources, operator intervention, idle transaction ended.
+        code if ["08", "53", "57"].iter().any(|class| code.starts_with(class)) || code == "25P03" => Kind::Unavailable,
+        _ => Kind::Other,
+    }
+}

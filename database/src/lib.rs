@@ -1,0 +1,154 @@
+//! Opening a service's database, SQLite or PostgreSQL, with the settings that the rest of the code counts on, and the one place
+//! where transactions begin. Knows no table.
+
+pub mod error;
+
+use std::path::Path;
+use std::time::Duration;
+
+pub use error::{Error, Kind};
+pub use sea_orm::DatabaseTransaction as Transaction;
+use sea_orm::{
+    ConnectionTrait, DatabaseConnection, DbBackend, FromQueryResult, SqliteTransactionMode, SqlxPostgresConnector, SqlxSqliteConnector, Statement,
+    TransactionOptions, TransactionTrait as _, Value,
+};
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{ConnectOptions as _, Connection as _};
+
+/// How long a caller waits for a connection.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(1);
+/// A frozen replica must not hold its locks, and a caller gets its answer within its deadline.
+const POSTGRES_SESSION: [(&str, &str); 3] = [("idle_in_transaction_session_timeout", "2s"), ("lock_timeout", "1s"), ("statement_timeout", "5s")];
+
+/// A service's database. Cheap to clone; all clones share their connections.
+#[derive(Clone)]
+pub struct Database {
+    /// On SQLite the one connection that writes.
+    writer: DatabaseConnection,
+    /// On PostgreSQL the same pool.
+    reader: DatabaseConnection,
+}
+
+impl Database {
+    /// Opens, and makes where it is missing, the SQLite file at `path`: WAL, `synchronous=FULL`, one writer, four readers.
+    pub async fn open_sqlite(path: &Path) -> Result<Self, Error> {
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(Duration::from_secs(5))
+            .statement_cache_capacity(256)
+            .disable_statement_logging();
+        // The writer first: it makes the file.
+        let pool = SqlitePoolOptions::new().acquire_timeout(Duration::from_secs(5)).test_before_acquire(false).idle_timeout(None).max_lifetime(None);
+        let writer = pool.clone().max_connections(1).connect_with(options.clone()).await?;
+        let reader = pool.max_connections(4).connect_with(options.read_only(true)).await?;
+        Ok(Self { writer: SqlxSqliteConnector::from_sqlx_sqlite_pool(writer), reader: SqlxSqliteConnector::from_sqlx_sqlite_pool(reader) })
+    }
+
+    /// Opens the database `name` on the PostgreSQL server of `url`, and makes it where it is missing and the role may.
+    pub async fn open_postgres(url: &str, name: &str, connections_max: u32) -> Result<Self, Error> {
+        let server: PgConnectOptions = url.parse()?;
+        let options = server.clone().database(name).options(POSTGRES_SESSION).application_name("lastro").disable_statement_logging();
+        make_if_missing(&server, &options, name).await?;
+        let pool = PgPoolOptions::new()
+            .max_connections(connections_max)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .test_before_acquire(false)
+            .connect_lazy_with(options);
+        let pool = SqlxPostgresConnector::from_sqlx_postgres_pool(pool);
+        Ok(Self { writer: pool.clone(), reader: pool })
+    }
+
+    /// Which of the two it is.
+    pub fn backend(&self) -> DbBackend {
+        self.writer.get_database_backend()
+    }
+
+    /// True on PostgreSQL.
+    pub fn is_postgres(&self) -> bool {
+        self.backend() == DbBackend::Postgres
+    }
+
+    /// Begins a transaction that may write: IMMEDIATE on SQLite, READ COMMITTED on PostgreSQL.
+    #[allow(clippy::disallowed_methods, reason = "this is the one place where transactions begin")]
+    pub async fn begin(&self) -> Result<Transaction, Error> {
+        let options = TransactionOptions { sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate), ..TransactionOptions::default() };
+        let options = if self.is_postgres() { TransactionOptions::default() } else { options };
+        Ok(self.writer.begin_with_options(options).await?)
+    }
+
+    /// For reading outside of a transaction.
+    pub fn reader(&self) -> &DatabaseConnection {
+        &self.reader
+    }
+
+    /// For migrations, which bring their own transactions.
+    pub fn writer(&self) -> &DatabaseConnection {
+        &self.writer
+    }
+
+    /// The pool itself, for what only PostgreSQL has.
+    pub fn postgres(&self) -> Option<&PgPool> {
+        self.is_postgres().then(|| self.writer.get_postgres_connection_pool())
+    }
+
+    /// The writer itself, for what only SQLite has.
+    pub fn sqlite(&self) -> Option<&SqlitePool> {
+        (!self.is_postgres()).then(|| self.writer.get_sqlite_connection_pool())
+    }
+
+    /// Whether the database answers.
+    pub async fn ping(&self) -> Result<(), Error> {
+        Ok(self.writer.execute_unprepared("SELECT 1").await.map(|_| ())?)
+    }
+
+    /// Ends every connection; on SQLite the log is written back into the file.
+    pub async fn close(self) {
+        let _ = self.reader.close().await;
+        let _ = self.writer.close().await;
+    }
+}
+
+async fn make_if_missing(server: &PgConnectOptions, options: &PgConnectOptions, name: &str) -> Result<(), Error> {
+    const NO_SUCH_DATABASE: &str = "3D000";
+    const EXISTS_ALREADY: [&str; 2] = ["42P04", "23505"];
+    let code = |error: &sqlx::Error| error.as_database_error().and_then(|error| error.code().map(std::borrow::Cow::into_owned)).unwrap_or_default();
+    match options.connect().await {
+        Ok(connection) => return Ok(connection.close().await?),
+        Err(error) if code(&error) == NO_SUCH_DATABASE => {}
+        Err(error) => return Err(error.into()),
+    }
+    let mut connection = server.clone().database("postgres").disable_statement_logging().connect().await?;
+    let made = sqlx::query(sqlx::AssertSqlSafe(format!("CREATE DATABASE \"{}\"", name.replace('"', "\"\"")))).execute(&mut connection).await;
+    connection.close().await?;
+    match made {
+        Err(error) if !EXISTS_ALREADY.contains(&code(&error).as_str()) => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// A statement with `$1`-style placeholders, which both databases read.
+pub fn statement(on: &impl ConnectionTrait, sql: &str, values: impl IntoIterator<Item = Value>) -> Statement {
+    Statement::from_sql_and_values(on.get_database_backend(), sql, values)
+}
+
+/// Runs a statement; how many rows it changed.
+pub async fn execute(on: &impl ConnectionTrait, sql: &str, values: impl IntoIterator<Item = Value>) -> Result<u64, Error> {
+    Ok(on.execute_raw(statement(on, sql, values)).await?.rows_affected())
+}
+
+/// Every row of a query.
+pub async fn all<T: FromQueryResult>(on: &impl ConnectionTrait, sql: &str, values: impl IntoIterator<Item = Value>) -> Result<Vec<T>, Error> {
+    let rows = on.query_all_raw(statement(on, sql, values)).await?;
+    Ok(rows.iter().map(|row| T::from_query_result(row, "")).collect::<Result<_, _>>()?)
+}
+
+/// The first row of a query, if there is one.
+pub async fn one<T: FromQueryResult>(on: &impl ConnectionTrait, sql: &str, values: impl IntoIterator<Item = Value>) -> Result<Option<T>, Error> {
+    let row = on.query_one_raw(statement(on, sql, values)).await?;
+    Ok(row.as_ref().map(|row| T::from_query_result(row, "")).transpose()?)
+}

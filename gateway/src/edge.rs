@@ -1,0 +1,298 @@
+//! What every HTTP request passes: ids, limits, the body cap, routing, the transcoder, and the headers of the answer.
+
+use std::net::IpAddr;
+
+use bytes::Bytes;
+use http::header::{self, HeaderName};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
+use lastro_mesh::call::{CORRELATION_HEADER, CorrelationId};
+use lastro_mesh::status::{INTERNAL, MALFORMED_MESSAGE, Problem, RATE_LIMITED};
+use lastro_mesh::trace::{TRACEPARENT, TraceContext};
+use lastro_proto::reasons::{BODY_TOO_LARGE, MALFORMED_JSON, METHOD_NOT_ALLOWED, NO_SUCH_ROUTE, UNSUPPORTED_MEDIA_TYPE};
+use rest_over_grpc::transcoding::{HttpResponse, Transcode as _, TranscodeResponse};
+use serde_json::json;
+use tonic_types::FieldViolation;
+use tracing::Instrument as _;
+
+use crate::limits::Limiter;
+use crate::rest::{self, ADDRESS_HEADER, STATUS_HEADER};
+use crate::{BODY_BYTES_MAX, Settings, docs, json_path, openapi, problem, routes};
+
+/// The gateway's one request handler.
+pub struct Edge {
+    api: rest::Api,
+    settings: Settings,
+    limiter: Limiter,
+    openapi: Bytes,
+}
+
+/// Headers of every answer. The reference at `/docs` brings its own content policy.
+const SECURITY_HEADERS: [(HeaderName, HeaderValue); 5] = [
+    (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
+    (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+    (header::STRICT_TRANSPORT_SECURITY, HeaderValue::from_static("max-age=31536000; includeSubDomains")),
+    (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'")),
+];
+
+impl Edge {
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            api: rest::api(&settings.customers, &settings.transactions),
+            limiter: Limiter::new(settings.limits),
+            openapi: Bytes::from(openapi::document().to_string()),
+            settings,
+        }
+    }
+
+    /// Callers that have been quiet no longer count.
+    pub fn forget_quiet(&self) {
+        self.limiter.forget_quiet();
+    }
+
+    /// Answers one request.
+    pub async fn handle(&self, mut request: Request<Incoming>, address: IpAddr) -> Response<Bytes> {
+        let correlation_id = CorrelationId::accept(request.headers().get(CORRELATION_HEADER)).unwrap_or_default();
+        let trace = TraceContext::accept(request.headers().get(TRACEPARENT)).unwrap_or_else(TraceContext::start);
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        let origin = request.headers().get(header::ORIGIN).cloned();
+
+        let headers = request.headers_mut();
+        headers.insert(CORRELATION_HEADER, correlation_id.to_header());
+        headers.insert(TRACEPARENT, trace.to_header());
+        headers.remove(STATUS_HEADER);
+        if let Ok(value) = HeaderValue::from_str(&address.to_string()) {
+            headers.insert(ADDRESS_HEADER, value);
+        }
+
+        let span =
+            tracing::info_span!("http", service = crate::NAME, correlationId = correlation_id.as_str(), method = %method, path = path.as_str());
+        let outcome = async {
+            let outcome = self.route(request, address).await;
+            let status = outcome.as_ref().map_or_else(|problem| problem.reason.http_status, |response| response.status().as_u16());
+            tracing::info!(status, "request");
+            outcome
+        };
+        let mut response = outcome.instrument(span).await.unwrap_or_else(|problem| refuse(&problem, &path, &correlation_id));
+        self.finish(response.headers_mut(), &correlation_id, origin.as_ref());
+        if method == Method::HEAD {
+            let length = HeaderValue::from(response.body().len());
+            *response.body_mut() = Bytes::new();
+            response.headers_mut().insert(header::CONTENT_LENGTH, length);
+        }
+        response
+    }
+
+    async fn route(&self, request: Request<Incoming>, address: IpAddr) -> Result<Response<Bytes>, Problem> {
+        if let Some(wait) = self.limiter.address(address) {
+            return Err(Problem::new(&RATE_LIMITED, "too many requests from this address").retry_after(wait));
+        }
+        if let Some(response) = self.own(request.method(), request.uri().path()) {
+            return Ok(response);
+        }
+        if request.method() == Method::OPTIONS {
+            return preflight(request.uri().path());
+        }
+        self.limit_user(request.headers()).await?;
+        self.transcode(request).await
+    }
+
+    /// What the gateway answers itself.
+    fn own(&self, method: &Method, path: &str) -> Option<Response<Bytes>> {
+        if method != Method::GET && method != Method::HEAD {
+            return None;
+        }
+        match path {
+            "/livez" => Some(json_response(StatusCode::OK, Bytes::from_static(br#"{"status":"live"}"#))),
+            "/readyz" => {
+                let (ready, checks) = (self.settings.health.is_ready(), self.settings.health.checks());
+                let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+                let body = json!({ "status": if ready { "ready" } else { "not ready" }, "checks": checks });
+                Some(json_response(status, Bytes::from(body.to_string())))
+            }
+            "/openapi.json" => Some(json_response(StatusCode::OK, self.openapi.clone())),
+            path => docs::page(path),
+        }
+    }
+
+    async fn limit_user(&self, headers: &HeaderMap) -> Result<(), Problem> {
+        let token = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()?.split_once(' ')).map(|(_, token)| token.trim());
+        let Some(token) = token else { return Ok(()) };
+        let Some(user) = self.settings.verifier.verify(token).await else { return Ok(()) };
+        match self.limiter.user(user.id) {
+            Some(wait) => Err(Problem::new(&RATE_LIMITED, "too many requests by this user").retry_after(wait)),
+            None => Ok(()),
+        }
+    }
+
+    async fn transcode(&self, request: Request<Incoming>) -> Result<Response<Bytes>, Problem> {
+        let (mut parts, body) = request.into_parts();
+        let target = current_version(parts.uri.path_and_query().map_or("/", |target| target.as_str()));
+        let path = target.split('?').next().unwrap_or_default();
+        let allowed = routes::allowed(path);
+        if allowed.is_empty() {
+            return Err(Problem::new(&NO_SUCH_ROUTE, "no resource has this path; /docs lists them"));
+        }
+        let method = if parts.method == Method::HEAD { Method::GET } else { parts.method };
+        if !allowed.contains(&method.as_str()) {
+            return Err(Problem::new(&METHOD_NOT_ALLOWED, format!("this resource takes {}", allowed.join(", "))));
+        }
+        let body = read_body(&parts.headers, body).await?;
+        parts.headers.remove(header::CONTENT_LENGTH);
+        let answered = self.api.try_transcode(method.as_str(), &target, parts.headers, &body).await;
+        match answered {
+            Some(TranscodeResponse::Unary(unary)) => finish_unary(unary, &body),
+            Some(_) => Err(Problem::new(&INTERNAL, "internal error")),
+            // The path fits a route that the transcoder does not: a variable that is empty or malformed.
+            None => Err(Problem::new(&NO_SUCH_ROUTE, "no resource has this path; /docs lists them")),
+        }
+    }
+
+    fn finish(&self, headers: &mut HeaderMap, correlation_id: &CorrelationId, origin: Option<&HeaderValue>) {
+        for (name, value) in SECURITY_HEADERS {
+            headers.entry(name).or_insert(value);
+        }
+        headers.insert(CORRELATION_HEADER, correlation_id.to_header());
+        headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+        let Some(origin) = origin else { return };
+        headers.insert(header::VARY, HeaderValue::from_static("Origin"));
+        let listed = self.settings.cors_origins.iter().any(|allowed| allowed == "*" || allowed.as_bytes() == origin.as_bytes());
+        if listed {
+            headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+            headers.insert(
+                header::ACCESS_CONTROL_EXPOSE_HEADERS,
+                HeaderValue::from_static("location, preference-applied, retry-after, x-correlation-id"),
+            );
+        } else {
+            // A preflight that is not answered for this origin says nothing of what we take.
+            headers.remove(header::ACCESS_CONTROL_ALLOW_METHODS);
+            headers.remove(header::ACCESS_CONTROL_ALLOW_HEADERS);
+            headers.remove(header::ACCESS_CONTROL_MAX_AGE);
+        }
+    }
+}
+
+/// A path without a version means the current one.
+fn current_version(target: &str) -> String {
+    let Some(rest) = target.strip_prefix("/api/") else { return target.to_owned() };
+    let first = rest.split(['/', '?']).next().unwrap_or_default();
+    let versioned = first.strip_prefix('v').is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()));
+    if versioned { target.to_owned() } else { format!("/api/v1/{rest}") }
+}
+
+async fn read_body(headers: &HeaderMap, body: Incoming) -> Result<Bytes, Problem> {
+    let too_large = || Problem::new(&BODY_TOO_LARGE, format!("a request body has at most {BODY_BYTES_MAX} bytes"));
+    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    if announced.is_some_and(|length| length > BODY_BYTES_MAX) {
+        return Err(too_large());
+    }
+    let body = match Limited::new(body, BODY_BYTES_MAX).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(error) if error.is::<http_body_util::LengthLimitError>() => return Err(too_large()),
+        Err(_) => return Err(Problem::new(&MALFORMED_MESSAGE, "the request body ended early")),
+    };
+    let content_type = headers.get(header::CONTENT_TYPE).map(|value| value.to_str().unwrap_or_default());
+    let essence = content_type.map(|value| value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase());
+    if !body.is_empty() && essence.as_ref().is_some_and(|essence| essence != "application/json") {
+        return Err(Problem::new(&UNSUPPORTED_MEDIA_TYPE, "send the header content-type: application/json"));
+    }
+    Ok(body)
+}
+
+fn finish_unary(unary: HttpResponse, body: &[u8]) -> Result<Response<Bytes>, Problem> {
+    let mut response = unary.into_http().map(Bytes::from);
+    if response.status().is_success() {
+        let status = response.headers_mut().remove(STATUS_HEADER).and_then(|value| StatusCode::from_bytes(value.as_bytes()).ok());
+        *response.status_mut() = status.unwrap_or(StatusCode::OK);
+        if response.status() == StatusCode::NO_CONTENT {
+            *response.body_mut() = Bytes::new();
+            response.headers_mut().remove(header::CONTENT_TYPE);
+        }
+        return Ok(response);
+    }
+    Err(problem::unpack(response.body()).unwrap_or_else(|message| malformed(&message, body)))
+}
+
+/// What the transcoder puts before the words of the parser.
+const NOT_A_MESSAGE: &str = "request did not match the expected message: ";
+
+/// The transcoder could not read the request: says which field, if the message or the place in it tells.
+fn malformed(message: &str, body: &[u8]) -> Problem {
+    let unknown = message.split_once("unknown field `").and_then(|(_, rest)| rest.split_once('`')).map(|(name, _)| name.to_owned());
+    let (field, description) = match (unknown, json_path::place(message)) {
+        (Some(name), _) => (name, "is not known here; remove it".to_owned()),
+        (None, Some((line, column))) => {
+            let what = message.rsplit_once(" at line ").map_or(message, |(what, _)| what);
+            (json_path::path_at(body, line, column), what.trim_start_matches(NOT_A_MESSAGE).to_owned())
+        }
+        (None, None) => (String::new(), message.to_owned()),
+    };
+    let detail = if field.is_empty() { description.clone() } else { format!("{field}: {description}") };
+    let fields = if field.is_empty() { Vec::new() } else { vec![FieldViolation::new(field, description)] };
+    Problem { fields, ..Problem::new(&MALFORMED_JSON, detail) }
+}
+
+fn refuse(problem: &Problem, path: &str, correlation_id: &CorrelationId) -> Response<Bytes> {
+    let mut response = problem::response(problem, correlation_id);
+    if problem.reason == &METHOD_NOT_ALLOWED
+        && let Ok(allow) = HeaderValue::from_str(&routes::allowed(&current_version(path)).join(", "))
+    {
+        response.headers_mut().insert(header::ALLOW, allow);
+    }
+    response
+}
+
+/// What a browser asks before it sends a request from another origin; `finish` takes it back for origins that are not listed.
+fn preflight(path: &str) -> Result<Response<Bytes>, Problem> {
+    let allowed = routes::allowed(&current_version(path));
+    if allowed.is_empty() {
+        return Err(Problem::new(&NO_SUCH_ROUTE, "no resource has this path; /docs lists them"));
+    }
+    let mut response = Response::new(Bytes::new());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    let headers = response.headers_mut();
+    if let Ok(methods) = HeaderValue::from_str(&allowed.join(", ")) {
+        headers.insert(header::ALLOW, methods.clone());
+        headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, methods);
+    }
+    let taken = "authorization, content-type, idempotency-key, prefer, traceparent, x-correlation-id";
+    headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(taken));
+    headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
+    Ok(response)
+}
+
+fn json_response(status: StatusCode, body: Bytes) -> Response<Bytes> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_without_a_version_means_the_current_one() {
+        for (given, meant) in [
+            ("/api/users", "/api/v1/users"),
+            ("/api/v1/users?pageSize=2", "/api/v1/users?pageSize=2"),
+            ("/api/v2/users", "/api/v2/users"),
+            ("/api/vouchers", "/api/v1/vouchers"),
+            ("/.well-known/jwks.json", "/.well-known/jwks.json"),
+        ] {
+            assert_eq!(current_version(given), meant);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_names_its_field() {
+        let body = br#"{"amount": 5}"#;
+        let problem = malformed("invalid type: integer `5`, expected struct Money at line 1 column 12", body);
+        assert_eq!((problem.fields[0].field.as_str(), problem.reason.http_status), ("amount", 400));
+        assert_eq!(malformed("unknown field `foo`, expected one of `a`", b"").fields[0].field, "foo");
+        assert!(malformed("EOF while parsing", b"").fields.is_empty());
+    }
+}

@@ -1,0 +1,152 @@
+//! `/transactions`: the idempotency key and the wait may come as headers, and the status tells how far it came.
+
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use lastro_mesh::outbound::Outbound;
+use lastro_mesh::status::Problem;
+use lastro_proto::reasons::IDEMPOTENCY_KEY_CONFLICT;
+use lastro_proto::transactions::v1::transaction::State;
+use lastro_proto::transactions::v1::transactions_service_client::TransactionsServiceClient;
+use lastro_proto::transactions::v1::{
+    CreateTransactionRequest, GetTransactionRequest, ListTransactionEventsRequest, ListTransactionEventsResponse, ListTransactionsRequest,
+    ListTransactionsResponse, Transaction, TransactionsService,
+};
+use rest_over_grpc::handling::{self, Context};
+
+use super::{TIMEOUT, answer, call, hand_on, request, set_location, set_status};
+use crate::problem;
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const PREFER: HeaderName = HeaderName::from_static("prefer");
+const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
+
+#[derive(Clone)]
+pub struct Transactions(pub TransactionsServiceClient<Outbound>);
+
+impl TransactionsService for Transactions {
+    hand_on! {
+        get_transaction: GetTransactionRequest => Transaction;
+        list_transactions: ListTransactionsRequest => ListTransactionsResponse;
+        list_transaction_events: ListTransactionEventsRequest => ListTransactionEventsResponse;
+    }
+
+    async fn create_transaction(&self, mut message: CreateTransactionRequest, cx: &mut Context) -> Result<Transaction, handling::Status> {
+        apply_idempotency_key(&mut message, cx.request_headers()).map_err(|problem| problem::pack(&problem))?;
+        let preferred = preferred_wait(cx.request_headers());
+        if let Some(seconds) = preferred {
+            message.wait = Some(pbjson_types::Duration { seconds, nanos: 0 });
+        }
+        // A wait out of range is the service's to refuse.
+        let wait = message.wait.as_ref().and_then(|wait| u64::try_from(wait.seconds).ok()).unwrap_or_default().min(30);
+        let waits = message.wait.as_ref().is_some_and(|wait| wait.seconds > 0 || wait.nanos > 0);
+        let mut call = call(cx.request_headers(), TIMEOUT + Duration::from_secs(wait));
+        call.waits = waits;
+
+        let transaction = answer(self.0.clone().create_transaction(request(&call, message)).await)?;
+        set_status(cx, status_of(&transaction, waits));
+        set_location(cx, "transactions", &transaction.id);
+        if let Some(applied) = preferred.and_then(|seconds| HeaderValue::from_str(&format!("wait={seconds}")).ok()) {
+            cx.insert_response_header(PREFERENCE_APPLIED, applied);
+        }
+        Ok(transaction)
+    }
+}
+
+/// 202 as long as the outcome is not known or was not waited for; 201 with it; 200 for a repetition that has it.
+fn status_of(transaction: &Transaction, waits: bool) -> StatusCode {
+    let decided = !matches!(transaction.state(), State::Unspecified | State::Pending | State::Processing);
+    let terminal = decided && transaction.state() != State::Authorized;
+    match (transaction.replayed, waits) {
+        (true, _) if terminal => StatusCode::OK,
+        (false, true) if decided => StatusCode::CREATED,
+        _ => StatusCode::ACCEPTED,
+    }
+}
+
+/// The header or the body; both only if they say the same.
+fn apply_idempotency_key(message: &mut CreateTransactionRequest, headers: &HeaderMap) -> Result<(), Problem> {
+    let Some(header) = headers.get(IDEMPOTENCY_KEY) else {
+        if message.external_id.is_empty() {
+            return Err(Problem::field("external_id", "is required: send externalId, or the header Idempotency-Key"));
+        }
+        return Ok(());
+    };
+    let unreadable = || Problem::field("Idempotency-Key", "must be 1 to 128 visible ASCII characters");
+    // The draft of the header has a quoted string (RFC 8941); a bare one is what everybody sends.
+    let key = header.to_str().map_err(|_| unreadable())?.trim();
+    let key = key.strip_prefix('"').and_then(|key| key.strip_suffix('"')).unwrap_or(key);
+    if key.is_empty() {
+        return Err(unreadable());
+    }
+    if !message.external_id.is_empty() && message.external_id != key {
+        let fields = Problem::field("external_id", "differs from the header Idempotency-Key; send one of them, or the same in both").fields;
+        return Err(Problem { fields, ..Problem::new(&IDEMPOTENCY_KEY_CONFLICT, "Idempotency-Key and externalId differ") });
+    }
+    key.clone_into(&mut message.external_id);
+    Ok(())
+}
+
+/// `Prefer: wait=5` (RFC 7240), in seconds. What is not understood is ignored, as the RFC says.
+fn preferred_wait(headers: &HeaderMap) -> Option<i64> {
+    let lists = headers.get_all(PREFER).iter().filter_map(|value| value.to_str().ok());
+    lists.flat_map(|list| list.split([',', ';'])).find_map(|preference| {
+        let (name, value) = preference.split_once('=')?;
+        let seconds = value.trim().trim_matches('"').parse::<u32>().ok()?;
+        name.trim().eq_ignore_ascii_case("wait").then_some(i64::from(seconds))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(HeaderName, &'static str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value))).collect()
+    }
+
+    #[test]
+    fn reads_the_preference_to_wait() {
+        for (value, wait) in [
+            ("wait=5", Some(5)),
+            ("respond-async, wait=10", Some(10)),
+            ("Wait = \"7\"", Some(7)),
+            ("wait", None),
+            ("wait=x", None),
+            ("other=1", None),
+        ] {
+            assert_eq!(preferred_wait(&headers(&[(PREFER, value)])), wait, "{value}");
+        }
+    }
+
+    #[test]
+    fn the_key_may_come_in_either_place_but_not_differ() {
+        let keyed = |header: Option<&'static str>, body: &str| {
+            let mut message = CreateTransactionRequest { external_id: body.to_owned(), ..CreateTransactionRequest::default() };
+            let headers = header.map(|value| headers(&[(IDEMPOTENCY_KEY, value)])).unwrap_or_default();
+            apply_idempotency_key(&mut message, &headers).map(|()| message.external_id).map_err(|problem| problem.reason.name)
+        };
+        assert_eq!(keyed(Some("k"), ""), Ok("k".to_owned()));
+        assert_eq!(keyed(Some("\"k\""), "k"), Ok("k".to_owned()));
+        assert_eq!(keyed(None, "k"), Ok("k".to_owned()));
+        assert_eq!(keyed(Some("k"), "l"), Err("IDEMPOTENCY_KEY_CONFLICT"));
+        assert_eq!(keyed(None, ""), Err("INVALID_ARGUMENT"));
+    }
+
+    #[test]
+    fn the_status_tells_how_far_it_came() {
+        let transaction = |state, replayed| Transaction { state: state as i32, replayed, ..Transaction::default() };
+        for (state, replayed, waits, status) in [
+            (State::Completed, false, false, 202),
+            (State::Completed, false, true, 201),
+            (State::Rejected, false, true, 201),
+            (State::Authorized, false, true, 201),
+            (State::Pending, false, true, 202),
+            (State::Completed, true, false, 200),
+            (State::Pending, true, true, 202),
+            (State::Authorized, true, true, 202),
+        ] {
+            assert_eq!(status_of(&transaction(state, replayed), waits).as_u16(), status, "{state:?} {replayed} {waits}");
+        }
+    }
+}

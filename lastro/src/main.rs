@@ -1,0 +1,40 @@
+//! The one binary of Lastro.
+
+mod admin;
+mod banner;
+mod cli;
+mod data_dir;
+mod migrate;
+mod ops;
+mod proto;
+mod routes;
+mod storage;
+mod up;
+
+use clap::Parser as _;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> std::process::ExitCode {
+    let command = cli::Cli::parse().command;
+    let done = match command {
+        cli::Command::Proto { dir } => proto::write(&dir),
+        cli::Command::Migrate(settings) => run(migrate::migrate(settings)),
+        cli::Command::Up(settings) => run(up::up(*settings)),
+    };
+    match done {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            #[allow(clippy::print_stderr, reason = "the last word of a command that failed")]
+            {
+                eprintln!("lastro: {error:#}");
+            }
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
+}

@@ -1,0 +1,130 @@
+//! Putting services behind their inbound stacks, and several of them on one listener.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use anyhow::Result;
+use lastro_mesh::health::Health;
+use lastro_mesh::identity::TokenVerifier;
+use lastro_mesh::inbound::{GrpcService, Inbound};
+use lastro_mesh::metrics::MethodMetrics;
+use lastro_mesh::outbound::{Outbound, OutboundSettings, near};
+use lastro_proto::methods::{METHODS, is_retry_safe};
+use tokio_util::sync::CancellationToken;
+use tonic::body::Body;
+use tonic::codegen::http::{Request, Response};
+use tonic::service::Routes;
+use tonic_health::pb::health_server::{Health as HealthRpc, HealthServer};
+use tonic_health::server::HealthReporter;
+use tower::util::BoxCloneSyncService;
+
+/// The deadline of a gRPC caller that set none: above the longest wait.
+const TIMEOUT_DEFAULT: Duration = Duration::from_secs(35);
+
+/// The inbound stack of one service.
+pub fn inbound(service: &'static str, verifier: &Arc<TokenVerifier>, concurrency_max: usize) -> Inbound {
+    let own = || METHODS.iter().filter(move |method| method.service.split('.').any(|part| part == service));
+    Inbound {
+        service,
+        access: Arc::new(own().map(|method| (method.path, method.access)).collect()),
+        verifier: verifier.clone(),
+        concurrency_max,
+        timeout_default: TIMEOUT_DEFAULT,
+        metrics: Arc::new(MethodMetrics::new(service, own().map(|method| method.path))),
+    }
+}
+
+/// The outbound stack of one service to another one in this process.
+pub fn outbound(caller: &'static str, target: &'static str, service: &GrpcService, concurrency_max: usize) -> Outbound {
+    let metrics = Arc::new(MethodMetrics::outbound(caller, METHODS.iter().map(|method| method.path)));
+    let settings = OutboundSettings { concurrency_max, ..OutboundSettings::new(target, is_retry_safe, metrics) };
+    settings.wrap(near(service.clone(), caller))
+}
+
+/// Health and reflection, which every listener has.
+pub struct Common {
+    /// The service of `grpc.health.v1`.
+    pub health: HealthServer<HealthService>,
+    reporter: HealthReporter,
+}
+
+type HealthService = tonic_health::server::HealthService;
+
+impl Common {
+    pub fn new() -> Self {
+        let reporter = HealthReporter::new();
+        let health = HealthServer::new(HealthService::from_health_reporter(reporter.clone()));
+        Self { health, reporter }
+    }
+
+    /// Tells `grpc.health.v1` what readiness is, for the whole process and for each service, until told to stop.
+    pub async fn follow(reporter: HealthReporter, health: Health, stop: CancellationToken) {
+        let mut ready = health.watch();
+        let services = || METHODS.iter().map(|method| method.service).filter(|service| !service.starts_with("lastro.internal."));
+        loop {
+            let status = if *ready.borrow_and_update() { tonic_health::ServingStatus::Serving } else { tonic_health::ServingStatus::NotServing };
+            for service in services().chain([""]) {
+                reporter.set_service_status(service, status).await;
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = ready.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    /// For [`follow`](Self::follow).
+    pub fn reporter(&self) -> HealthReporter {
+        self.reporter.clone()
+    }
+
+    /// Routes of health and, if wanted, of reflection of the whole public surface, in both of its versions.
+    pub fn routes(&self, reflection: bool) -> Result<Routes> {
+        let routes = Routes::new(self.health.clone());
+        if !reflection {
+            return Ok(routes);
+        }
+        let builder = || {
+            let builder = tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(lastro_proto::PUBLIC_DESCRIPTORS);
+            builder.register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        Ok(routes.add_service(builder().build_v1()?).add_service(builder().build_v1alpha()?))
+    }
+}
+
+/// Several services on one listener, told apart by the package in the path.
+#[derive(Clone)]
+pub struct Dispatch {
+    /// Prefix of the path, and who answers.
+    pub services: Vec<(&'static str, GrpcService)>,
+    /// Who answers what has none of the prefixes.
+    pub rest: GrpcService,
+}
+
+impl Dispatch {
+    pub fn boxed(self) -> GrpcService {
+        BoxCloneSyncService::new(self)
+    }
+}
+
+impl tower::Service<Request<Body>> for Dispatch {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = <GrpcService as tower::Service<Request<Body>>>::Future;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        // Routes and the stacks before them are always ready; what cannot be taken is refused by the shedding layer.
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let path = request.uri().path();
+        let found = self.services.iter_mut().find(|(prefix, _)| path.starts_with(*prefix)).map(|(_, service)| service);
+        found.unwrap_or(&mut self.rest).call(request)
+    }
+}
+
+#[allow(dead_code, reason = "keeps the bound that tonic-health puts on the service")]
+fn _is_health<T: HealthRpc>() {}

@@ -1,0 +1,92 @@
+//! The codec of every generated client and server: protobuf, and validation of requests the moment they are decoded, once, by code
+//! generated from the rules in the proto files. A request that breaks a rule never reaches a handler.
+
+use std::marker::PhantomData;
+
+use prost::Message;
+use prost_protovalidate::ValidationError;
+use tonic::codec::{Codec, DecodeBuf, Decoder};
+use tonic::{Code, Status};
+use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
+use tonic_types::FieldViolation;
+
+use crate::status::{MALFORMED_MESSAGE, Problem};
+
+/// A broken rule: which field, and what the rule says.
+pub type Violation = FieldViolation;
+
+/// Implemented for every message by the build script of the contracts.
+pub trait Checked {
+    /// True for messages that some method takes.
+    const IS_REQUEST: bool;
+    /// Every broken rule.
+    fn violations(&self) -> Vec<Violation>;
+}
+
+/// The violations of a generated validation as they go on the wire.
+pub fn violations(outcome: Result<(), ValidationError>) -> Vec<Violation> {
+    let describe =
+        |violation: prost_protovalidate::Violation| FieldViolation::new(violation.field_path(), describe(violation.rule_id(), violation.message()));
+    let mut broken: Vec<Violation> = outcome.err().map(|error| error.into_violations().into_iter().map(describe).collect()).unwrap_or_default();
+    // One is enough to say what is wrong with a field; the first is the most basic.
+    broken.dedup_by(|later, first| later.field == first.field);
+    broken
+}
+
+/// Rule ids that the library explains in words that a caller would not know.
+fn describe(rule_id: &str, message: &str) -> String {
+    match rule_id {
+        "string.uuid" | "string.uuid_empty" => "must be a UUID such as 0190b3a2-7c1e-7d5e-9a3b-2f6c1d0e4b5a".to_owned(),
+        "string.email" | "string.email_empty" => "must be an email address".to_owned(),
+        "required" => "is required".to_owned(),
+        _ if message.is_empty() => format!("breaks the rule {rule_id}"),
+        _ => message.to_owned(),
+    }
+}
+
+/// Protobuf over gRPC, with requests validated.
+#[derive(Debug)]
+pub struct ValidatingCodec<T, U>(PhantomData<(T, U)>);
+
+impl<T, U> Default for ValidatingCodec<T, U> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<T, U> Codec for ValidatingCodec<T, U>
+where
+    T: Message + Send + 'static,
+    U: Message + Default + Checked + Send + 'static,
+{
+    type Encode = T;
+    type Decode = U;
+    type Encoder = ProstEncoder<T>;
+    type Decoder = ValidatingDecoder<U>;
+
+    fn encoder(&mut self) -> Self::Encoder {
+        ProstCodec::<T, U>::default().encoder()
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        ValidatingDecoder(ProstCodec::<T, U>::default().decoder())
+    }
+}
+
+/// Decodes, then validates what is a request.
+#[derive(Debug)]
+pub struct ValidatingDecoder<U>(ProstDecoder<U>);
+
+impl<U: Message + Default + Checked> Decoder for ValidatingDecoder<U> {
+    type Item = U;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
+        let decoded = self.0.decode(buffer).map_err(|status| match status.code() {
+            Code::Internal if U::IS_REQUEST => Problem::new(&MALFORMED_MESSAGE, "the bytes are no message of this method's request type").into(),
+            _ => status,
+        })?;
+        let broken = decoded.as_ref().filter(|_| U::IS_REQUEST).map(Checked::violations).unwrap_or_default();
+        if broken.is_empty() { Ok(decoded) } else { Err(Problem::fields(broken).into()) }
+    }
+}

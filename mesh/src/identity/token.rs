@@ -1,0 +1,154 @@
+//! Access tokens: JWT signed with Ed25519. Every service verifies every token itself, from public keys that it also keeps on disk;
+//! a verified token is cached by its SHA-256, expiry and session checked on every hit: one verification a token, not a call.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+use moka::sync::Cache;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::{RevokedSessions, User};
+use crate::clock;
+
+/// `iss` and `aud` of every token.
+pub const ISSUER: &str = "lastro";
+/// A verified token is looked at again after so long.
+const CACHE_TTL: Duration = Duration::from_secs(60);
+/// An unknown `kid` asks for the keys at most so often.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The claims of an access token.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Claims {
+    /// The user.
+    pub sub: Uuid,
+    /// [`ISSUER`].
+    pub iss: String,
+    /// [`ISSUER`].
+    pub aud: String,
+    /// Unix seconds.
+    pub exp: i64,
+    /// Unix seconds.
+    pub iat: i64,
+    /// Unix seconds.
+    pub nbf: i64,
+    /// Unique to the token.
+    pub jti: Uuid,
+    /// The session.
+    pub sid: Uuid,
+    /// For clients to show; services look at permissions.
+    pub roles: Vec<String>,
+    /// What the user may do.
+    pub permissions: Vec<String>,
+}
+
+/// A public key that verifies tokens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublicKey {
+    /// Key id, as in a token's header.
+    pub kid: String,
+    /// Ed25519 public key, base64url without padding.
+    pub x: String,
+}
+
+/// Asks customers for the public keys.
+pub type KeySource = Box<dyn Fn() -> Pin<Box<dyn Future<Output = Option<Vec<PublicKey>>> + Send>> + Send + Sync>;
+
+/// Verifies access tokens.
+pub struct TokenVerifier {
+    keys: RwLock<HashMap<String, Arc<DecodingKey>>>,
+    source: KeySource,
+    /// When the source was last asked; the lock keeps it to one at a time.
+    asked: Mutex<Option<Instant>>,
+    disk: Option<PathBuf>,
+    verified: Cache<[u8; 32], Arc<User>>,
+    revoked: RevokedSessions,
+}
+
+impl TokenVerifier {
+    /// A verifier that gets its keys from `source` and remembers them in the file `disk`, so that a service can start while
+    /// customers is away.
+    pub fn new(source: KeySource, disk: Option<PathBuf>, revoked: RevokedSessions) -> Self {
+        let verifier = Self {
+            keys: RwLock::default(),
+            source,
+            asked: Mutex::new(None),
+            verified: Cache::builder().max_capacity(100_000).time_to_live(CACHE_TTL).build(),
+            disk,
+            revoked,
+        };
+        let remembered = verifier.disk.as_ref().and_then(|path| std::fs::read(path).ok());
+        if let Some(keys) = remembered.and_then(|bytes| serde_json::from_slice::<Vec<PublicKey>>(&bytes).ok()) {
+            verifier.install(&keys);
+        }
+        verifier
+    }
+
+    /// The user whom a token proves; None for whatever is wrong with it. The caller learns no more than that.
+    pub async fn verify(&self, token: &str) -> Option<Arc<User>> {
+        let digest: [u8; 32] = Sha256::digest(token.as_bytes()).into();
+        let user = match self.verified.get(&digest) {
+            Some(user) => user,
+            None => {
+                let user = Arc::new(self.verify_signature(token).await?);
+                self.verified.insert(digest, user.clone());
+                user
+            }
+        };
+        (user.expires_s > clock::now_s() && !self.revoked.contains(user.session_id)).then_some(user)
+    }
+
+    async fn verify_signature(&self, token: &str) -> Option<User> {
+        // The header is read before the signature is checked, to find the key; only its algorithm that we pin counts.
+        let kid = jsonwebtoken::decode_header(token).ok()?.kid?;
+        let key = match self.key(&kid) {
+            Some(key) => key,
+            None => {
+                self.refresh().await;
+                self.key(&kid)?
+            }
+        };
+        let mut validation = Validation::new(Algorithm::EdDSA);
+        validation.set_required_spec_claims(&["exp", "nbf", "iss", "aud", "sub"]);
+        validation.set_issuer(&[ISSUER]);
+        validation.set_audience(&[ISSUER]);
+        validation.validate_nbf = true;
+        validation.leeway = 0;
+        let claims = jsonwebtoken::decode::<Claims>(token, &key, &validation).ok()?.claims;
+        Some(User { id: claims.sub, session_id: claims.sid, expires_s: claims.exp, permissions: claims.permissions })
+    }
+
+    fn key(&self, kid: &str) -> Option<Arc<DecodingKey>> {
+        self.keys.read().unwrap_or_else(PoisonError::into_inner).get(kid).cloned()
+    }
+
+    /// Asks for the keys again, unless that was done just now.
+    async fn refresh(&self) {
+        let mut asked = self.asked.lock().await;
+        if asked.is_some_and(|at| at.elapsed() < REFRESH_INTERVAL) {
+            return;
+        }
+        if let Some(keys) = (self.source)().await {
+            *asked = Some(Instant::now());
+            self.install(&keys);
+            if let Some(path) = &self.disk
+                && let Err(error) = serde_json::to_vec(&keys).map_err(std::io::Error::other).and_then(|bytes| std::fs::write(path, bytes))
+            {
+                tracing::warn!(%error, "the public keys could not be kept on disk");
+            }
+        }
+    }
+
+    fn install(&self, keys: &[PublicKey]) {
+        let decoded = keys.iter().filter_map(|key| Some((key.kid.clone(), Arc::new(DecodingKey::from_ed_components(&key.x).ok()?))));
+        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = decoded.collect();
+    }
+}

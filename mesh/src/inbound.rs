@@ -1,0 +1,64 @@
+//! The inbound stack: what every call passes before a handler sees it.
+
+mod correlation;
+mod deadline;
+mod identity;
+mod shed;
+mod telemetry;
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Response};
+use tonic::body::Body;
+use tower::util::BoxCloneSyncService;
+use tower::{Service, ServiceBuilder};
+
+pub use self::correlation::ClientAddress;
+use crate::identity::{Access, TokenVerifier};
+use crate::metrics::MethodMetrics;
+
+/// Any gRPC service on the level of HTTP.
+pub type GrpcService = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
+
+/// What the stack needs to know of a service.
+#[derive(Clone)]
+pub struct Inbound {
+    /// The service's name in logs and metrics.
+    pub service: &'static str,
+    /// What each method, by its path on the wire, asks of its caller. A path that is not listed is refused, but for health and reflection.
+    pub access: Arc<HashMap<&'static str, Access>>,
+    /// Verifies users' tokens.
+    pub verifier: Arc<TokenVerifier>,
+    /// Calls at once; what exceeds it is refused at once.
+    pub concurrency_max: usize,
+    /// The deadline of a caller that set none.
+    pub timeout_default: Duration,
+    /// Metric handles, one set a method.
+    pub metrics: Arc<MethodMetrics>,
+}
+
+impl Inbound {
+    /// Puts the stack in front of a service.
+    pub fn wrap<S>(&self, service: S) -> GrpcService
+    where
+        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + Sync + 'static,
+        S::Future: Send,
+    {
+        let stack = ServiceBuilder::new()
+            // First of all, so that every answer and every log line below bears the ids.
+            .layer_fn(|inner| correlation::Correlation { inner, service: self.service })
+            // Outside of everything that may refuse, so that refusals are counted and timed as well.
+            .layer_fn(|inner| telemetry::Telemetry { inner, metrics: self.metrics.clone() })
+            // Before any waiting, so that waiting counts.
+            .layer_fn(|inner| deadline::Deadline { inner, timeout_default: self.timeout_default })
+            // Before anything that costs, such as a signature.
+            .layer_fn(|inner| shed::Shed::new(inner, self.concurrency_max))
+            // Last: validation follows in the codec when the handler's request is decoded.
+            .layer_fn(|inner| identity::Identity { inner, access: self.access.clone(), verifier: self.verifier.clone() })
+            .service(service);
+        BoxCloneSyncService::new(stack)
+    }
+}

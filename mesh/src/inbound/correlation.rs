@@ -1,0 +1,78 @@
+//! Gives every call its correlation id and its trace, opens its span, and answers the id.
+
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::{Request, Response};
+use tonic::body::Body;
+use tower::Service;
+use tracing::Instrument as _;
+
+use crate::call::{CORRELATION_HEADER, Call, CorrelationId};
+use crate::serve::Peer;
+use crate::trace::{TRACEPARENT, TraceContext};
+
+/// Where a call came from, set by a gateway in the same process that saw the client.
+#[derive(Debug, Clone, Copy)]
+pub struct ClientAddress(pub IpAddr);
+
+#[derive(Clone)]
+pub(super) struct Correlation<S> {
+    pub inner: S,
+    pub service: &'static str,
+}
+
+impl<S> Service<Request<Body>> for Correlation<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let correlation_id = CorrelationId::accept(request.headers().get(CORRELATION_HEADER)).unwrap_or_default();
+        let trace = TraceContext::accept(request.headers().get(TRACEPARENT)).map_or_else(TraceContext::start, TraceContext::child);
+        let span = tracing::info_span!(
+            "rpc",
+            service = self.service,
+            method = request.uri().path(),
+            correlationId = correlation_id.as_str(),
+            traceId = tracing::field::Empty
+        );
+        if !span.is_disabled() {
+            span.record("traceId", format!("{:032x}", trace.trace_id).as_str());
+        }
+        let call = Call {
+            trace,
+            principal: None,
+            address: address(&request),
+            correlation_id: correlation_id.clone(),
+            // The deadline layer, next, knows better.
+            ..Call::start(Duration::from_hours(24))
+        };
+        request.extensions_mut().insert(call);
+        let answer = span.in_scope(|| self.inner.call(request));
+        Box::pin(
+            async move {
+                let mut response = answer.await?;
+                response.headers_mut().insert(CORRELATION_HEADER, correlation_id.to_header());
+                Ok(response)
+            }
+            .instrument(span),
+        )
+    }
+}
+
+fn address<B>(request: &Request<B>) -> Option<IpAddr> {
+    let near = request.extensions().get::<ClientAddress>().map(|address| address.0);
+    near.or_else(|| request.extensions().get::<Peer>().map(|peer| peer.0.ip().to_canonical()))
+}

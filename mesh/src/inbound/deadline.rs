@@ -1,0 +1,92 @@
+//! The caller's deadline: `grpc-timeout`, or the default. tonic's own timeout answers CANCELLED; callers expect DEADLINE_EXCEEDED.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::{HeaderValue, Request, Response};
+use tokio::time::Instant;
+use tonic::body::Body;
+use tower::Service;
+
+use crate::call::Call;
+use crate::status::{DEADLINE_EXCEEDED, Problem};
+
+#[derive(Clone)]
+pub(super) struct Deadline<S> {
+    pub inner: S,
+    pub timeout_default: Duration,
+}
+
+impl<S> Service<Request<Body>> for Deadline<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let timeout = request.headers().get("grpc-timeout").and_then(parse).unwrap_or(self.timeout_default);
+        let deadline = Instant::now() + timeout;
+        if let Some(call) = request.extensions_mut().get_mut::<Call>() {
+            call.deadline = deadline;
+        }
+        let answer = self.inner.call(request);
+        Box::pin(async move {
+            match tokio::time::timeout_at(deadline, answer).await {
+                Ok(answer) => answer,
+                Err(_) => Ok(tonic::Status::from(Problem::new(&DEADLINE_EXCEEDED, "the deadline passed before the answer")).into_http()),
+            }
+        })
+    }
+}
+
+/// The header `grpc-timeout`: at most 8 digits and a unit. Capped at a day, so that no sum of instants overflows.
+pub fn parse(header: &HeaderValue) -> Option<Duration> {
+    let text = header.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if !(1..=8).contains(&digits.len()) || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let value: u64 = digits.parse().ok()?;
+    let timeout = match unit {
+        "H" => Duration::from_secs(value.saturating_mul(3600)),
+        "M" => Duration::from_secs(value.saturating_mul(60)),
+        "S" => Duration::from_secs(value),
+        "m" => Duration::from_millis(value),
+        "u" => Duration::from_micros(value),
+        "n" => Duration::from_nanos(value),
+        _ => return None,
+    };
+    Some(timeout.min(Duration::from_hours(24)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_grpc_timeouts() {
+        for (text, timeout) in [
+            ("1H", Some(Duration::from_secs(3600))),
+            ("5S", Some(Duration::from_secs(5))),
+            ("250m", Some(Duration::from_millis(250))),
+            ("99999999H", Some(Duration::from_hours(24))),
+            ("5", None),
+            ("", None),
+            ("S", None),
+            ("123456789S", None),
+            ("-1S", None),
+            ("1é", None),
+        ] {
+            assert_eq!(HeaderValue::from_str(text).ok().as_ref().and_then(parse), timeout, "{text:?}");
+        }
+    }
+}

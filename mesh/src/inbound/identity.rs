@@ -1,0 +1,92 @@
+//! Establishes the principal and checks it against the method's annotation, before the handler.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::header::AUTHORIZATION;
+use http::{Request, Response};
+use tonic::body::Body;
+use tower::Service;
+
+use crate::call::Call;
+use crate::identity::{Access, LocalPeer, Principal, TokenVerifier};
+use crate::status::{PERMISSION_DENIED, Problem, UNAUTHENTICATED, UNIMPLEMENTED};
+
+/// Open to everybody, as every gRPC tool expects.
+const OPEN_PREFIXES: [&str; 2] = ["/grpc.health.v1.Health/", "/grpc.reflection."];
+
+#[derive(Clone)]
+pub(super) struct Identity<S> {
+    pub inner: S,
+    pub access: Arc<HashMap<&'static str, Access>>,
+    pub verifier: Arc<TokenVerifier>,
+}
+
+impl<S> Service<Request<Body>> for Identity<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        // The clone that is ready is the one to call; the fresh one takes its place.
+        let fresh = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, fresh);
+        let access = self.access.get(request.uri().path()).copied().or_else(|| open(request.uri().path()));
+        let verifier = self.verifier.clone();
+        Box::pin(async move {
+            match admit(&mut request, access, &verifier).await {
+                Ok(()) => inner.call(request).await,
+                Err(problem) => Ok(tonic::Status::from(problem).into_http()),
+            }
+        })
+    }
+}
+
+fn open(path: &str) -> Option<Access> {
+    OPEN_PREFIXES.iter().any(|prefix| path.starts_with(prefix)).then_some(Access::Public)
+}
+
+async fn admit(request: &mut Request<Body>, access: Option<Access>, verifier: &TokenVerifier) -> Result<(), Problem> {
+    let permission = match access.ok_or_else(|| Problem::new(&UNIMPLEMENTED, "no such method"))? {
+        Access::Public => return Ok(()),
+        Access::Service => {
+            let peer = request.extensions().get::<LocalPeer>().copied();
+            let peer = peer.ok_or_else(|| Problem::new(&PERMISSION_DENIED, "only services may call this method"))?;
+            return with_call(request, |call| call.principal = Some(Principal::Service(peer.0)));
+        }
+        Access::Permission(permission) => permission,
+    };
+    let header = request.headers().get(AUTHORIZATION).cloned();
+    let token = header.as_ref().and_then(|value| value.to_str().ok()).and_then(bearer);
+    let token = token.ok_or_else(|| Problem::new(&UNAUTHENTICATED, "send an access token as authorization: Bearer …"))?;
+    let user = verifier.verify(token).await;
+    let user = user.ok_or_else(|| Problem::new(&UNAUTHENTICATED, "the access token is not valid, or no longer; log in again"))?;
+    if !user.may(permission) {
+        return Err(Problem::new(&PERMISSION_DENIED, format!("the permission {permission} is missing")));
+    }
+    with_call(request, |call| {
+        call.principal = Some(Principal::User(user));
+        call.token = header;
+    })
+}
+
+/// The token of `Bearer <token>`; the scheme is compared without case (RFC 9110, 11.1).
+fn bearer(header: &str) -> Option<&str> {
+    let (scheme, token) = header.split_once(' ')?;
+    (scheme.eq_ignore_ascii_case("bearer") && !token.trim().is_empty()).then_some(token.trim())
+}
+
+fn with_call(request: &mut Request<Body>, change: impl FnOnce(&mut Call)) -> Result<(), Problem> {
+    request.extensions_mut().get_mut::<Call>().map(change).ok_or_else(|| Problem::new(&crate::status::INTERNAL, "internal error"))
+}

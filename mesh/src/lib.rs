@@ -1,0 +1,19 @@
+//! What every service shares on the wire: the inbound and the outbound stack, identity, status, configuration, telemetry, health
+//! and shutdown. Knows nothing of payments.
+
+pub mod call;
+pub mod clock;
+pub mod codec;
+pub mod config;
+pub mod health;
+pub mod identity;
+pub mod inbound;
+pub mod logs;
+pub mod metrics;
+pub mod outbound;
+pub mod outcome;
+pub mod page;
+pub mod serve;
+pub mod shutdown;
+pub mod status;
+pub mod trace;

@@ -1,0 +1,150 @@
+//! The outbound stack: what every call to another service passes between the caller and the wire.
+
+mod breaker;
+mod bulkhead;
+mod deadline;
+mod retry;
+mod telemetry;
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::{Request, Response};
+use tonic::body::Body;
+use tonic::transport::{Channel, Endpoint};
+use tower::util::BoxCloneSyncService;
+use tower::{Service, ServiceBuilder, ServiceExt as _};
+
+pub use self::breaker::{Breaker, BreakerSettings, State as BreakerState};
+pub use self::retry::RetryBudget;
+use crate::identity::LocalPeer;
+use crate::inbound::GrpcService;
+use crate::metrics::MethodMetrics;
+use crate::status::{Problem, UNAVAILABLE};
+
+/// A client's channel with the whole stack; generated clients take it.
+pub type Outbound = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
+
+/// The settings of one client. Defaults are the documents'.
+#[derive(Clone)]
+pub struct OutboundSettings {
+    /// The service that is called, in logs and metrics.
+    pub target: &'static str,
+    /// For a call whose caller set no deadline, or a longer one.
+    pub timeout: Duration,
+    /// Attempts in all.
+    pub attempts_max: usize,
+    /// Calls at once.
+    pub concurrency_max: usize,
+    /// Calls that wait for their turn.
+    pub queue_max: usize,
+    /// When calls stop for a while.
+    pub breaker: BreakerSettings,
+    /// Whether a method may be called again when nobody knows whether it was done.
+    pub retry_safe: fn(&str) -> bool,
+    /// Metric handles, one set a method.
+    pub metrics: Arc<MethodMetrics>,
+}
+
+impl OutboundSettings {
+    /// The defaults for a service: 5 s, 3 attempts, 256 at once, the breaker of `BreakerSettings::default`.
+    pub fn new(target: &'static str, retry_safe: fn(&str) -> bool, metrics: Arc<MethodMetrics>) -> Self {
+        Self {
+            target,
+            timeout: Duration::from_secs(5),
+            attempts_max: 3,
+            concurrency_max: 256,
+            queue_max: 4096,
+            breaker: BreakerSettings::default(),
+            retry_safe,
+            metrics,
+        }
+    }
+
+    /// Puts the stack in front of a connection.
+    pub fn wrap<S>(&self, connection: S) -> Outbound
+    where
+        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + Sync + 'static,
+        S::Future: Send,
+    {
+        let stack = ServiceBuilder::new()
+            // The caller's view of the call, whatever happens below.
+            .layer_fn(|inner| telemetry::Telemetry { inner, target: self.target, metrics: self.metrics.clone() })
+            // Absolute: attempts, waiting and the body all count, and what is left goes on the wire.
+            .layer_fn(|inner| deadline::Deadline { inner, timeout: self.timeout })
+            // Above the breaker, so that each attempt is judged and an open breaker ends the attempts.
+            .layer_fn(|inner| retry::Retry::new(inner, self.attempts_max, self.retry_safe))
+            // Above the bulkhead, so that an open breaker refuses without queueing.
+            .layer_fn(|inner| breaker::Guard { inner, breaker: Breaker::new(self.target, self.breaker.clone()) })
+            // Bounds what one slow service may hold.
+            .layer_fn(|inner| bulkhead::Bulkhead::new(inner, self.concurrency_max, self.queue_max))
+            // Balancing over several endpoints and outlier ejection stand here, next to the wire.
+            .service(connection);
+        BoxCloneSyncService::new(stack)
+    }
+}
+
+/// A service in the same process: the same bytes and the same inbound stack, without a socket.
+pub fn near(service: GrpcService, caller: &'static str) -> Near {
+    Near { service, caller }
+}
+
+/// See [`near`].
+#[derive(Clone)]
+pub struct Near {
+    service: GrpcService,
+    caller: &'static str,
+}
+
+impl Service<Request<Body>> for Near {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = <GrpcService as Service<Request<Body>>>::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.service.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        request.extensions_mut().insert(LocalPeer(self.caller));
+        self.service.call(request)
+    }
+}
+
+/// A service at an address: connects when first used, within 3 s, again and again with growing pauses; keepalive every 30 s.
+pub fn far(endpoint: Endpoint) -> Far {
+    let endpoint = endpoint
+        .connect_timeout(Duration::from_secs(3))
+        .http2_keep_alive_interval(Duration::from_secs(30))
+        .keep_alive_timeout(Duration::from_secs(10))
+        .keep_alive_while_idle(true)
+        .tcp_nodelay(true);
+    Far(endpoint.connect_lazy())
+}
+
+/// See [`far`].
+#[derive(Clone)]
+pub struct Far(Channel);
+
+impl Service<Request<Body>> for Far {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let channel = self.0.clone();
+        Box::pin(async move {
+            Ok(channel.oneshot(request).await.unwrap_or_else(|error| {
+                tracing::warn!(%error, "the connection failed");
+                tonic::Status::from(Problem::new(&UNAVAILABLE, "the service cannot be reached")).into_http()
+            }))
+        })
+    }
+}

@@ -1,0 +1,336 @@
+//! The circuit breaker: stops calls to a service that fails, and probes it until it answers again. Settings and semantics are those of
+//! resilience4j's count-based breaker: <https://resilience4j.readme.io/docs/circuitbreaker>. The outcome is read at the END of a
+//! stream, where gRPC puts its status.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::{Request, Response};
+use metrics::{Gauge, gauge};
+use tokio::time::Instant;
+use tonic::Code;
+use tonic::body::Body;
+use tower::Service;
+
+use crate::call::Call;
+use crate::outcome;
+use crate::status::{Problem, UNAVAILABLE};
+
+/// When calls stop, and for how long.
+#[derive(Debug, Clone)]
+pub struct BreakerSettings {
+    /// How many of the last calls are judged.
+    pub window: usize,
+    /// Fewer calls than this are not judged.
+    pub calls_min: usize,
+    /// Per cent of failures, or of slow calls, at which it opens.
+    pub threshold_percent: usize,
+    /// A call that takes longer is slow.
+    pub slow_after: Duration,
+    /// How long it stays open.
+    pub open_for: Duration,
+    /// Probes that are let through at once when half-open.
+    pub probes: usize,
+    /// A half-open breaker whose probes do not end goes back to open after so long.
+    pub half_open_max: Duration,
+}
+
+impl Default for BreakerSettings {
+    /// 10 / 5 / 50% / 5 s, as the source documents name them.
+    fn default() -> Self {
+        Self {
+            window: 10,
+            calls_min: 5,
+            threshold_percent: 50,
+            slow_after: Duration::from_secs(4),
+            open_for: Duration::from_secs(5),
+            probes: 3,
+            half_open_max: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Where a breaker stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Calls pass and are judged.
+    Closed,
+    /// Calls are refused.
+    Open,
+    /// A few calls pass as probes.
+    HalfOpen,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Good,
+    Failed,
+    Slow,
+}
+
+#[derive(Debug)]
+struct Inner {
+    state: State,
+    since: Instant,
+    /// Raised at every change of state: what a call began under another state says nothing about this one.
+    epoch: u64,
+    window: VecDeque<Outcome>,
+    probes_out: usize,
+}
+
+/// The state machine, apart from its wiring.
+#[derive(Debug, Clone)]
+pub struct Breaker {
+    settings: BreakerSettings,
+    inner: Arc<Mutex<Inner>>,
+    gauge: GaugeHandle,
+}
+
+#[derive(Clone)]
+struct GaugeHandle(Gauge);
+
+impl std::fmt::Debug for GaugeHandle {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Gauge")
+    }
+}
+
+/// Leave to make one call; its outcome must be reported, and a dropped permit reports nothing but frees a probe.
+#[derive(Debug)]
+pub struct Permit {
+    breaker: Breaker,
+    epoch: u64,
+    started: Instant,
+    waits: bool,
+    reported: bool,
+}
+
+impl Breaker {
+    /// A closed breaker for calls to `target`.
+    pub fn new(target: &'static str, settings: BreakerSettings) -> Self {
+        let inner = Inner { state: State::Closed, since: Instant::now(), epoch: 0, window: VecDeque::new(), probes_out: 0 };
+        let breaker = Self { settings, inner: Arc::new(Mutex::new(inner)), gauge: GaugeHandle(gauge!("lastro_breaker_state", "target" => target)) };
+        breaker.gauge.0.set(0.0);
+        breaker
+    }
+
+    /// Where it stands now.
+    pub fn state(&self) -> State {
+        let mut inner = self.lock();
+        self.tick(&mut inner);
+        inner.state
+    }
+
+    /// Asks to make a call; None while it is open or all probes are out.
+    pub fn acquire(&self, waits: bool) -> Option<Permit> {
+        let mut inner = self.lock();
+        self.tick(&mut inner);
+        match inner.state {
+            State::Closed => {}
+            State::Open => return None,
+            State::HalfOpen if inner.probes_out + inner.window.len() >= self.settings.probes => return None,
+            State::HalfOpen => inner.probes_out += 1,
+        }
+        Some(Permit { breaker: self.clone(), epoch: inner.epoch, started: Instant::now(), waits, reported: false })
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What time alone changes.
+    fn tick(&self, inner: &mut Inner) {
+        match inner.state {
+            State::Open if inner.since.elapsed() >= self.settings.open_for => self.change(inner, State::HalfOpen),
+            State::HalfOpen if inner.since.elapsed() >= self.settings.half_open_max => self.change(inner, State::Open),
+            _ => {}
+        }
+    }
+
+    fn change(&self, inner: &mut Inner, state: State) {
+        *inner = Inner { state, since: Instant::now(), epoch: inner.epoch + 1, window: VecDeque::new(), probes_out: 0 };
+        self.gauge.0.set(match state {
+            State::Closed => 0.0,
+            State::HalfOpen => 0.5,
+            State::Open => 1.0,
+        });
+    }
+
+    fn record(&self, inner: &mut Inner, outcome: Outcome) {
+        inner.window.push_back(outcome);
+        let (needed, size) = match inner.state {
+            State::Closed => (self.settings.calls_min, self.settings.window),
+            State::HalfOpen => (self.settings.probes, self.settings.probes),
+            State::Open => return,
+        };
+        while inner.window.len() > size {
+            inner.window.pop_front();
+        }
+        let calls = inner.window.len();
+        if calls < needed.min(size) {
+            return;
+        }
+        let share_reached = |what: Outcome| inner.window.iter().filter(|one| **one == what).count() * 100 >= self.settings.threshold_percent * calls;
+        if share_reached(Outcome::Failed) || share_reached(Outcome::Slow) {
+            self.change(inner, State::Open);
+        } else if inner.state == State::HalfOpen {
+            self.change(inner, State::Closed);
+        }
+    }
+}
+
+impl Permit {
+    /// Tells how the call ended.
+    pub fn report(mut self, code: Code) {
+        let slow = !self.waits && self.started.elapsed() >= self.breaker.settings.slow_after;
+        let outcome = match code {
+            Code::Unavailable | Code::DeadlineExceeded | Code::Internal | Code::Unknown | Code::DataLoss | Code::ResourceExhausted => {
+                Some(Outcome::Failed)
+            }
+            // The caller went away: that says nothing about the service.
+            Code::Cancelled => None,
+            _ if slow => Some(Outcome::Slow),
+            _ => Some(Outcome::Good),
+        };
+        self.settle(outcome);
+    }
+
+    fn settle(&mut self, outcome: Option<Outcome>) {
+        if std::mem::replace(&mut self.reported, true) {
+            return;
+        }
+        let mut inner = self.breaker.lock();
+        if inner.epoch != self.epoch {
+            return;
+        }
+        if inner.state == State::HalfOpen {
+            inner.probes_out = inner.probes_out.saturating_sub(1);
+        }
+        if let Some(outcome) = outcome {
+            self.breaker.record(&mut inner, outcome);
+        }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.settle(None);
+    }
+}
+
+#[derive(Clone)]
+pub(super) struct Guard<S> {
+    pub inner: S,
+    pub breaker: Breaker,
+}
+
+impl<S> Service<Request<Body>> for Guard<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let waits = request.extensions().get::<Call>().is_some_and(|call| call.waits);
+        let Some(permit) = self.breaker.acquire(waits) else {
+            let problem = Problem::new(&UNAVAILABLE, "the service is away; calls to it pause").retry_after(self.breaker.settings.open_for);
+            return Box::pin(std::future::ready(Ok(tonic::Status::from(problem).into_http())));
+        };
+        let answer = self.inner.call(request);
+        Box::pin(async move {
+            let response = answer.await?;
+            Ok(outcome::observe(response, move |code| permit.report(code)))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn breaker() -> Breaker {
+        Breaker::new("test", BreakerSettings::default())
+    }
+
+    fn call(breaker: &Breaker, code: Code) -> bool {
+        breaker.acquire(false).map(|permit| permit.report(code)).is_some()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn opens_at_half_of_at_least_five() {
+        let breaker = breaker();
+        for code in [Code::Ok, Code::Ok, Code::Unavailable, Code::Unavailable] {
+            assert!(call(&breaker, code));
+            assert_eq!(breaker.state(), State::Closed);
+        }
+        assert!(call(&breaker, Code::Unavailable));
+        assert_eq!(breaker.state(), State::Open);
+        assert!(!call(&breaker, Code::Ok));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn answers_that_are_the_callers_fault_do_not_open_it() {
+        let breaker = breaker();
+        for code in [Code::NotFound, Code::InvalidArgument, Code::Unauthenticated, Code::Cancelled, Code::AlreadyExists].repeat(5) {
+            assert!(call(&breaker, code));
+        }
+        assert_eq!(breaker.state(), State::Closed);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn half_open_lets_a_few_probes_through_and_closes_when_they_succeed() {
+        let breaker = breaker();
+        (0..5).for_each(|_| assert!(call(&breaker, Code::Unavailable)));
+        tokio::time::advance(Duration::from_secs(5)).await;
+        assert_eq!(breaker.state(), State::HalfOpen);
+        let probes: Vec<_> = (0..4).map(|_| breaker.acquire(false)).collect();
+        assert_eq!(probes.iter().flatten().count(), 3);
+        probes.into_iter().flatten().for_each(|probe| probe.report(Code::Ok));
+        assert_eq!(breaker.state(), State::Closed);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failed_probe_opens_it_again_and_a_lost_one_frees_its_place() {
+        let breaker = breaker();
+        (0..5).for_each(|_| assert!(call(&breaker, Code::Unavailable)));
+        tokio::time::advance(Duration::from_secs(5)).await;
+        drop((0..3).map(|_| breaker.acquire(false)).collect::<Vec<_>>());
+        assert!(call(&breaker, Code::Ok));
+        assert!(call(&breaker, Code::Unavailable));
+        assert!(call(&breaker, Code::Unavailable));
+        assert_eq!(breaker.state(), State::Open);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn probes_that_never_end_do_not_hold_it_half_open() {
+        let breaker = breaker();
+        (0..5).for_each(|_| assert!(call(&breaker, Code::Unavailable)));
+        tokio::time::advance(Duration::from_secs(5)).await;
+        let _stuck: Vec<_> = (0..3).map(|_| breaker.acquire(false)).collect();
+        tokio::time::advance(Duration::from_secs(10)).await;
+        assert_eq!(breaker.state(), State::Open);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn slow_calls_open_it_unless_they_wait_for_an_outcome() {
+        let breaker = breaker();
+        for waits in [true, false] {
+            let permits: Vec<_> = (0..5).filter_map(|_| breaker.acquire(waits)).collect();
+            tokio::time::advance(Duration::from_secs(4)).await;
+            permits.into_iter().for_each(|permit| permit.report(Code::Ok));
+            assert_eq!(breaker.state(), if waits { State::Closed } else { State::Open });
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Retries by the rules of gRFC A6: jittered exponential backoff from 50 ms, a shared budget, pushback honoured, and only where a
+//! second attempt does no harm. An answer with a message is committed and never tried again.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderValue, Request, Response};
+use http_body_util::{BodyExt as _, Full};
+use tokio::time::Instant;
+use tonic::Code;
+use tonic::body::Body;
+use tower::{Service, ServiceExt as _};
+
+use crate::call::Call;
+use crate::outcome;
+
+const BACKOFF_BASE: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
+
+/// At most one retry for five calls over time, ten at once: a service that is down is not buried under retries.
+#[derive(Debug)]
+pub struct RetryBudget(AtomicU32);
+
+impl RetryBudget {
+    const CALL: u32 = 1;
+    const RETRY: u32 = 5;
+    const MAX: u32 = 50;
+
+    /// A full budget.
+    pub const fn new() -> Self {
+        Self(AtomicU32::new(Self::MAX))
+    }
+
+    /// Every call earns a fifth of a retry.
+    pub fn deposit(&self) {
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| Some((left + Self::CALL).min(Self::MAX)));
+    }
+
+    /// Takes one retry, if there is one.
+    pub fn withdraw(&self) -> bool {
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(Self::RETRY)).is_ok()
+    }
+}
+
+impl Default for RetryBudget {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[derive(Clone)]
+pub(super) struct Retry<S> {
+    inner: S,
+    attempts_max: usize,
+    retry_safe: fn(&str) -> bool,
+    budget: Arc<RetryBudget>,
+}
+
+impl<S> Retry<S> {
+    pub(super) fn new(inner: S, attempts_max: usize, retry_safe: fn(&str) -> bool) -> Self {
+        Self { inner, attempts_max, retry_safe, budget: Arc::default() }
+    }
+}
+
+impl<S> Service<Request<Body>> for Retry<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        self.budget.deposit();
+        let fresh = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, fresh);
+        if self.attempts_max < 2 || !(self.retry_safe)(request.uri().path()) {
+            return Box::pin(inner.call(request));
+        }
+        let (attempts_max, budget) = (self.attempts_max, self.budget.clone());
+        Box::pin(async move {
+            let (parts, body) = request.into_parts();
+            let deadline = parts.extensions.get::<Call>().map(|call| call.deadline);
+            let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+            for attempt in 1.. {
+                let mut request = Request::from_parts(parts.clone(), Body::new(Full::new(body.clone())));
+                if attempt > 1 {
+                    request.headers_mut().insert("grpc-previous-rpc-attempts", HeaderValue::from(attempt - 1));
+                }
+                let Ok(response) = inner.ready().await?.call(request).await;
+                let pause = pause_before_retry(response.headers(), attempt);
+                match pause.filter(|_| attempt < attempts_max) {
+                    Some(pause) if deadline.is_none_or(|end| Instant::now() + pause < end) && budget.withdraw() => tokio::time::sleep(pause).await,
+                    _ => return Ok(response),
+                }
+            }
+            unreachable!("the loop returns")
+        })
+    }
+}
+
+/// How long to pause, or None where another attempt is of no use: success, another code, or a server that says no.
+fn pause_before_retry(headers: &HeaderMap, attempt: usize) -> Option<Duration> {
+    (outcome::code_in(headers)? == Code::Unavailable).then_some(())?;
+    if let Some(pushback) = headers.get("grpc-retry-pushback-ms") {
+        // Negative or unreadable means: do not retry.
+        return pushback.to_str().ok()?.parse().ok().map(Duration::from_millis);
+    }
+    let ceiling = BACKOFF_BASE.saturating_mul(1 << (attempt - 1).min(10)).min(BACKOFF_MAX);
+    Some(Duration::from_micros(rand::random_range(0..=ceiling.as_micros() as u64)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_budget_is_a_fifth_of_the_calls() {
+        let budget = RetryBudget::new();
+        assert_eq!((0..100).filter(|_| budget.withdraw()).count(), 10);
+        (0..25).for_each(|_| budget.deposit());
+        assert_eq!((0..100).filter(|_| budget.withdraw()).count(), 5);
+    }
+
+    #[test]
+    fn only_unavailable_is_tried_again_and_pushback_is_honoured() {
+        let headers = |pairs: &[(&'static str, &'static str)]| {
+            pairs.iter().map(|(k, v)| (http::HeaderName::from_static(k), HeaderValue::from_static(v))).collect::<HeaderMap>()
+        };
+        assert_eq!(pause_before_retry(&headers(&[]), 1), None);
+        assert_eq!(pause_before_retry(&headers(&[("grpc-status", "0")]), 1), None);
+        assert_eq!(pause_before_retry(&headers(&[("grpc-status", "13")]), 1), None);
+        assert!(pause_before_retry(&headers(&[("grpc-status", "14")]), 1).is_some_and(|pause| pause <= BACKOFF_BASE));
+        assert_eq!(pause_before_retry(&headers(&[("grpc-status", "14"), ("grpc-retry-pushback-ms", "700")]), 1), Some(Duration::from_millis(700)));
+        assert_eq!(pause_before_retry(&headers(&[("grpc-status", "14"), ("grpc-retry-pushback-ms", "-1")]), 1), None);
+    }
+}

@@ -1,0 +1,163 @@
+//! Errors on the wire: a [`Problem`] names a [`Reason`] of the registry and becomes a `google.rpc.Status` with `ErrorInfo`,
+//! `BadRequest` per field and `RetryInfo`. What an operator must know stays in the log.
+
+use std::time::Duration;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
+
+/// The domain of every `ErrorInfo`.
+pub const DOMAIN: &str = "lastro";
+
+/// Who can do something about a problem.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fixer {
+    /// The caller, by another request.
+    Caller,
+    /// Nobody needs to: the same request works later.
+    Time,
+    /// Who runs the system.
+    Operator,
+}
+
+/// One entry of the registry: why a call was refused.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Reason {
+    /// `UPPER_SNAKE_CASE`, in `ErrorInfo.reason` and in the problem's `reason`.
+    pub name: &'static str,
+    /// The gRPC status.
+    pub code: Code,
+    /// The HTTP status over REST.
+    pub http_status: u16,
+    /// Who may fix it.
+    pub fixer: Fixer,
+    /// One sentence, the `title` over REST.
+    pub title: &'static str,
+}
+
+/// Declares a registry of reasons: `NAME: GrpcCode, http status, who may fix it, "title";` each.
+#[macro_export]
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident: $code:ident, $http:literal, $fixer:ident, $title:literal;)*) => {
+        $($(#[$doc])* pub const $name: $crate::status::Reason = $crate::status::Reason {
+            name: stringify!($name), code: $crate::status::ReasonCode::$code, http_status: $http,
+            fixer: $crate::status::Fixer::$fixer, title: $title,
+        };)*
+        /// Every reason above.
+        pub const ALL: &[&$crate::status::Reason] = &[$(&$name),*];
+    };
+}
+#[doc(hidden)]
+pub use tonic::Code as ReasonCode;
+
+reasons! {
+    /// A field breaks a rule; the answer names it.
+    INVALID_ARGUMENT: InvalidArgument, 400, Caller, "A field of the request breaks a rule";
+    /// The bytes are no message of the method's request type.
+    MALFORMED_MESSAGE: InvalidArgument, 400, Caller, "The request cannot be read";
+    /// No token, or none that holds.
+    UNAUTHENTICATED: Unauthenticated, 401, Caller, "A valid access token is needed";
+    /// The token does not carry the method's permission.
+    PERMISSION_DENIED: PermissionDenied, 403, Caller, "The permission is missing";
+    /// There is no such thing, or it is somebody else's.
+    NOT_FOUND: NotFound, 404, Caller, "There is no such thing";
+    /// The deadline passed before the answer.
+    DEADLINE_EXCEEDED: DeadlineExceeded, 504, Time, "The deadline passed; the outcome is unknown";
+    /// Too many calls at once, or a service is away.
+    UNAVAILABLE: Unavailable, 503, Time, "The service is busy or away";
+    /// Too many calls from one caller.
+    RATE_LIMITED: ResourceExhausted, 429, Time, "Too many requests";
+    /// A defect, or something that broke below.
+    INTERNAL: Internal, 500, Operator, "Internal error";
+    /// The method does not exist, or is not offered yet.
+    UNIMPLEMENTED: Unimplemented, 501, Operator, "Not offered";
+    /// The caller went away.
+    CANCELLED: Cancelled, 499, Caller, "The caller cancelled";
+}
+
+/// A refusal, with what the caller may read of it.
+#[derive(Debug, Clone)]
+pub struct Problem {
+    /// Which entry of the registry.
+    pub reason: &'static Reason,
+    /// One sentence for this occurrence.
+    pub detail: String,
+    /// The fields at fault: proto field path and what to do about it.
+    pub fields: Vec<FieldViolation>,
+    /// When to try again.
+    pub retry_after: Option<Duration>,
+}
+
+impl Problem {
+    /// A refusal for this reason.
+    pub fn new(reason: &'static Reason, detail: impl Into<String>) -> Self {
+        let retry_after = matches!(reason.code, Code::Unavailable).then_some(Duration::from_secs(1));
+        Self { reason, detail: detail.into(), fields: Vec::new(), retry_after }
+    }
+
+    /// INVALID_ARGUMENT for one field.
+    pub fn field(field: impl Into<String>, description: impl Into<String>) -> Self {
+        Self::fields(vec![FieldViolation::new(field, description)])
+    }
+
+    /// INVALID_ARGUMENT for several fields.
+    pub fn fields(fields: Vec<FieldViolation>) -> Self {
+        let named: Vec<String> = fields.iter().map(|one| format!("{} {}", one.field, one.description)).collect();
+        Self { fields, ..Self::new(&INVALID_ARGUMENT, named.join("; ")) }
+    }
+
+    /// The same, to be tried again after so long.
+    pub fn retry_after(self, after: Duration) -> Self {
+        Self { retry_after: Some(after), ..self }
+    }
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{}: {}", self.reason.name, self.detail)
+    }
+}
+
+impl std::error::Error for Problem {}
+
+impl From<Problem> for Status {
+    fn from(problem: Problem) -> Self {
+        let mut details = ErrorDetails::new();
+        details.set_error_info(problem.reason.name, DOMAIN, std::collections::HashMap::new());
+        if !problem.fields.is_empty() {
+            details.set_bad_request(problem.fields);
+        }
+        if let Some(after) = problem.retry_after {
+            details.set_retry_info(Some(after));
+        }
+        let mut status = Self::with_error_details(problem.reason.code, problem.detail, details);
+        if let Some(after) = problem.retry_after
+            && let Ok(millis) = after.as_millis().to_string().parse()
+        {
+            // gRFC A6: what a client's retry policy reads.
+            status.metadata_mut().insert("grpc-retry-pushback-ms", millis);
+        }
+        status
+    }
+}
+
+/// The reason that a status names, if it comes from one of our services.
+pub fn reason_name(status: &Status) -> Option<String> {
+    status.get_details_error_info().filter(|info| info.domain == DOMAIN).map(|info| info.reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_travels_as_a_rich_status() {
+        let status = Status::from(Problem::field("amount.amount", "must be more than zero").retry_after(Duration::from_millis(1500)));
+        let details = status.get_error_details();
+        assert_eq!(status.code(), Code::InvalidArgument);
+        assert_eq!(details.error_info().map(|info| (info.reason.as_str(), info.domain.as_str())), Some(("INVALID_ARGUMENT", "lastro")));
+        assert_eq!(details.bad_request().map(|bad| bad.field_violations[0].field.as_str()), Some("amount.amount"));
+        assert_eq!(details.retry_info().and_then(|info| info.retry_delay), Some(Duration::from_millis(1500)));
+        assert_eq!(status.metadata().get("grpc-retry-pushback-ms").map(|value| value.to_str().expect("digits")), Some("1500"));
+    }
+}

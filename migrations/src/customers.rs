@@ -1,0 +1,3 @@
+//! Tables of customers.
+
+pub mod m0001_identity;

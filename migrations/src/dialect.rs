@@ -1,0 +1,43 @@
+//! The few words in which the two databases differ.
+
+use sea_orm_migration::prelude::*;
+use sea_orm_migration::sea_orm::DbBackend;
+
+/// Writes one text of SQL for either database.
+#[derive(Clone, Copy)]
+pub struct Dialect(DbBackend);
+
+impl Dialect {
+    /// The dialect of the database that is migrated.
+    pub fn of(manager: &SchemaManager<'_>) -> Self {
+        Self(manager.get_database_backend())
+    }
+
+    /// True on PostgreSQL.
+    pub fn is_postgres(self) -> bool {
+        self.0 == DbBackend::Postgres
+    }
+
+    /// Fills in the words in braces.
+    pub fn write(self, sql: &str) -> String {
+        let words: [(&str, &str, &str); 6] = [
+            ("{uuid}", "uuid", "BLOB"),
+            ("{bytes}", "bytea", "BLOB"),
+            ("{bigint}", "bigint", "INTEGER"),
+            ("{text}", "text", "TEXT"),
+            ("{bool}", "boolean", "INTEGER"),
+            // Ends a table.
+            ("{strict}", "", " STRICT"),
+        ];
+        words.iter().fold(sql.to_owned(), |sql, (word, postgres, sqlite)| sql.replace(word, if self.is_postgres() { postgres } else { sqlite }))
+    }
+}
+
+/// Runs statements one after the other.
+pub async fn run(manager: &SchemaManager<'_>, statements: &[&str]) -> Result<(), DbErr> {
+    let dialect = Dialect::of(manager);
+    for statement in statements {
+        manager.get_connection().execute_unprepared(&dialect.write(statement)).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,69 @@
+//! The tables of the `events` crate, made in every service's database that stores or consumes events.
+
+use sea_orm_migration::prelude::*;
+
+use crate::Dialect;
+use crate::dialect::run;
+
+/// An append-only event table that is the outbox too. Retention: events are never deleted.
+pub async fn event_table(manager: &SchemaManager<'_>, table: &str) -> Result<(), DbErr> {
+    let postgres = Dialect::of(manager).is_postgres();
+    // The transaction id comes from the database itself: see `store` in the events crate.
+    let position = if postgres {
+        "xid xid8 NOT NULL DEFAULT pg_current_xact_id(), seq bigint GENERATED ALWAYS AS IDENTITY"
+    } else {
+        "seq INTEGER PRIMARY KEY AUTOINCREMENT"
+    };
+    let create = format!(
+        "CREATE TABLE {table} ({position}, id {{uuid}} NOT NULL, aggregate_id {{uuid}} NOT NULL, version {{bigint}} NOT NULL CHECK (version > 0), \
+         kind {{text}} NOT NULL, payload {{bytes}} NOT NULL, digest {{bytes}} NOT NULL, correlation_id {{text}} NOT NULL, causation_id {{uuid}}, \
+         recorded_us {{bigint}} NOT NULL, hash {{bytes}} NOT NULL, UNIQUE (aggregate_id, version), UNIQUE (aggregate_id, digest)){{strict}}"
+    );
+    run(manager, &[&create]).await?;
+    if postgres {
+        let index = format!("CREATE UNIQUE INDEX {table}_position ON {table} (xid, seq)");
+        let function = format!(
+            "CREATE FUNCTION {table}_append_only() RETURNS trigger LANGUAGE plpgsql AS \
+             $$ BEGIN RAISE EXCEPTION '{table} is append-only'; END $$"
+        );
+        let rows =
+            format!("CREATE TRIGGER {table}_append_only BEFORE UPDATE OR DELETE ON {table} FOR EACH ROW EXECUTE FUNCTION {table}_append_only()");
+        let whole =
+            format!("CREATE TRIGGER {table}_no_truncate BEFORE TRUNCATE ON {table} FOR EACH STATEMENT EXECUTE FUNCTION {table}_append_only()");
+        run(manager, &[&index, &function, &rows, &whole]).await
+    } else {
+        let refuse = |verb: &str| {
+            format!(
+                "CREATE TRIGGER {table}_no_{} BEFORE {verb} ON {table} BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END",
+                verb.to_lowercase()
+            )
+        };
+        run(manager, &[&refuse("UPDATE"), &refuse("DELETE")]).await
+    }
+}
+
+/// How far the relay has published. One row a topic.
+pub async fn relay_tables(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
+    run(manager, &["CREATE TABLE relay_cursors (topic {text} PRIMARY KEY, xid {bigint} NOT NULL, seq {bigint} NOT NULL){strict}"]).await
+}
+
+/// What a consumer keeps: offsets of the embedded bus, the inbox, what is parked, and what is dead. Retention: an inbox row a known
+/// aggregate; parked rows until the gap closes; dead ones until an operator retries them.
+pub async fn consumer_tables(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
+    const EVENT: &str = "topic {text} NOT NULL, aggregate_id {uuid} NOT NULL, version {bigint} NOT NULL, id {uuid} NOT NULL, kind {text} NOT NULL, \
+                         payload {bytes} NOT NULL, correlation_id {text} NOT NULL, causation_id {uuid}, recorded_us {bigint} NOT NULL, \
+                         digest {bytes} NOT NULL, hash {bytes} NOT NULL";
+    let parked = format!("CREATE TABLE inbox_parked ({EVENT}, PRIMARY KEY (topic, aggregate_id, version)){{strict}}");
+    let dead = format!("CREATE TABLE dead_events ({EVENT}, error {{text}} NOT NULL, PRIMARY KEY (topic, aggregate_id, version)){{strict}}");
+    run(
+        manager,
+        &[
+            "CREATE TABLE bus_offsets (topic {text} NOT NULL, consumer_group {text} NOT NULL, xid {bigint} NOT NULL, seq {bigint} NOT NULL, \
+             PRIMARY KEY (topic, consumer_group)){strict}",
+            "CREATE TABLE inbox (topic {text} NOT NULL, aggregate_id {uuid} NOT NULL, version {bigint} NOT NULL, PRIMARY KEY (topic, aggregate_id)){strict}",
+            &parked,
+            &dead,
+        ],
+    )
+    .await
+}

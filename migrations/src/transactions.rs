@@ -1,0 +1,3 @@
+//! Tables of transactions.
+
+pub mod m0001_ledger;

@@ -1,0 +1,144 @@
+//! Decimal strings to minor units and back, and exact allocation.
+
+use crate::Currency;
+
+/// An amount in minor units of some currency: cents for BRL, yen for JPY.
+pub type Minor = i64;
+
+/// Why a decimal string is not an amount, in the order in which it is checked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// Something else than digits, with at most one point between them and a `-` in front.
+    #[error("must be a decimal number such as 100.50: digits, at most one point, no exponent")]
+    NotDecimal,
+    /// More digits after the point than the currency has.
+    #[error("has more fraction digits than {currency} has ({exponent})")]
+    TooPrecise {
+        /// The currency.
+        currency: Currency,
+        /// Its digits.
+        exponent: u8,
+    },
+    /// Does not fit 64 bits of minor units.
+    #[error("is out of range: at most {max} minor units", max = i64::MAX)]
+    OutOfRange,
+}
+
+/// Reads a decimal string as minor units. `"100.5"` and `"100.50"` are the same amount in BRL; `"1e3"`, `"+1"`, `".5"`, `"1."`
+/// and `""` are none.
+pub fn parse(text: &str, currency: Currency) -> Result<Minor, Error> {
+    let (negative, digits) = text.strip_prefix('-').map_or((false, text), |rest| (true, rest));
+    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, "0"));
+    let all_digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    if !all_digits(whole) || !all_digits(fraction) {
+        return Err(Error::NotDecimal);
+    }
+    let exponent = usize::from(currency.exponent());
+    // `100.0` has a digit that JPY does not have, so it is refused even though the digit is zero; a bare `100` is not.
+    if digits.contains('.') && fraction.len() > exponent {
+        return Err(Error::TooPrecise { currency, exponent: currency.exponent() });
+    }
+    let padding = std::iter::repeat_n(b'0', exponent.saturating_sub(fraction.len()));
+    let fraction = fraction.bytes().take(exponent);
+    let mut minor: i64 = 0;
+    for digit in whole.bytes().chain(fraction).chain(padding) {
+        let digit = i64::from(digit.wrapping_sub(b'0'));
+        // Counted downwards: i64::MIN has no positive counterpart.
+        minor = minor.checked_mul(10).and_then(|tens| tens.checked_sub(digit)).ok_or(Error::OutOfRange)?;
+    }
+    if negative { Ok(minor) } else { minor.checked_neg().ok_or(Error::OutOfRange) }
+}
+
+/// Writes minor units with exactly the currency's digits: 10050 BRL is `100.50`, 100 JPY is `100`.
+pub fn format(minor: Minor, currency: Currency) -> String {
+    let exponent = usize::from(currency.exponent());
+    let sign = if minor < 0 { "-" } else { "" };
+    let digits = format!("{:0width$}", minor.unsigned_abs(), width = exponent.saturating_add(1));
+    let (whole, fraction) = digits.split_at(digits.len().saturating_sub(exponent));
+    if fraction.is_empty() { format!("{sign}{whole}") } else { format!("{sign}{whole}.{fraction}") }
+}
+
+/// Splits an amount by weights so that the parts sum to it exactly: the largest-remainder method (Hamilton), ties to the first.
+/// None when there is no weight, all are zero, or the sum of weights overflows.
+pub fn allocate(minor: Minor, weights: &[u32]) -> Option<Vec<Minor>> {
+    let total: i128 = weights.iter().map(|weight| i128::from(*weight)).sum();
+    if total == 0 {
+        return None;
+    }
+    let share = |weight: &u32| i128::from(minor).checked_mul(i128::from(*weight));
+    let mut parts = Vec::with_capacity(weights.len());
+    let mut remainders = Vec::with_capacity(weights.len());
+    for (index, weight) in weights.iter().enumerate() {
+        let exact = share(weight)?;
+        parts.push(i64::try_from(exact.checked_div(total)?).ok()?);
+        remainders.push((std::cmp::Reverse(exact.checked_rem(total)?.abs()), index));
+    }
+    let given: i64 = parts.iter().try_fold(0_i64, |sum, part| sum.checked_add(*part))?;
+    let rest = minor.checked_sub(given)?;
+    remainders.sort_unstable();
+    for (_, index) in remainders.into_iter().take(usize::try_from(rest.unsigned_abs()).ok()?) {
+        let part = parts.get_mut(index)?;
+        *part = part.checked_add(rest.signum())?;
+    }
+    Some(parts)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn currency(code: &str) -> Currency {
+        Currency::from_code(code).expect("a currency of the test")
+    }
+
+    #[test]
+    fn reads_decimal_strings() {
+        for (text, code, minor) in [
+            ("100.50", "BRL", 10_050),
+            ("100.5", "BRL", 10_050),
+            ("100", "BRL", 10_000),
+            ("0", "BRL", 0),
+            ("-1", "BRL", -100),
+            ("100", "JPY", 100),
+            ("1.234", "KWD", 1_234),
+            ("92233720368547758.07", "BRL", i64::MAX),
+            ("-92233720368547758.08", "BRL", i64::MIN),
+            ("000000000000000000001", "BRL", 100),
+        ] {
+            assert_eq!(parse(text, currency(code)), Ok(minor), "{text} {code}");
+        }
+    }
+
+    #[test]
+    fn refuses_what_is_no_amount_of_the_currency() {
+        let brl = currency("BRL");
+        for text in ["", ".", "1.", ".5", "+1", "1e3", "NaN", "inf", "1,00", " 1", "1 ", "--1", "1.2.3", "0x1", "١"] {
+            assert_eq!(parse(text, brl), Err(Error::NotDecimal), "{text:?}");
+        }
+        assert_eq!(parse("0.001", brl), Err(Error::TooPrecise { currency: brl, exponent: 2 }));
+        assert_eq!(parse("1.0", currency("JPY")), Err(Error::TooPrecise { currency: currency("JPY"), exponent: 0 }));
+        for text in ["92233720368547758.08", "-92233720368547758.09", "99999999999999999999"] {
+            assert_eq!(parse(text, brl), Err(Error::OutOfRange), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_reads_back(minor: i64, index in 0_usize..150) {
+            let currency = Currency::all().nth(index).unwrap_or(currency("BRL"));
+            prop_assert_eq!(parse(&format(minor, currency), currency), Ok(minor));
+        }
+
+        #[test]
+        fn parts_sum_to_the_whole(minor: i64, weights in prop::collection::vec(0_u32..1000, 1..20)) {
+            prop_assume!(weights.iter().any(|weight| *weight > 0));
+            let parts = allocate(minor, &weights).expect("weights are not all zero");
+            prop_assert_eq!(parts.iter().map(|part| i128::from(*part)).sum::<i128>(), i128::from(minor));
+            for (part, weight) in parts.iter().zip(&weights) {
+                prop_assert!(*weight > 0 || *part == 0);
+            }
+        }
+    }
+}

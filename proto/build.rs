@@ -1,0 +1,245 @@
+//! Generates everything that follows from the contracts: messages, clients, servers, JSON, validation, REST routes, OpenAPI,
+//! the method table and the sources that `lastro proto` writes. Pure Rust: no `protoc` on the machine.
+#![allow(clippy::disallowed_methods, reason = "a build script is told everything by its environment")]
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use prost::Message as _;
+use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, MethodDescriptor, ReflectMessage as _, Value};
+use protox::file::{ChainFileResolver, GoogleFileResolver, IncludeFileResolver};
+
+/// Our files; what they import is found.
+const ROOT: &str = "lastro";
+/// Where the interface protos of others ship: package, folder inside it. Taken from the packages, never copied into the tree.
+const INTERFACES: [(&str, &str); 2] = [("rest_over_grpc", "tests/proto"), ("prost-protovalidate-types", "proto")];
+/// Our own `google.protobuf.Timestamp`.
+const TIMESTAMP: &str = "crate::time::Timestamp";
+/// Every generated impl block of the validator starts so.
+const VALIDATE_IMPL: &str = "prost_protovalidate :: Validate for ";
+
+fn main() -> Result<()> {
+    println!("cargo:rerun-if-changed={ROOT}");
+    println!("cargo:rerun-if-changed=build.rs");
+    let out = PathBuf::from(std::env::var("OUT_DIR")?);
+
+    let mut resolver = ChainFileResolver::new();
+    resolver.add(IncludeFileResolver::new(".".into()));
+    for folder in interface_folders()? {
+        resolver.add(IncludeFileResolver::new(folder));
+    }
+    resolver.add(GoogleFileResolver::new());
+    let mut compiler = protox::Compiler::with_file_resolver(resolver);
+    compiler.include_imports(true).include_source_info(true);
+    for file in proto_files(Path::new(ROOT))? {
+        compiler.open_file(&file)?;
+    }
+
+    let descriptors = compiler.encode_file_descriptor_set();
+    let pool = DescriptorPool::decode(descriptors.as_slice())?;
+    fs::write(out.join("descriptors.bin"), &descriptors)?;
+    write_reflection_descriptors(&compiler.file_descriptor_set(), &out)?;
+    write_sources(&pool, &out)?;
+
+    tonic_prost_build::configure()
+        .codec_path("lastro_mesh::codec::ValidatingCodec")
+        .compile_well_known_types(true)
+        .extern_path(".google.protobuf.Timestamp", TIMESTAMP)
+        .extern_path(".google.protobuf", "::pbjson_types")
+        .btree_map(".")
+        .build_transport(false)
+        .compile_fds(compiler.file_descriptor_set())?;
+    pbjson_build::Builder::new()
+        .register_descriptors(&descriptors)?
+        .extern_path(".google.protobuf.Timestamp", TIMESTAMP)
+        .extern_path(".google.protobuf", "::pbjson_types")
+        .btree_map(["."])
+        .emit_fields()
+        .build(&[".lastro"])?;
+    prost_protovalidate_build::Builder::new()
+        .file_descriptor_set_bytes(descriptors.clone())
+        .extern_path(".google.protobuf.Timestamp", TIMESTAMP)
+        .extern_path(".google.protobuf", "::pbjson_types")
+        .fail_on_runtime_only(true)
+        .compile()?;
+    write_checks(&pool, &out)?;
+    write_rest(&descriptors, &out)?;
+    write_methods(&pool, &out)
+}
+
+/// The folders of the packages that ship the interface protos.
+fn interface_folders() -> Result<Vec<PathBuf>> {
+    let (cargo, host) = (std::env::var("CARGO")?, std::env::var("HOST")?);
+    // Offline first: what is needed is usually there, since the packages are built before this one.
+    let ask = |network: &[&str]| {
+        let arguments = ["metadata", "--format-version", "1", "--locked", "--filter-platform", &host];
+        Command::new(&cargo).args(arguments).args(network).output()
+    };
+    let mut output = ask(&["--offline"])?;
+    if !output.status.success() {
+        output = ask(&[])?;
+    }
+    ensure!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    let packages = metadata["packages"].as_array().context("packages in cargo metadata")?;
+    INTERFACES
+        .iter()
+        .map(|(package, folder)| {
+            let manifest = packages
+                .iter()
+                .find(|candidate| candidate["name"] == *package)
+                .and_then(|found| found["manifest_path"].as_str())
+                .with_context(|| format!("the package {package} is not among the dependencies"))?;
+            Ok(Path::new(manifest).with_file_name(folder))
+        })
+        .collect()
+}
+
+fn proto_files(folder: &Path) -> Result<BTreeSet<PathBuf>> {
+    let mut files = BTreeSet::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            files.extend(proto_files(&path)?);
+        } else if path.extension().is_some_and(|extension| extension == "proto") {
+            files.insert(path);
+        }
+    }
+    Ok(files)
+}
+
+/// What reflection serves: the public surface, its imports, and nothing internal.
+fn write_reflection_descriptors(set: &prost_types::FileDescriptorSet, out: &Path) -> Result<()> {
+    let mut set = set.clone();
+    set.file.retain(|file| !file.package().starts_with("lastro.internal."));
+    fs::write(out.join("public.bin"), set.encode_to_vec())?;
+    Ok(())
+}
+
+/// The text of every public file and of what it imports, as a table of (name, text).
+fn write_sources(pool: &DescriptorPool, out: &Path) -> Result<()> {
+    let folders = interface_folders()?;
+    let mut table = String::from("&[\n");
+    for file in pool.files() {
+        let name = file.name();
+        if file.package_name().starts_with("lastro.internal.") {
+            continue;
+        }
+        let on_disk = std::iter::once(PathBuf::from(".")).chain(folders.iter().cloned()).map(|f| f.join(name)).find(|p| p.exists());
+        // `google/protobuf/*` is no file of any package: every protobuf compiler carries its own.
+        let Some(path) = on_disk else { continue };
+        let text = fs::read_to_string(path)?;
+        writeln!(table, "({name:?}, {text:?}),")?;
+    }
+    table.push(']');
+    fs::write(out.join("sources.rs"), table)?;
+    Ok(())
+}
+
+/// `Checked` for every message: the generated validation where there are rules, nothing where there are none.
+fn write_checks(pool: &DescriptorPool, out: &Path) -> Result<()> {
+    let with_rules = fs::read_to_string(out.join("validate_impl.rs"))?;
+    let compact: String = with_rules.split_whitespace().collect::<Vec<_>>().join(" ");
+    let compact = compact.replace("prost_protovalidate::Validate for ", VALIDATE_IMPL);
+    let requests: BTreeSet<String> =
+        pool.services().flat_map(|service| service.methods().map(|method| method.input().full_name().to_owned()).collect::<Vec<_>>()).collect();
+    let mut code = String::new();
+    for message in pool.all_messages().filter(|message| message.full_name().starts_with("lastro.") && !message.is_map_entry()) {
+        let path = rust_path(&message);
+        let spaced = path.replace("::", " :: ");
+        let ruled = [&path, &spaced].iter().any(|path| compact.contains(&format!("{VALIDATE_IMPL}{path} {{")));
+        let is_request = requests.contains(message.full_name());
+        let body = if ruled { "::lastro_mesh::codec::violations(::prost_protovalidate::Validate::validate(self))" } else { "Vec::new()" };
+        writeln!(
+            code,
+            "impl ::lastro_mesh::codec::Checked for {path} {{\n    const IS_REQUEST: bool = {is_request};\n    fn violations(&self) -> Vec<::lastro_mesh::codec::Violation> {{ {body} }}\n}}"
+        )?;
+        ensure!(ruled || !has_rules(&message), "{}: the generated validation was not found", message.full_name());
+    }
+    fs::write(out.join("checks.rs"), code)?;
+    Ok(())
+}
+
+fn has_rules(message: &MessageDescriptor) -> bool {
+    message.fields().any(|field| field.options().extensions().any(|(extension, _)| extension.full_name() == "buf.validate.field"))
+}
+
+/// `lastro.customers.v1.User` is `lastro::customers::v1::User` from the root of the generated tree.
+fn rust_path(message: &MessageDescriptor) -> String {
+    let mut path: Vec<String> = message.package_name().split('.').map(rust_module).collect();
+    path.push(message.name().to_owned());
+    path.join("::")
+}
+
+fn rust_module(segment: &str) -> String {
+    if segment == "type" { "r#type".to_owned() } else { segment.to_owned() }
+}
+
+fn write_rest(descriptors: &[u8], out: &Path) -> Result<()> {
+    use rest_over_grpc::build::{DescriptorOptions, Generator, OpenApiInfo, ServiceDefinition};
+    let options = DescriptorOptions::new().extern_path(".google.protobuf.Timestamp", TIMESTAMP).extern_path(".google.protobuf", "::pbjson_types");
+    let info = OpenApiInfo::new("Lastro", std::env::var("CARGO_PKG_VERSION")?);
+    let mut generator = Generator::builder().emit_tonic_bridge(false).emit_openapi_spec(Some(info)).build();
+    generator.add_all(ServiceDefinition::from_fds(descriptors, &options)?);
+    generator.write(out)?;
+    Ok(())
+}
+
+/// The method table: what `Method` in `src/methods.rs` says of every RPC.
+fn write_methods(pool: &DescriptorPool, out: &Path) -> Result<()> {
+    let mut table = String::from("&[\n");
+    for service in pool.services() {
+        for method in service.methods() {
+            let (http_method, http_path) = http_rule(&method).unwrap_or_default();
+            let access = access(&method)?;
+            // IDEMPOTENCY_UNKNOWN is 0.
+            let retry_safe =
+                method.method_descriptor_proto().options.as_ref().is_some_and(|options| options.idempotency_level.unwrap_or_default() != 0);
+            writeln!(
+                table,
+                "    Method {{ service: {:?}, name: {:?}, path: \"/{}/{}\", access: {access}, http_method: {http_method:?}, http_path: {http_path:?}, retry_safe: {retry_safe} }},",
+                service.full_name(),
+                method.name(),
+                service.full_name(),
+                method.name(),
+            )?;
+        }
+    }
+    table.push(']');
+    fs::write(out.join("methods.rs"), table)?;
+    Ok(())
+}
+
+fn extension(method: &MethodDescriptor, name: &str) -> Option<DynamicMessage> {
+    method.options().extensions().find(|(extension, _)| extension.full_name() == name).and_then(|(_, value)| value.as_message().cloned())
+}
+
+fn access(method: &MethodDescriptor) -> Result<String> {
+    let access = extension(method, "lastro.type.v1.access").with_context(|| format!("{} has no access annotation", method.full_name()))?;
+    let public = access.get_field_by_name("public").is_some_and(|value| value.as_bool() == Some(true));
+    let permission = access.get_field_by_name("permission").and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default();
+    ensure!(public || !permission.is_empty(), "{}: public or a permission", method.full_name());
+    Ok(match (public, permission.as_str()) {
+        (true, _) => "Access::Public".to_owned(),
+        (false, "service") => "Access::Service".to_owned(),
+        (false, permission) => format!("Access::Permission({permission:?})"),
+    })
+}
+
+fn http_rule(method: &MethodDescriptor) -> Option<(String, String)> {
+    let rule = extension(method, "google.api.http")?;
+    ["get", "put", "post", "delete", "patch"].iter().find_map(|verb| {
+        let field = rule.descriptor().get_field_by_name(verb)?;
+        if !rule.has_field(&field) {
+            return None;
+        }
+        match rule.get_field(&field).into_owned() {
+            Value::String(path) => Some((verb.to_uppercase(), path)),
+            _ => None,
+        }
+    })
+}

@@ -1,0 +1,35 @@
+//! The table of every RPC: its path, who may call it, and its REST route. Made from the proto annotations at build time.
+
+use lastro_mesh::identity::Access;
+
+/// One RPC.
+#[derive(Debug, Clone, Copy)]
+pub struct Method {
+    /// Full name of the service: `lastro.customers.v1.UsersService`.
+    pub service: &'static str,
+    /// Name of the method: `CreateUser`.
+    pub name: &'static str,
+    /// Path on the wire: `/lastro.customers.v1.UsersService/CreateUser`.
+    pub path: &'static str,
+    /// Who may call it.
+    pub access: Access,
+    /// `POST`, or empty where REST does not offer it.
+    pub http_method: &'static str,
+    /// Path template of the REST route, or empty.
+    pub http_path: &'static str,
+    /// Whether a second call does no harm: `idempotency_level` in the proto.
+    pub retry_safe: bool,
+}
+
+/// Every RPC of every package, in the order of the files.
+pub const METHODS: &[Method] = include!(concat!(env!("OUT_DIR"), "/methods.rs"));
+
+/// The method with this path on the wire.
+pub fn by_path(path: &str) -> Option<&'static Method> {
+    METHODS.iter().find(|method| method.path == path)
+}
+
+/// Whether the method with this path may be called again when nobody knows whether it was done.
+pub fn is_retry_safe(path: &str) -> bool {
+    by_path(path).is_some_and(|method| method.retry_safe)
+}

@@ -1,0 +1,57 @@
+//! The registry of reasons: what every error names, with its gRPC code, its HTTP status and who may fix it. The mesh's own
+//! (`INVALID_ARGUMENT`, `UNAUTHENTICATED`, …) are in `lastro_mesh::status`; [`all`] lists both.
+
+use lastro_mesh::status::{self, Reason};
+
+lastro_mesh::reasons! {
+    /// Another user has the address.
+    EMAIL_TAKEN: AlreadyExists, 409, Caller, "The email address is taken";
+    /// Unknown user, wrong password or disabled user: not said which.
+    INVALID_CREDENTIALS: Unauthenticated, 401, Caller, "Email or password is wrong";
+    /// Too many failed logins of one account or address.
+    LOGIN_THROTTLED: ResourceExhausted, 429, Time, "Too many failed logins";
+    /// The refresh token is unknown, expired, used, or its session is over.
+    INVALID_REFRESH_TOKEN: Unauthenticated, 401, Caller, "The refresh token is not valid, or no longer";
+    /// The last administrator would be gone.
+    LAST_ADMINISTRATOR: FailedPrecondition, 409, Caller, "The last administrator cannot go";
+    /// The key was used for another request.
+    IDEMPOTENCY_KEY_REUSED: AlreadyExists, 422, Caller, "The idempotency key was used for another request";
+    /// The user may not own an account.
+    OWNER_NOT_ALLOWED: FailedPrecondition, 409, Caller, "The user may not own an account";
+    /// The feature is in the contract but not offered yet.
+    NOT_OFFERED: Unimplemented, 501, Operator, "Not offered yet";
+    /// The header and the body say different things.
+    IDEMPOTENCY_KEY_CONFLICT: InvalidArgument, 400, Caller, "Idempotency-Key and externalId differ";
+    /// The JSON cannot be read, or has an unknown field.
+    MALFORMED_JSON: InvalidArgument, 400, Caller, "The JSON of the request cannot be read";
+    /// No route has the path.
+    NO_SUCH_ROUTE: NotFound, 404, Caller, "There is no such resource";
+    /// The route does not take the method; `Allow` lists those that it takes.
+    METHOD_NOT_ALLOWED: Unimplemented, 405, Caller, "The resource does not take this method";
+    /// Only `application/json` is read.
+    UNSUPPORTED_MEDIA_TYPE: InvalidArgument, 415, Caller, "Send application/json";
+    /// The body is over 1 MiB.
+    BODY_TOO_LARGE: OutOfRange, 413, Caller, "The request body is too large";
+}
+
+/// Why an operation was refused at settlement: the `reason` of a REJECTED transaction. An answer, not an error.
+pub mod rejections {
+    /// The source account has less available.
+    pub const INSUFFICIENT_FUNDS: &str = "INSUFFICIENT_FUNDS";
+    /// A balance would leave 64 bits.
+    pub const BALANCE_OVERFLOW: &str = "BALANCE_OVERFLOW";
+    /// One of the accounts is closed.
+    pub const ACCOUNT_CLOSED: &str = "ACCOUNT_CLOSED";
+    /// All of them.
+    pub const ALL_REJECTIONS: &[&str] = &[INSUFFICIENT_FUNDS, BALANCE_OVERFLOW, ACCOUNT_CLOSED];
+}
+
+/// The whole registry.
+pub fn all() -> impl Iterator<Item = &'static Reason> {
+    status::ALL.iter().chain(ALL).copied()
+}
+
+/// The entry with this name.
+pub fn by_name(name: &str) -> Option<&'static Reason> {
+    all().find(|reason| reason.name == name)
+}

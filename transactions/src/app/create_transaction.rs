@@ -1,0 +1,111 @@
+//! Accepts a transaction: checks what can be checked at the call, stores it, and waits for the outcome if that is asked for.
+
+use std::time::Duration;
+
+use lastro_mesh::call::Call;
+use lastro_mesh::clock;
+use lastro_mesh::identity::User as Caller;
+use lastro_mesh::status::Problem;
+use lastro_proto::transactions::v1::{CreateTransactionRequest, OperationEvent, operation_event};
+use prost::Message as _;
+use tokio::time::{Instant, timeout_at};
+use uuid::Uuid;
+
+use super::App;
+use crate::Error;
+use crate::domain::account::Account;
+use crate::domain::operation::{State, Type, is_decided};
+use crate::domain::submission::{Submission, request_hash};
+use crate::pipeline::{Accepted, NewOperation, Refused};
+use crate::store::operations::{self, Operation};
+
+/// What is left of the deadline is needed to answer.
+const ANSWER_MARGIN: Duration = Duration::from_millis(100);
+/// Should the news of a settlement by another replica not reach us.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+
+/// The transaction as it stands, once it is durable.
+pub async fn create_transaction(app: &App, call: &Call, caller: &Caller, request: CreateTransactionRequest) -> Result<Accepted, Error> {
+    let submission = Submission::read(request)?;
+    if submission.kind == Type::Deposit && !caller.may("write:deposits") {
+        return Err(Error::MayNotDeposit);
+    }
+    check_accounts(app, caller, &submission).await?;
+
+    let answer_by = call.deadline.checked_sub(ANSWER_MARGIN).unwrap_or(call.deadline);
+    let wait_until = answer_by.min(Instant::now() + submission.wait);
+    let new = new_operation(call, caller, submission);
+    // The pipeline's work is its own: a caller that leaves does not cancel a commit in flight.
+    let accepted = timeout_at(answer_by, app.pipeline.submit(new)).await.unwrap_or(Err(Refused::Unavailable));
+    let mut accepted = accepted.map_err(|refused| match refused {
+        Refused::KeyReused => Error::IdempotencyKeyReused,
+        Refused::Unavailable => Error::LedgerUnavailable,
+        Refused::Broken => Error::LedgerBroken,
+    })?;
+    wait_for_outcome(app, &mut accepted.operation, wait_until).await;
+    Ok(accepted)
+}
+
+/// The source is the caller's own, whoever it is; an account that is not is as good as none.
+async fn check_accounts(app: &App, caller: &Caller, submission: &Submission) -> Result<(), Error> {
+    if let Some(id) = submission.source {
+        let source = app.account(id).await?.filter(|source| source.owner_id == caller.id && !source.system);
+        check_currency(source.as_deref().ok_or(Error::AccountNotFound)?, submission)?;
+    }
+    if let Some(id) = submission.destination {
+        let destination = app.account(id).await?.filter(|destination| !destination.system);
+        check_currency(destination.as_deref().ok_or(Error::AccountNotFound)?, submission)?;
+    }
+    Ok(())
+}
+
+fn check_currency(account: &Account, submission: &Submission) -> Result<(), Problem> {
+    if account.currency == submission.currency {
+        return Ok(());
+    }
+    // Which currency a stranger's account has is not said.
+    Err(Problem::field("amount.currency_code", format!("{} is not the currency of both accounts", submission.currency)))
+}
+
+fn new_operation(call: &Call, caller: &Caller, submission: Submission) -> NewOperation {
+    let submitted = submission.submitted(caller.id);
+    let now_us = clock::now_us();
+    NewOperation {
+        operation: Operation {
+            id: Uuid::now_v7(),
+            owner_id: caller.id,
+            request_hash: request_hash(&submitted),
+            external_id: submission.external_id,
+            kind: submission.kind,
+            state: State::Pending,
+            reason: String::new(),
+            currency: submission.currency,
+            amount: submission.amount,
+            source: submission.source,
+            destination: submission.destination,
+            description: submission.description,
+            metadata: submission.metadata,
+            effective_time_us: submission.effective_time_us.unwrap_or(now_us),
+            create_time_us: now_us,
+            update_time_us: now_us,
+            version: 0,
+            hash: [0; 32],
+            attempts: 0,
+        },
+        submitted: OperationEvent { event: Some(operation_event::Event::Submitted(submitted)) }.encode_to_vec(),
+        correlation_id: call.correlation_id.to_string(),
+    }
+}
+
+/// Waits until the outcome is known or the time is over; the operation as it stands then.
+async fn wait_for_outcome(app: &App, operation: &mut Operation, until: Instant) {
+    while !is_decided(operation.state) && Instant::now() < until {
+        let next_look = until.min(Instant::now() + LOOK_AGAIN);
+        let _ = timeout_at(next_look, app.pipeline.settled()).await;
+        match operations::get(app.database.reader(), operation.id).await {
+            Ok(Some(now)) => *operation = now,
+            // It is durable, and that is what counts: the state as it stood is still an answer.
+            Ok(None) | Err(_) => {}
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! The rules of transactions: no clock, no I/O, no async. Time and ids come in as arguments.
+
+pub mod account;
+pub mod ledger;
+pub mod operation;
+pub mod submission;

@@ -1,0 +1,23 @@
+//! The services of transactions on the wire: unwrap, call one use case, wrap.
+
+mod accounts;
+mod transactions;
+
+use std::sync::Arc;
+
+use lastro_money::{Currency, Minor};
+use lastro_proto::transactions::v1::accounts_service_server::AccountsServiceServer;
+use lastro_proto::transactions::v1::transactions_service_server::TransactionsServiceServer;
+use lastro_proto::r#type::v1::Money;
+use tonic::service::Routes;
+
+use crate::app::App;
+
+pub fn public_routes(app: &Arc<App>) -> Routes {
+    Routes::new(AccountsServiceServer::new(accounts::Accounts(app.clone())))
+        .add_service(TransactionsServiceServer::new(transactions::Transactions(app.clone())))
+}
+
+fn money(minor: Minor, currency: Currency) -> Option<Money> {
+    Some(Money { currency_code: currency.code().to_owned(), amount: lastro_money::format(minor, currency) })
+}

@@ -1,0 +1,100 @@
+//! `lastro.transactions.v1.TransactionsService`.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use lastro_events::Event;
+use lastro_mesh::call::Call;
+use lastro_mesh::identity::User as Caller;
+use lastro_mesh::page::Page;
+use lastro_proto::time::timestamp;
+use lastro_proto::transactions::v1::transaction::Settlement;
+use lastro_proto::transactions::v1::transactions_service_server::TransactionsService;
+use lastro_proto::transactions::v1::{
+    CreateTransactionRequest, GetTransactionRequest, ListTransactionEventsRequest, ListTransactionEventsResponse, ListTransactionsRequest,
+    ListTransactionsResponse, OperationEvent, Transaction, TransactionEvent,
+};
+use tonic::{Request, Response, Status};
+use uuid::Uuid;
+
+use super::money;
+use crate::app::App;
+use crate::app::create_transaction::create_transaction;
+use crate::app::get_transaction::get_transaction;
+use crate::app::list_transaction_events::list_transaction_events;
+use crate::app::list_transactions::list_transactions;
+use crate::store::operations::Operation;
+
+pub struct Transactions(pub Arc<App>);
+
+#[tonic::async_trait]
+impl TransactionsService for Transactions {
+    async fn create_transaction(&self, request: Request<CreateTransactionRequest>) -> Result<Response<Transaction>, Status> {
+        let call = Call::of(&request)?.clone();
+        let caller = call.user()?;
+        let accepted = create_transaction(&self.0, &call, caller, request.into_inner()).await?;
+        Ok(Response::new(Transaction { replayed: accepted.replayed, ..wire(accepted.operation, caller) }))
+    }
+
+    async fn get_transaction(&self, request: Request<GetTransactionRequest>) -> Result<Response<Transaction>, Status> {
+        let caller = Call::of(&request)?.user()?;
+        let operation = get_transaction(&self.0, caller, &request.get_ref().id).await?;
+        Ok(Response::new(wire(operation, caller)))
+    }
+
+    async fn list_transactions(&self, request: Request<ListTransactionsRequest>) -> Result<Response<ListTransactionsResponse>, Status> {
+        let (caller, message) = (Call::of(&request)?.user()?, request.get_ref());
+        let page = Page::read(message.page_size, &message.page_token)?;
+        let (operations, next_page_token) = list_transactions(&self.0, caller, &message.account_id, page).await?;
+        let transactions = operations.into_iter().map(|operation| wire(operation, caller)).collect();
+        Ok(Response::new(ListTransactionsResponse { transactions, next_page_token }))
+    }
+
+    async fn list_transaction_events(
+        &self,
+        request: Request<ListTransactionEventsRequest>,
+    ) -> Result<Response<ListTransactionEventsResponse>, Status> {
+        let caller = Call::of(&request)?.user()?;
+        let events = list_transaction_events(&self.0, caller, &request.get_ref().id).await?;
+        Ok(Response::new(ListTransactionEventsResponse { events: events.into_iter().map(wire_event).collect() }))
+    }
+}
+
+fn wire(operation: Operation, caller: &Caller) -> Transaction {
+    let id = |id: Option<Uuid>| id.map(|id| id.to_string()).unwrap_or_default();
+    let own = operation.owner_id == caller.id;
+    Transaction {
+        id: operation.id.to_string(),
+        external_id: if own { operation.external_id } else { String::new() },
+        r#type: operation.kind as i32,
+        state: operation.state as i32,
+        reason: operation.reason,
+        amount: money(operation.amount, operation.currency),
+        source_account_id: id(operation.source),
+        destination_account_id: id(operation.destination),
+        description: operation.description,
+        metadata: operation.metadata.into_iter().filter(|_| own).map(|entry| (entry.key, entry.value)).collect(),
+        effective_time: Some(timestamp(operation.effective_time_us)),
+        settlement: Settlement::Internal as i32,
+        create_time: Some(timestamp(operation.create_time_us)),
+        update_time: Some(timestamp(operation.update_time_us)),
+        replayed: false,
+    }
+}
+
+fn wire_event((event, payload): (Event, OperationEvent)) -> TransactionEvent {
+    let mut hash = String::with_capacity(64);
+    event.hash.iter().for_each(|byte| {
+        let _ = write!(hash, "{byte:02x}");
+    });
+    TransactionEvent {
+        id: event.id.to_string(),
+        version: event.version,
+        r#type: event.kind,
+        create_time: Some(timestamp(event.recorded_us)),
+        correlation_id: event.correlation_id,
+        causation_id: event.causation_id.map(|id| id.to_string()).unwrap_or_default(),
+        hash,
+        payload: Some(payload),
+    }
+}

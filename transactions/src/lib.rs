@@ -1,0 +1,51 @@
+//! transactions: accounts, the double-entry ledger, the operation pipeline. `grpc`, `consume` and `jobs` call `app` (one file a use
+//! case), which uses `pipeline`, `store` and the pure rules in `domain`.
+
+mod app;
+mod consume;
+mod domain;
+mod error;
+mod grpc;
+mod jobs;
+mod pipeline;
+mod store;
+
+use std::sync::Arc;
+
+use lastro_database::Database;
+use lastro_events::EventStore;
+use lastro_events::bus::Bus;
+use lastro_mesh::identity::RevokedSessions;
+use lastro_mesh::outbound::Outbound;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+
+pub use error::Error;
+
+/// The service's name in logs, metrics and topics.
+pub const NAME: &str = "transactions";
+
+/// What transactions tells the others.
+pub const EVENTS: EventStore = EventStore { table: "operation_events", topic: NAME };
+
+/// The service. Cheap to clone; all clones are one.
+#[derive(Clone)]
+pub struct Transactions(Arc<app::App>);
+
+impl Transactions {
+    /// A service on its migrated database, with the way to customers. `users` is what customers publishes. Dead sessions are learned into
+    /// `revoked`, which the verifier of tokens looks at.
+    pub async fn start(database: Database, bus: Bus, users: EventStore, customers: Outbound, revoked: RevokedSessions) -> Result<Self, Error> {
+        Ok(Self(Arc::new(app::App::start(database, bus, users, customers, revoked).await?)))
+    }
+
+    /// What the public listener serves.
+    pub fn public_routes(&self) -> Routes {
+        grpc::public_routes(&self.0)
+    }
+
+    /// Background work, until told to stop.
+    pub async fn run_jobs(&self, stop: CancellationToken) {
+        tokio::join!(jobs::run(&self.0, stop.clone()), consume::run(&self.0, stop.clone()), self.0.pipeline.run_worker(stop));
+    }
+}

@@ -1,0 +1,111 @@
+//! The tables `accounts` and `balances`, outside of settlement.
+
+use lastro_database::{Error, Transaction, all, execute, one};
+use lastro_mesh::page::Page;
+use lastro_money::{Currency, Minor};
+use sea_orm::{ConnectionTrait, FromQueryResult, Value};
+use uuid::Uuid;
+
+use crate::domain::account::{Account, STRIPES, SYSTEM_OWNER, clearing_account_id};
+
+/// An account with what it has now.
+#[derive(Debug, Clone)]
+pub struct AccountWithBalance {
+    pub account: Account,
+    pub posted: Minor,
+    pub held: Minor,
+}
+
+#[derive(FromQueryResult)]
+struct Row {
+    id: Uuid,
+    owner_id: Uuid,
+    currency_code: String,
+    display_name: String,
+    system: bool,
+    create_time_us: i64,
+    posted: i64,
+    held: i64,
+}
+
+const SELECT: &str = "SELECT a.id, a.owner_id, a.currency_code, a.display_name, a.system, a.create_time_us, b.posted, b.held \
+                      FROM accounts a JOIN balances b ON b.account_id = a.id";
+
+impl Row {
+    fn read(self) -> Result<AccountWithBalance, Error> {
+        let currency = Currency::from_code(&self.currency_code).ok_or_else(|| Error::corrupt("a currency that is none"))?;
+        let account = Account {
+            id: self.id,
+            owner_id: self.owner_id,
+            currency,
+            display_name: self.display_name,
+            system: self.system,
+            create_time_us: self.create_time_us,
+        };
+        Ok(AccountWithBalance { account, posted: self.posted, held: self.held })
+    }
+}
+
+/// Adds an account with a balance of zero.
+pub async fn insert(tx: &Transaction, account: &Account, stripe: Option<u8>) -> Result<(), Error> {
+    let sql = "INSERT INTO accounts (id, owner_id, currency_code, display_name, system, stripe, create_time_us) \
+               VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (id) DO NOTHING";
+    let values: [Value; 7] = [
+        account.id.into(),
+        account.owner_id.into(),
+        account.currency.code().into(),
+        account.display_name.clone().into(),
+        account.system.into(),
+        stripe.map(i64::from).into(),
+        account.create_time_us.into(),
+    ];
+    execute(tx, sql, values).await?;
+    let sql =
+        "INSERT INTO balances (account_id, posted, held, version, system, closed) VALUES ($1, 0, 0, 0, $2, $3) ON CONFLICT (account_id) DO NOTHING";
+    execute(tx, sql, [account.id.into(), account.system.into(), false.into()]).await.map(|_| ())
+}
+
+/// Makes a currency's clearing account, unless it is there.
+pub async fn ensure_clearing(tx: &Transaction, currency: Currency, now_us: i64) -> Result<(), Error> {
+    for stripe in 0..STRIPES {
+        let account = Account {
+            id: clearing_account_id(currency, stripe),
+            owner_id: SYSTEM_OWNER,
+            currency,
+            display_name: "clearing".to_owned(),
+            system: true,
+            create_time_us: now_us,
+        };
+        insert(tx, &account, Some(stripe)).await?;
+    }
+    Ok(())
+}
+
+/// One account.
+pub async fn get(on: &impl ConnectionTrait, id: Uuid) -> Result<Option<AccountWithBalance>, Error> {
+    one::<Row>(on, &format!("{SELECT} WHERE a.id = $1"), [id.into()]).await?.map(Row::read).transpose()
+}
+
+/// A page of accounts, newest first: of one owner, or of all.
+pub async fn list(on: &impl ConnectionTrait, owner_id: Option<Uuid>, page: Page) -> Result<Vec<AccountWithBalance>, Error> {
+    let before = Value::from(page.before.unwrap_or(Uuid::max()));
+    let limit = page.limit();
+    let rows: Vec<Row> = match owner_id {
+        Some(owner) => {
+            all(on, &format!("{SELECT} WHERE a.owner_id = $2 AND a.id < $1 ORDER BY a.id DESC LIMIT {limit}"), [before, owner.into()]).await?
+        }
+        None => all(on, &format!("{SELECT} WHERE a.system = $2 AND a.id < $1 ORDER BY a.id DESC LIMIT {limit}"), [before, false.into()]).await?,
+    };
+    rows.into_iter().map(Row::read).collect()
+}
+
+#[derive(FromQueryResult)]
+struct Id {
+    id: Uuid,
+}
+
+/// The ids of a user's accounts.
+pub async fn ids_of(on: &impl ConnectionTrait, owner_id: Uuid) -> Result<Vec<Uuid>, Error> {
+    let rows: Vec<Id> = all(on, "SELECT id FROM accounts WHERE owner_id = $1", [owner_id.into()]).await?;
+    Ok(rows.into_iter().map(|row| row.id).collect())
+}

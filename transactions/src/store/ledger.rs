@@ -1,0 +1,125 @@
+//! What a settling batch reads and writes, in one transaction and in set-based statements. The two databases differ here: PostgreSQL
+//! takes arrays and binary COPY, SQLite rows of VALUES; the statements stand side by side in `postgres` and `sqlite`.
+
+mod postgres;
+mod sqlite;
+
+use std::collections::HashMap;
+
+use lastro_database::{Database, Error};
+use lastro_events::Event;
+use sqlx::{Postgres, Sqlite, Transaction};
+use uuid::Uuid;
+
+use super::operations::Operation;
+use crate::domain::ledger::{Balance, Posting};
+
+/// The transaction of a batch.
+pub enum Ledger {
+    Postgres(Transaction<'static, Postgres>),
+    Sqlite(Transaction<'static, Sqlite>),
+}
+
+/// How to lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lock {
+    /// Leave out what somebody else holds.
+    Skip,
+    /// Wait for it, up to the lock timeout.
+    Wait,
+}
+
+/// Which waiting operations to take.
+#[derive(Debug, Clone, Copy)]
+pub struct Claim {
+    /// At most so many.
+    pub limit: u32,
+    /// Only operations after this one.
+    pub after: Uuid,
+    /// One that failed is left alone until its last attempt is older than this.
+    pub failed_before_us: i64,
+}
+
+/// Everything that a batch writes.
+#[derive(Debug, Default)]
+pub struct Writes<'a> {
+    /// New operations, sorted by (owner, external id).
+    pub inserted: Vec<&'a Operation>,
+    /// Operations that were stored before, in their new state.
+    pub updated: Vec<&'a Operation>,
+    pub events: Vec<Event>,
+    /// With the operation that each belongs to.
+    pub postings: Vec<(Uuid, Posting)>,
+    /// Accounts whose balance changed.
+    pub balances: Vec<(Uuid, Balance)>,
+}
+
+/// What became of writing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Written {
+    All,
+    /// An operation's key exists: nothing may be committed.
+    KeyExists,
+}
+
+impl Ledger {
+    /// Begins.
+    pub async fn begin(database: &Database) -> Result<Self, Error> {
+        match (database.postgres(), database.sqlite()) {
+            (Some(pool), _) => Ok(Self::Postgres(postgres::begin(pool).await?)),
+            (None, Some(pool)) => Ok(Self::Sqlite(sqlite::begin(pool).await?)),
+            (None, None) => Err(Error::corrupt("neither of the two databases")),
+        }
+    }
+
+    /// Locks accounts in the order of their ids, which must be sorted; what they have. Those that are missing were not locked.
+    pub async fn lock(&mut self, accounts: &[Uuid], lock: Lock) -> Result<HashMap<Uuid, Balance>, Error> {
+        match self {
+            Self::Postgres(tx) => postgres::lock(tx, accounts, lock).await,
+            Self::Sqlite(tx) => sqlite::lock(tx, accounts).await,
+        }
+    }
+
+    /// Writes everything; the operations first, since they tell whether a key exists.
+    pub async fn write(&mut self, writes: &Writes<'_>) -> Result<Written, Error> {
+        match self {
+            Self::Postgres(tx) => postgres::write(tx, writes).await,
+            Self::Sqlite(tx) => sqlite::write(tx, writes).await,
+        }
+    }
+
+    /// Takes operations that wait to be settled and that nobody else has, oldest first; dead letters are left alone.
+    pub async fn claim(&mut self, claim: Claim) -> Result<Vec<Operation>, Error> {
+        match self {
+            Self::Postgres(tx) => postgres::claim(tx, claim).await,
+            Self::Sqlite(tx) => sqlite::claim(tx, claim).await,
+        }
+    }
+
+    /// Gives an operation up until an operator retries it.
+    pub async fn dead_letter(&mut self, operation_id: Uuid, error: &str, attempts: i64, now_us: i64) -> Result<(), Error> {
+        const SQL: &str =
+            "INSERT INTO dead_letters (operation_id, error, attempts, create_time_us) VALUES ($1, $2, $3, $4) ON CONFLICT (operation_id) DO NOTHING";
+        match self {
+            Self::Postgres(tx) => sqlx::query(SQL).bind(operation_id).bind(error).bind(attempts).bind(now_us).execute(&mut **tx).await.map(|_| ())?,
+            Self::Sqlite(tx) => sqlx::query(SQL).bind(operation_id).bind(error).bind(attempts).bind(now_us).execute(&mut **tx).await.map(|_| ())?,
+        }
+        Ok(())
+    }
+
+    /// Commits. After an error nobody knows whether it did.
+    pub async fn commit(self) -> Result<(), Error> {
+        match self {
+            Self::Postgres(tx) => Ok(tx.commit().await?),
+            Self::Sqlite(tx) => Ok(tx.commit().await?),
+        }
+    }
+
+    /// Undoes everything.
+    pub async fn rollback(self) -> Result<(), Error> {
+        match self {
+            Self::Postgres(tx) => Ok(tx.rollback().await?),
+            Self::Sqlite(tx) => Ok(tx.rollback().await?),
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! A batch on SQLite: rows of VALUES, as many to a statement as keep the number of different statements small.
+
+use std::collections::HashMap;
+
+use lastro_database::Error;
+use sqlx::query::Query;
+use sqlx::sqlite::{SqliteArguments, SqlitePool};
+use sqlx::{Row as _, Sqlite, Transaction};
+use uuid::Uuid;
+
+use super::{Claim, Writes, Written};
+use crate::domain::ledger::Balance;
+use crate::store::operations::{self, Operation, metadata_to_text};
+
+type Tx = Transaction<'static, Sqlite>;
+type Bound<'q> = Query<'q, Sqlite, SqliteArguments>;
+
+/// Rows to a statement: each size is one prepared statement a table.
+const CHUNKS: [usize; 3] = [32, 8, 1];
+
+#[allow(clippy::disallowed_methods, reason = "the settling batch binds rows, which needs the driver's own transaction")]
+pub async fn begin(pool: &SqlitePool) -> Result<Tx, Error> {
+    Ok(pool.begin_with("BEGIN IMMEDIATE").await?)
+}
+
+/// The one writer holds everything already.
+pub async fn lock(tx: &mut Tx, accounts: &[Uuid]) -> Result<HashMap<Uuid, Balance>, Error> {
+    let mut balances = HashMap::with_capacity(accounts.len());
+    for chunk in chunks(accounts) {
+        let places = vec!["?"; chunk.len()].join(", ");
+        let sql = format!("SELECT account_id, posted, held, version, system, closed FROM balances WHERE account_id IN ({places})");
+        let query = chunk.iter().fold(sqlx::query(sqlx::AssertSqlSafe(sql)), |query, id| query.bind(*id));
+        for row in query.fetch_all(&mut **tx).await? {
+            let balance = Balance {
+                posted: row.try_get(1)?,
+                held: row.try_get(2)?,
+                version: row.try_get(3)?,
+                system: row.try_get(4)?,
+                closed: row.try_get(5)?,
+            };
+            balances.insert(row.try_get(0)?, balance);
+        }
+    }
+    Ok(balances)
+}
+
+pub async fn write(tx: &mut Tx, writes: &Writes<'_>) -> Result<Written, Error> {
+    if insert_operations(tx, &writes.inserted).await? < writes.inserted.len() as u64 {
+        return Ok(Written::KeyExists);
+    }
+    for operation in &writes.updated {
+        let sql = "UPDATE operations SET state = ?, reason = ?, update_time_us = ?, version = ?, hash = ?, attempts = ? WHERE id = ?";
+        let query = sqlx::query(sql).bind(operation.state as i64).bind(&operation.reason).bind(operation.update_time_us);
+        query.bind(operation.version).bind(operation.hash.to_vec()).bind(operation.attempts).bind(operation.id).execute(&mut **tx).await?;
+    }
+    let sql =
+        "INSERT INTO operation_events (id, aggregate_id, version, kind, payload, digest, correlation_id, causation_id, recorded_us, hash) VALUES ";
+    insert(tx, sql, "", 10, &writes.events, |query, event| {
+        let query = query.bind(event.id).bind(event.aggregate_id).bind(event.version).bind(event.kind.clone()).bind(event.payload.clone());
+        let query = query.bind(event.digest.to_vec()).bind(event.correlation_id.clone()).bind(event.causation_id);
+        query.bind(event.recorded_us).bind(event.hash.to_vec())
+    })
+    .await?;
+    let sql = "INSERT INTO postings (account_id, account_version, operation_id, amount, balance) VALUES ";
+    insert(tx, sql, "", 5, &writes.postings, |query, (operation_id, posting)| {
+        query.bind(posting.account_id).bind(posting.account_version).bind(*operation_id).bind(posting.amount).bind(posting.balance)
+    })
+    .await?;
+    let sql = "INSERT INTO balances (account_id, posted, held, version, system, closed) VALUES ";
+    let update = " ON CONFLICT (account_id) DO UPDATE SET posted = excluded.posted, held = excluded.held, version = excluded.version";
+    insert(tx, sql, update, 6, &writes.balances, |query, (id, balance)| {
+        query.bind(*id).bind(balance.posted).bind(balance.held).bind(balance.version).bind(balance.system).bind(balance.closed)
+    })
+    .await?;
+    Ok(Written::All)
+}
+
+async fn insert_operations(tx: &mut Tx, operations: &[&Operation]) -> Result<u64, Error> {
+    let sql = format!("INSERT INTO operations ({}) VALUES ", operations::COLUMNS);
+    insert(tx, &sql, " ON CONFLICT (owner_id, external_id) DO NOTHING", 19, operations, |query, one| {
+        let query = query.bind(one.id).bind(one.owner_id).bind(one.external_id.clone()).bind(one.request_hash.to_vec()).bind(one.kind as i64);
+        let query = query.bind(one.state as i64).bind(one.reason.clone()).bind(one.currency.code().to_owned()).bind(one.amount).bind(one.source);
+        let query = query.bind(one.destination).bind(one.description.clone()).bind(metadata_to_text(&one.metadata)).bind(one.effective_time_us);
+        query.bind(one.create_time_us).bind(one.update_time_us).bind(one.version).bind(one.hash.to_vec()).bind(one.attempts)
+    })
+    .await
+}
+
+/// Inserts rows of `columns` values each; how many were inserted.
+async fn insert<T>(
+    tx: &mut Tx,
+    head: &str,
+    tail: &str,
+    columns: usize,
+    rows: &[T],
+    bind: impl for<'q> Fn(Bound<'q>, &T) -> Bound<'q>,
+) -> Result<u64, Error> {
+    let row = format!("({})", vec!["?"; columns].join(", "));
+    let mut inserted = 0;
+    for chunk in chunks(rows) {
+        let sql = format!("{head}{}{tail}", vec![row.as_str(); chunk.len()].join(", "));
+        let query = chunk.iter().fold(sqlx::query(sqlx::AssertSqlSafe(sql)), &bind);
+        inserted += query.execute(&mut **tx).await?.rows_affected();
+    }
+    Ok(inserted)
+}
+
+/// Cuts rows into pieces of the sizes of CHUNKS, the largest first.
+fn chunks<T>(mut rows: &[T]) -> impl Iterator<Item = &[T]> {
+    std::iter::from_fn(move || {
+        let size = CHUNKS.into_iter().find(|size| *size <= rows.len())?;
+        let (chunk, rest) = rows.split_at(size);
+        rows = rest;
+        Some(chunk)
+    })
+}
+
+pub async fn claim(tx: &mut Tx, claim: Claim) -> Result<Vec<Operation>, Error> {
+    let sql = format!(
+        "SELECT {} FROM operations o WHERE state IN (1, 2) AND id > $1 AND (attempts = 0 OR update_time_us < $2) \
+         AND NOT EXISTS (SELECT 1 FROM dead_letters d WHERE d.operation_id = o.id) ORDER BY id LIMIT {}",
+        operations::COLUMNS,
+        claim.limit
+    );
+    let rows: Vec<operations::Row> =
+        sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(claim.after).bind(claim.failed_before_us).fetch_all(&mut **tx).await?;
+    rows.into_iter().map(operations::Row::read).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_of_few_sizes_and_lose_nothing() {
+        for rows in 0..200_usize {
+            let all: Vec<usize> = (0..rows).collect();
+            let pieces: Vec<&[usize]> = chunks(&all).collect();
+            assert_eq!(pieces.concat(), all);
+            assert!(pieces.iter().all(|piece| CHUNKS.contains(&piece.len())));
+        }
+    }
+}

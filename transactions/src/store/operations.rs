@@ -1,0 +1,156 @@
+//! The table `operations`, outside of settlement.
+
+use lastro_database::{Error, all, one};
+use lastro_mesh::page::Page;
+use lastro_money::{Currency, Minor};
+use lastro_proto::transactions::v1::MetadataEntry;
+use sea_orm::{ConnectionTrait, FromQueryResult, Value};
+use uuid::Uuid;
+
+use crate::domain::operation::{State, Type};
+
+/// An operation as it stands.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Operation {
+    pub id: Uuid,
+    pub owner_id: Uuid,
+    pub external_id: String,
+    pub request_hash: [u8; 32],
+    pub kind: Type,
+    pub state: State,
+    /// Why it was rejected, or empty.
+    pub reason: String,
+    pub currency: Currency,
+    pub amount: Minor,
+    /// None: the clearing account.
+    pub source: Option<Uuid>,
+    /// None: the clearing account.
+    pub destination: Option<Uuid>,
+    pub description: String,
+    pub metadata: Vec<MetadataEntry>,
+    pub effective_time_us: i64,
+    pub create_time_us: i64,
+    pub update_time_us: i64,
+    /// Of its last event.
+    pub version: i64,
+    /// Of its last event.
+    pub hash: [u8; 32],
+    /// How often settling it failed.
+    pub attempts: i64,
+}
+
+/// A row of it; both databases read it.
+#[derive(FromQueryResult, sqlx::FromRow)]
+pub(super) struct Row {
+    id: Uuid,
+    owner_id: Uuid,
+    external_id: String,
+    request_hash: Vec<u8>,
+    kind: i64,
+    state: i64,
+    reason: String,
+    currency_code: String,
+    amount: i64,
+    source_account_id: Option<Uuid>,
+    destination_account_id: Option<Uuid>,
+    description: String,
+    metadata: String,
+    effective_time_us: i64,
+    create_time_us: i64,
+    update_time_us: i64,
+    version: i64,
+    hash: Vec<u8>,
+    attempts: i64,
+}
+
+pub(super) const COLUMNS: &str = "id, owner_id, external_id, request_hash, kind, state, reason, currency_code, amount, source_account_id, \
+                                  destination_account_id, description, metadata, effective_time_us, create_time_us, update_time_us, version, hash, attempts";
+
+impl Row {
+    pub(super) fn read(self) -> Result<Operation, Error> {
+        let hash = |bytes: Vec<u8>| bytes.try_into().map_err(|_| Error::corrupt("a hash that has not 32 bytes"));
+        let number = |number: i64| i32::try_from(number).map_err(|_| Error::corrupt("a number out of range"));
+        Ok(Operation {
+            id: self.id,
+            owner_id: self.owner_id,
+            external_id: self.external_id,
+            request_hash: hash(self.request_hash)?,
+            kind: Type::try_from(number(self.kind)?).map_err(Error::corrupt)?,
+            state: State::try_from(number(self.state)?).map_err(Error::corrupt)?,
+            reason: self.reason,
+            currency: Currency::from_code(&self.currency_code).ok_or_else(|| Error::corrupt("a currency that is none"))?,
+            amount: self.amount,
+            source: self.source_account_id,
+            destination: self.destination_account_id,
+            description: self.description,
+            metadata: metadata_from_text(&self.metadata)?,
+            effective_time_us: self.effective_time_us,
+            create_time_us: self.create_time_us,
+            update_time_us: self.update_time_us,
+            version: self.version,
+            hash: hash(self.hash)?,
+            attempts: self.attempts,
+        })
+    }
+}
+
+/// Metadata as it is stored: a JSON object, or nothing.
+pub fn metadata_to_text(metadata: &[MetadataEntry]) -> String {
+    if metadata.is_empty() {
+        return String::new();
+    }
+    let object: serde_json::Map<String, serde_json::Value> = metadata.iter().map(|entry| (entry.key.clone(), entry.value.clone().into())).collect();
+    serde_json::Value::Object(object).to_string()
+}
+
+fn metadata_from_text(text: &str) -> Result<Vec<MetadataEntry>, Error> {
+    if text.is_empty() {
+        return Ok(Vec::new());
+    }
+    let object: std::collections::BTreeMap<String, String> = serde_json::from_str(text).map_err(Error::corrupt)?;
+    Ok(object.into_iter().map(|(key, value)| MetadataEntry { key, value }).collect())
+}
+
+/// One operation.
+pub async fn get(on: &impl ConnectionTrait, id: Uuid) -> Result<Option<Operation>, Error> {
+    one::<Row>(on, &format!("SELECT {COLUMNS} FROM operations WHERE id = $1"), [id.into()]).await?.map(Row::read).transpose()
+}
+
+/// The operation with this key.
+pub async fn by_key(on: &impl ConnectionTrait, owner_id: Uuid, external_id: &str) -> Result<Option<Operation>, Error> {
+    let sql = format!("SELECT {COLUMNS} FROM operations WHERE owner_id = $1 AND external_id = $2");
+    one::<Row>(on, &sql, [owner_id.into(), external_id.into()]).await?.map(Row::read).transpose()
+}
+
+/// A page of all operations, newest first.
+pub async fn list(on: &impl ConnectionTrait, page: Page) -> Result<Vec<Operation>, Error> {
+    let sql = format!("SELECT {COLUMNS} FROM operations WHERE id < $1 ORDER BY id DESC LIMIT {}", page.limit());
+    let rows: Vec<Row> = all(on, &sql, [page.before.unwrap_or(Uuid::max()).into()]).await?;
+    rows.into_iter().map(Row::read).collect()
+}
+
+/// A page of the operations that debit or credit one of some accounts, newest first. Each account's own index is read from its end, so
+/// that a page costs the same however long the history is.
+pub async fn list_of_accounts(on: &impl ConnectionTrait, accounts: &[Uuid], page: Page) -> Result<Vec<Operation>, Error> {
+    const ACCOUNTS_AT_ONCE: usize = 100;
+    let mut found: Vec<Operation> = Vec::new();
+    for accounts in accounts.chunks(ACCOUNTS_AT_ONCE) {
+        let one_side = |side: &str, place: usize| {
+            format!(
+                "SELECT * FROM (SELECT {COLUMNS} FROM operations WHERE {side} = ${place} AND id < $1 ORDER BY id DESC LIMIT {}) AS x",
+                page.limit()
+            )
+        };
+        let sides: Vec<String> =
+            (2..accounts.len() + 2).flat_map(|place| ["source_account_id", "destination_account_id"].map(|side| one_side(side, place))).collect();
+        let values = [Value::from(page.before.unwrap_or(Uuid::max()))].into_iter().chain(accounts.iter().map(|id| Value::from(*id)));
+        let rows: Vec<Row> = all(on, &sides.join(" UNION ALL "), values).await?;
+        for row in rows {
+            found.push(row.read()?);
+        }
+    }
+    found.sort_by_key(|operation| std::cmp::Reverse(operation.id));
+    found.dedup_by_key(|operation| operation.id);
+    found.truncate(usize::try_from(page.limit()).unwrap_or(usize::MAX));
+    Ok(found)
+}
