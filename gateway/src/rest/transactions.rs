@@ -67,9 +67,7 @@ fn status_of(transaction: &Transaction, waits: bool) -> StatusCode {
 /// The header or the body; both only if they say the same.
 fn apply_idempotency_key(message: &mut CreateTransactionRequest, headers: &HeaderMap) -> Result<(), Problem> {
     let Some(header) = headers.get(IDEMPOTENCY_KEY) else {
-        if message.external_id.is_empty() {
-            return Err(Problem::field("external_id", "is required: send externalId, or the header Idempotency-Key"));
-        }
+        // Neither is the service's to refuse, after it knows who calls.
         return Ok(());
     };
     let unreadable = || Problem::field("Idempotency-Key", "must be 1 to 128 visible ASCII characters");
@@ -130,7 +128,7 @@ mod tests {
         assert_eq!(keyed(Some("\"k\""), "k"), Ok("k".to_owned()));
         assert_eq!(keyed(None, "k"), Ok("k".to_owned()));
         assert_eq!(keyed(Some("k"), "l"), Err("IDEMPOTENCY_KEY_CONFLICT"));
-        assert_eq!(keyed(None, ""), Err("INVALID_ARGUMENT"));
+        assert_eq!(keyed(None, ""), Ok(String::new()));
     }
 
     #[test]

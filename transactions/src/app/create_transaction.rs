@@ -102,10 +102,9 @@ async fn wait_for_outcome(app: &App, operation: &mut Operation, until: Instant) 
     while !is_decided(operation.state) && Instant::now() < until {
         let next_look = until.min(Instant::now() + LOOK_AGAIN);
         let _ = timeout_at(next_look, app.pipeline.settled()).await;
-        match operations::get(app.database.reader(), operation.id).await {
-            Ok(Some(now)) => *operation = now,
-            // It is durable, and that is what counts: the state as it stood is still an answer.
-            Ok(None) | Err(_) => {}
+        // It is durable, and that is what counts: where it cannot be read now, the state as it stood is still an answer.
+        if let Ok(Some(now)) = operations::get(app.database.reader(), operation.id).await {
+            *operation = now;
         }
     }
 }

@@ -1,0 +1,127 @@
+//! The ledger itself, read past the API: what must hold whatever happened.
+
+use anyhow::{Context as _, Result};
+use lastro_database::{Database, all};
+use lastro_events::EventStore;
+use lastro_events::event::broken_link;
+use sea_orm::FromQueryResult;
+use uuid::Uuid;
+
+use crate::World;
+
+const EVENTS: EventStore = EventStore { table: "operation_events", topic: "transactions" };
+
+/// The databases of a server.
+pub struct Ledger {
+    pub transactions: Database,
+    pub customers: Database,
+}
+
+#[derive(FromQueryResult)]
+struct Count {
+    count: i64,
+}
+
+#[derive(FromQueryResult)]
+struct Id {
+    id: Uuid,
+}
+
+#[derive(FromQueryResult)]
+struct Key {
+    private_key: Vec<u8>,
+    public_key: String,
+}
+
+impl Ledger {
+    pub async fn of(world: &World) -> Result<Self> {
+        Self::open(world.postgres.as_ref().map(lastro_tests::Postgres::url).as_deref(), &world.server.data).await
+    }
+
+    /// On PostgreSQL where there is a URL, else in the data folder.
+    pub async fn open(url: Option<&str>, data: &std::path::Path) -> Result<Self> {
+        let open = async |service: &str| match url {
+            Some(url) => Database::open_postgres(url, &format!("lastro_{service}"), 4).await,
+            None => Database::open_sqlite(&data.join(format!("{service}.db"))).await,
+        };
+        Ok(Self { transactions: open("transactions").await?, customers: open("customers").await? })
+    }
+
+    pub async fn signing_key(&self) -> Result<(Vec<u8>, String)> {
+        let keys: Vec<Key> = all(self.customers.reader(), "SELECT private_key, public_key FROM signing_keys", []).await?;
+        keys.into_iter().next().map(|key| (key.private_key, key.public_key)).context("a signing key")
+    }
+
+    pub async fn count(&self, sql: &str) -> Result<i64> {
+        let rows: Vec<Count> = all(self.transactions.writer(), sql, []).await?;
+        Ok(rows.first().context("a count")?.count)
+    }
+
+    /// Every invariant, over everything that is there.
+    pub async fn check(&self) -> Result<()> {
+        let none = [
+            (
+                "per operation the postings sum to zero",
+                "SELECT count(*) AS count FROM (SELECT operation_id FROM postings GROUP BY operation_id HAVING sum(amount) <> 0) AS x",
+            ),
+            (
+                "per currency the ledger sums to zero",
+                "SELECT count(*) AS count FROM (SELECT a.currency_code FROM balances b JOIN accounts a ON a.id = b.account_id GROUP BY a.currency_code HAVING sum(b.posted) <> 0) AS x",
+            ),
+            (
+                "each balance is the sum of its postings, and its version their number",
+                "SELECT count(*) AS count FROM balances b LEFT JOIN (SELECT account_id, sum(amount) AS total, count(*) AS lines, max(account_version) AS last \
+                 FROM postings GROUP BY account_id) AS p ON p.account_id = b.account_id \
+                 WHERE b.posted <> coalesce(p.total, 0) OR b.version <> coalesce(p.lines, 0) OR b.version <> coalesce(p.last, 0)",
+            ),
+            ("nobody is overdrawn", "SELECT count(*) AS count FROM balances WHERE NOT system AND posted - held < 0"),
+            (
+                "every completed operation has two postings, every other one none",
+                "SELECT count(*) AS count FROM operations o LEFT JOIN (SELECT operation_id, count(*) AS lines FROM postings GROUP BY operation_id) AS p \
+                 ON p.operation_id = o.id WHERE coalesce(p.lines, 0) <> CASE WHEN o.state = 4 THEN 2 ELSE 0 END",
+            ),
+            (
+                "an operation is at the version of its last event",
+                "SELECT count(*) AS count FROM operations o WHERE o.version <> (SELECT max(version) FROM operation_events e WHERE e.aggregate_id = o.id)",
+            ),
+            (
+                "every event belongs to an operation",
+                "SELECT count(*) AS count FROM operation_events e LEFT JOIN operations o ON o.id = e.aggregate_id WHERE o.id IS NULL",
+            ),
+        ];
+        for (rule, sql) in none {
+            anyhow::ensure!(self.count(sql).await? == 0, "{rule}: broken");
+        }
+        Ok(())
+    }
+
+    /// The hash chain of every operation, up to `limit` of them.
+    pub async fn check_chains(&self, limit: u32) -> Result<()> {
+        let operations: Vec<Id> = all(self.transactions.reader(), &format!("SELECT id FROM operations ORDER BY id DESC LIMIT {limit}"), []).await?;
+        for operation in operations {
+            let stream = EVENTS.stream(&self.transactions, operation.id).await?;
+            anyhow::ensure!(broken_link(&stream).is_none(), "the chain of {} is broken", operation.id);
+        }
+        Ok(())
+    }
+}
+
+pub async fn the_ledger_adds_up(world: &World) -> Result<()> {
+    let (api, administrator) = (world.server.api(), world.server.administrator().await?);
+    let someone = api.someone().await?;
+    let accounts = [api.account(&someone.token, "BRL").await?, api.account(&someone.token, "BRL").await?];
+    api.deposit(&administrator, &accounts[0], "BRL", "100.00").await?;
+    let transfers = (0..200).map(|number| {
+        let (api, token) = (api.clone(), someone.token.clone());
+        let (from, to) = (&accounts[number % 2], &accounts[(number + 1) % 2]);
+        let body = lastro_tests::Api::transfer(&format!("t{number}"), from, to, &format!("{}.{:02}", number % 7, number % 99 + 1));
+        async move { api.transact(&token, body).await }
+    });
+    for answer in futures_util::future::join_all(transfers).await {
+        let answer = answer?;
+        assert_eq!(answer.status, 201, "{answer:?}");
+    }
+    let ledger = Ledger::of(world).await?;
+    ledger.check().await?;
+    ledger.check_chains(300).await
+}

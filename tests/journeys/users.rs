@@ -1,0 +1,107 @@
+//! Users: who somebody is.
+
+use anyhow::Result;
+use lastro_tests::client::PASSWORD;
+use reqwest::Method;
+use serde_json::json;
+
+use crate::World;
+
+pub async fn registers_and_reads(world: &World) -> Result<()> {
+    let api = world.server.api();
+    let email = format!("Mixed.{}@Example.COM", uuid::Uuid::new_v4().simple());
+    let made = api.post("/api/v1/users", None, json!({ "name": "Zé", "email": email, "password": PASSWORD })).await?;
+    assert_eq!(made.status, 201, "{made:?}");
+    assert_eq!(made.header("location"), format!("/api/v1/users/{}", made.text("id")?));
+    assert_eq!((made.body["roles"].clone(), made.body["email"].clone()), (json!(["USER"]), json!(email.to_lowercase())));
+    assert!(made.text("createTime")?.ends_with('Z'));
+    assert!(made.body.get("password").is_none());
+
+    let taken = api.post("/api/v1/users", None, json!({ "name": "Other", "email": email.to_uppercase(), "password": PASSWORD })).await?;
+    assert_eq!((taken.status, taken.text("reason")?.as_str()), (409, "EMAIL_TAKEN"));
+
+    let login = api.post("/api/v1/auth/login", None, json!({ "email": email, "password": PASSWORD })).await?;
+    assert_eq!((login.body["tokenType"].clone(), login.body["expiresIn"].clone()), (json!("Bearer"), json!(18000)));
+    let token = login.text("accessToken")?;
+    let me = api.get("/api/v1/users/me", Some(&token)).await?;
+    assert_eq!(me.body, made.body);
+    let renamed = api.json(Method::PATCH, &format!("/api/v1/users/{}", made.text("id")?), Some(&token), &[], Some(json!({ "name": "José" }))).await?;
+    assert_eq!((renamed.status, renamed.text("name")?.as_str()), (200, "José"));
+    // Without a version the current one is meant.
+    assert_eq!(api.get("/api/users/me", Some(&token)).await?.text("name")?, "José");
+    Ok(())
+}
+
+pub async fn validates(world: &World) -> Result<()> {
+    let api = world.server.api();
+    for (body, field) in [
+        (json!({ "name": "", "email": "a@example.com", "password": PASSWORD }), "name"),
+        (json!({ "name": "n".repeat(201), "email": "a@example.com", "password": PASSWORD }), "name"),
+        (json!({ "name": "n", "email": "nobody", "password": PASSWORD }), "email"),
+        (json!({ "name": "n", "email": "a@example.com", "password": "short" }), "password"),
+        (json!({ "name": "n", "email": "a@example.com", "password": "p".repeat(129) }), "password"),
+        (json!({ "name": 5, "email": "a@example.com", "password": PASSWORD }), "name"),
+        (json!({ "name": "n", "email": "a@example.com", "password": PASSWORD, "roles": ["ADMIN"] }), "roles"),
+    ] {
+        let answer = api.post("/api/v1/users", None, body).await?;
+        assert_eq!((answer.status, answer.body["errors"][0]["field"].clone()), (400, json!(field)), "{answer:?}");
+    }
+    Ok(())
+}
+
+pub async fn administrators_manage_users(world: &World) -> Result<()> {
+    let (api, administrator) = (world.server.api(), world.server.administrator().await?);
+    let someone = api.someone().await?;
+    let path = format!("/api/v1/users/{}", someone.id);
+
+    // A user changes neither its roles nor whether it is disabled, and lists nobody.
+    for body in [json!({ "roles": ["ADMIN"] }), json!({ "disabled": false })] {
+        assert_eq!(api.json(Method::PATCH, &path, Some(&someone.token), &[], Some(body)).await?.status, 403);
+    }
+    assert_eq!(api.get("/api/v1/users", Some(&someone.token)).await?.status, 403);
+    let listed = api.get("/api/v1/users?pageSize=1000", Some(&administrator)).await?;
+    assert!(listed.body["users"].as_array().expect("a list").iter().any(|user| user["id"] == json!(someone.id)), "{listed:?}");
+
+    // New roles end the sessions, whose tokens said the old ones.
+    let promoted = api.json(Method::PATCH, &path, Some(&administrator), &[], Some(json!({ "roles": ["USER", "PROVIDER"] }))).await?;
+    assert_eq!((promoted.status, promoted.body["roles"].clone()), (200, json!(["USER", "PROVIDER"])));
+    assert_eq!(api.get("/api/v1/users/me", Some(&someone.token)).await?.status, 401);
+
+    let disabled = api.json(Method::PATCH, &path, Some(&administrator), &[], Some(json!({ "disabled": true }))).await?;
+    assert_eq!((disabled.status, disabled.body["disabled"].clone()), (200, json!(true)));
+    let login = api.post("/api/v1/auth/login", None, json!({ "email": someone.email, "password": PASSWORD })).await?;
+    assert_eq!((login.status, login.text("reason")?.as_str()), (401, "INVALID_CREDENTIALS"));
+    api.json(Method::PATCH, &path, Some(&administrator), &[], Some(json!({ "disabled": false }))).await?;
+    assert_eq!(api.post("/api/v1/auth/login", None, json!({ "email": someone.email, "password": PASSWORD })).await?.status, 200);
+    Ok(())
+}
+
+pub async fn the_last_administrator_stays(world: &World) -> Result<()> {
+    let (api, administrator) = (world.server.api(), world.server.administrator().await?);
+    let me = api.get("/api/v1/users/me", Some(&administrator)).await?.text("id")?;
+    let path = format!("/api/v1/users/{me}");
+    for body in [json!({ "roles": ["USER"] }), json!({ "disabled": true })] {
+        let refused = api.json(Method::PATCH, &path, Some(&administrator), &[], Some(body)).await?;
+        assert_eq!((refused.status, refused.text("reason")?.as_str()), (409, "LAST_ADMINISTRATOR"));
+    }
+    let refused = api.json(Method::DELETE, &path, Some(&administrator), &[], None).await?;
+    assert_eq!((refused.status, refused.text("reason")?.as_str()), (409, "LAST_ADMINISTRATOR"));
+    Ok(())
+}
+
+pub async fn a_deleted_user_is_anonymous(world: &World) -> Result<()> {
+    let (api, administrator) = (world.server.api(), world.server.administrator().await?);
+    let someone = api.someone().await?;
+    let account = api.account(&someone.token, "BRL").await?;
+    api.deposit(&administrator, &account, "BRL", "5.00").await?;
+    let path = format!("/api/v1/users/{}", someone.id);
+    assert_eq!(api.json(Method::DELETE, &path, Some(&someone.token), &[], None).await?.status, 204);
+    assert_eq!(api.get(&path, Some(&administrator)).await?.status, 404);
+    let login = api.post("/api/v1/auth/login", None, json!({ "email": someone.email, "password": PASSWORD })).await?;
+    assert_eq!(login.status, 401);
+    // Its ledger stays, and its address is free again.
+    assert_eq!(api.posted(&administrator, &account).await?, "5.00");
+    let again = api.post("/api/v1/users", None, json!({ "name": "n", "email": someone.email, "password": PASSWORD })).await?;
+    assert_eq!(again.status, 201, "{again:?}");
+    Ok(())
+}

@@ -1,0 +1,122 @@
+//! A `lastro up` of its own, on free ports.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+
+use crate::{Api, run, workspace};
+
+/// Runs until it is dropped; the data folder stays as long as somebody has it.
+pub struct Server {
+    child: Child,
+    /// `127.0.0.1:port`.
+    pub rest: String,
+    /// `127.0.0.1:port`.
+    pub grpc: String,
+    /// `127.0.0.1:port`.
+    pub ops: String,
+    /// The data folder.
+    pub data: PathBuf,
+    /// What it printed when it started.
+    pub banner: String,
+    administrator: Value,
+}
+
+/// The binary under test: of the same profile as this program, built if it is not.
+pub fn binary() -> Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let folder = own.ancestors().find(|path| path.ends_with("debug") || path.ends_with("release")).context("not in a target folder")?;
+    let binary = folder.join("lastro");
+    if !binary.exists() {
+        run(Command::new("cargo").args(["build", "--locked", "--bin", "lastro"]).current_dir(workspace()))?;
+    }
+    Ok(binary)
+}
+
+impl Server {
+    /// Starts one on a data folder, with more flags, and waits until it is ready.
+    pub fn start(data: &Path, flags: &[&str]) -> Result<Self> {
+        let ports = ["--rest", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--ops", "127.0.0.1:0"];
+        Self::start_on(data, &ports, flags)
+    }
+
+    /// As [`start`](Self::start), on the ports that an earlier one had.
+    pub fn start_again(&self, flags: &[&str]) -> Result<Self> {
+        let ports = ["--rest", self.rest.as_str(), "--grpc", &self.grpc, "--ops", &self.ops];
+        Self::start_on(&self.data, &ports, flags)
+    }
+
+    fn start_on(data: &Path, ports: &[&str], flags: &[&str]) -> Result<Self> {
+        std::fs::create_dir_all(data)?;
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(data.with_extension("log"))?;
+        let mut command = Command::new(binary()?);
+        command.arg("up").arg("--data").arg(data).args(ports).args(flags);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn()?;
+        let mut lines = BufReader::new(child.stdout.take().context("a pipe")?).lines();
+        let mut banner = String::new();
+        let mut value_after = |word: &str| -> Result<String> {
+            for line in lines.by_ref() {
+                let line = line?;
+                banner = format!("{banner}{line}\n");
+                if let Some(rest) = line.trim().strip_prefix(word) {
+                    let address = rest.trim().trim_start_matches("http://");
+                    return Ok(address.split([' ', '/']).next().unwrap_or_default().to_owned());
+                }
+            }
+            anyhow::bail!(
+                "lastro did not start; it printed {banner:?}, and {}",
+                std::fs::read_to_string(data.with_extension("log")).unwrap_or_default()
+            )
+        };
+        let (rest, grpc, ops) = (value_after("REST")?, value_after("gRPC")?, value_after("ops")?);
+        // The rest of what it prints is read, so that it never waits for us.
+        let rest_of_banner = std::thread::spawn(move || lines.map_while(Result::ok).take(40).collect::<Vec<_>>().join("\n"));
+        drop(rest_of_banner);
+        let administrator = std::fs::read(data.join("admin.json")).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+        Ok(Self { child, rest, grpc, ops, data: data.to_owned(), banner, administrator })
+    }
+
+    /// Its REST API.
+    pub fn api(&self) -> Api {
+        Api::new(&format!("http://{}", self.rest))
+    }
+
+    /// The administrator's access token.
+    pub async fn administrator(&self) -> Result<String> {
+        let login = self.api().post("/api/v1/auth/login", None, self.administrator.clone()).await?;
+        login.body["accessToken"].as_str().map(str::to_owned).with_context(|| format!("the administrator cannot log in: {login:?}"))
+    }
+
+    /// Ends it at once, as a crash does.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Asks it to end, and waits until it has.
+    pub fn terminate(&mut self) -> Result<()> {
+        run(Command::new("kill").args(["-TERM", &self.child.id().to_string()]))?;
+        for _ in 0..400 {
+            if self.child.try_wait()?.is_some() {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(25));
+        }
+        anyhow::bail!("lastro did not end after SIGTERM")
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
