@@ -1,1 +1,100 @@
-fn main() {}
+//! The benchmarks: real PostgreSQL with fsync on, pgbench's TPC-B and settled transfers in turns on the same server, and what follows
+//! from that as ratios. Every figure comes from one run on one machine; figures of different runs do not compare.
+#![allow(clippy::print_stdout, clippy::float_arithmetic, reason = "a report of measurements")]
+
+mod load;
+mod pgbench;
+mod report;
+mod setup;
+
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Parser;
+use lastro_tests::Postgres;
+
+use load::{Calls, Kind, measure};
+use setup::{Bench, Stores};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// What to measure, and for how long.
+#[derive(Parser)]
+struct Options {
+    /// Seconds to each measurement.
+    #[arg(long, default_value_t = 30)]
+    seconds: u64,
+    /// Rounds of pgbench and transfers in turns; the median counts.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// pgbench's scale: 100,000 accounts each.
+    #[arg(long, default_value_t = 128)]
+    scale: u32,
+    /// Accounts that transfers move money between.
+    #[arg(long, default_value_t = 10_000)]
+    accounts: usize,
+    /// Only this part: transfers, callers, idle, reads, embedded.
+    #[arg(long)]
+    only: Option<String>,
+    /// Leave pgbench out; there are no ratios then.
+    #[arg(long)]
+    without_pgbench: bool,
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let options = Options::parse();
+    let wants = |part: &str| options.only.as_deref().is_none_or(|only| only == part);
+    let span = Duration::from_secs(options.seconds);
+    let postgres = Postgres::start()?;
+    if !options.without_pgbench && wants("transfers") {
+        println!("making pgbench's tables at scale {} …", options.scale);
+        pgbench::initialise(&postgres, options.scale)?;
+    }
+    println!("making {} accounts …", options.accounts);
+    let bench = Bench::start(Stores::Postgres(&postgres), options.accounts).await?;
+
+    if wants("transfers") {
+        let (mut base, mut ours) = (Vec::new(), Vec::new());
+        for round in 1..=options.rounds {
+            if !options.without_pgbench {
+                base.push(pgbench::measure(&postgres, 128, options.seconds)?);
+                println!("round {round}: pgbench TPC-B, 128 clients: {:.0}/s", base[round - 1]);
+            }
+            let calls = measure(&bench, Kind::Transfer, 128, span).await?;
+            println!("round {round}: settled transfers, 128 callers: {calls}");
+            ours.push(calls);
+        }
+        report::ratio("settled transfers / pgbench TPC-B", report::median(ours.iter().map(Calls::per_second)), report::median(base.iter().copied()));
+        println!("peak memory of lastro: {} MB", bench.peak_memory_mb()?);
+    }
+    if wants("callers") {
+        for callers in [1, 32] {
+            let base =
+                if options.without_pgbench || !wants("transfers") { None } else { Some(pgbench::measure(&postgres, callers, options.seconds)?) };
+            let calls = measure(&bench, Kind::Transfer, callers, span).await?;
+            println!("settled transfers, {callers} callers: {calls}");
+            report::ratio(&format!("settled transfers / pgbench TPC-B, {callers} callers"), Some(calls.per_second()), base);
+        }
+    }
+    if wants("idle") {
+        let calls = load::one_at_a_time(&bench, 300, Duration::from_millis(20)).await?;
+        println!("settling one transfer on an idle system: {calls}");
+    }
+    if wants("reads") {
+        for kind in [Kind::GetOverGrpc, Kind::GetOverRest] {
+            let calls = measure(&bench, kind, 64, span).await?;
+            println!("{}, 64 callers: {calls}", kind.name());
+        }
+    }
+    drop(bench);
+    if wants("embedded") {
+        let embedded = Bench::start(Stores::Embedded, options.accounts.min(1000)).await?;
+        println!("embedded: start to ready {:?}, idle memory {} MB", embedded.start, embedded.idle_memory_mb);
+        for callers in [1, 128] {
+            println!("embedded: settled transfers, {callers} callers: {}", measure(&embedded, Kind::Transfer, callers, span).await?);
+        }
+    }
+    Ok(())
+}

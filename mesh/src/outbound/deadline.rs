@@ -39,6 +39,10 @@ where
         let call = request.extensions().get::<Call>();
         let own = if call.is_some_and(|call| call.waits) { Duration::from_secs(35) } else { self.timeout };
         let deadline = call.map_or(now + own, |call| call.deadline.min(now + own));
+        // The layers below bound what they do by it.
+        if let Some(call) = request.extensions_mut().get_mut::<Call>() {
+            call.deadline = deadline;
+        }
         let left_us = deadline.saturating_duration_since(now).as_micros().min(99_999_999);
         if let Ok(header) = HeaderValue::from_str(&format!("{left_us}u")) {
             request.headers_mut().insert("grpc-timeout", header);

@@ -19,6 +19,8 @@ use crate::call::Call;
 use crate::outcome;
 
 const BACKOFF_BASE: Duration = Duration::from_millis(50);
+/// What is left of the deadline is needed to answer.
+const ANSWER_MARGIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
 
 /// At most one retry for five calls over time, ten at once: a service that is down is not buried under retries.
@@ -91,15 +93,27 @@ where
             let (parts, body) = request.into_parts();
             let deadline = parts.extensions.get::<Call>().map(|call| call.deadline);
             let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+            let mut refused: Option<Response<Body>> = None;
             for attempt in 1.. {
                 let mut request = Request::from_parts(parts.clone(), Body::new(Full::new(body.clone())));
                 if attempt > 1 {
                     request.headers_mut().insert("grpc-previous-rpc-attempts", HeaderValue::from(attempt - 1));
                 }
-                let Ok(response) = inner.ready().await?.call(request).await;
-                let pause = pause_before_retry(response.headers(), attempt);
-                match pause.filter(|_| attempt < attempts_max) {
-                    Some(pause) if deadline.is_none_or(|end| Instant::now() + pause < end) && budget.withdraw() => tokio::time::sleep(pause).await,
+                let answer = inner.ready().await?.call(request);
+                let response = match (refused.take(), deadline) {
+                    // What an earlier attempt was told says more than that the time ran out meanwhile.
+                    (Some(earlier), Some(end)) => match tokio::time::timeout_at(end - ANSWER_MARGIN, answer).await {
+                        Ok(Ok(response)) => response,
+                        Err(_) => return Ok(earlier),
+                    },
+                    _ => answer.await?,
+                };
+                let pause = pause_before_retry(response.headers(), attempt).filter(|_| attempt < attempts_max);
+                match pause {
+                    Some(pause) if deadline.is_none_or(|end| Instant::now() + pause + ANSWER_MARGIN < end) && budget.withdraw() => {
+                        refused = Some(response);
+                        tokio::time::sleep(pause).await;
+                    }
                     _ => return Ok(response),
                 }
             }

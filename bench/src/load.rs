@@ -1,0 +1,181 @@
+//! Callers in a closed loop: each sends its next call when the last one is answered.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use hdrhistogram::Histogram;
+use lastro_proto::transactions::v1::accounts_service_client::AccountsServiceClient;
+use lastro_proto::transactions::v1::transaction::{State, Type};
+use lastro_proto::transactions::v1::transactions_service_client::TransactionsServiceClient;
+use lastro_proto::transactions::v1::{CreateTransactionRequest, GetAccountRequest};
+use lastro_proto::r#type::v1::Money;
+use tonic::Request;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::{Channel, Endpoint};
+
+use crate::setup::Bench;
+
+/// Connections that callers share: one HTTP/2 connection is a bottleneck.
+const CONNECTIONS: usize = 8;
+
+/// What a caller does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Transfer,
+    GetOverGrpc,
+    GetOverRest,
+}
+
+impl Kind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Transfer => "settled transfers",
+            Self::GetOverGrpc => "reads of an account over gRPC",
+            Self::GetOverRest => "reads of an account over REST",
+        }
+    }
+}
+
+/// What was measured.
+pub struct Calls {
+    latency_us: Histogram<u64>,
+    span: Duration,
+}
+
+impl Calls {
+    fn new() -> Self {
+        Self { latency_us: Histogram::new_with_bounds(1, 60_000_000, 3).expect("good bounds"), span: Duration::ZERO }
+    }
+
+    /// Successful calls per second.
+    pub fn per_second(&self) -> f64 {
+        self.latency_us.len() as f64 / self.span.as_secs_f64()
+    }
+}
+
+impl fmt::Display for Calls {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let at = |quantile: f64| self.latency_us.value_at_quantile(quantile) as f64 / 1000.0;
+        write!(formatter, "{:.0}/s, p50 {:.2} ms, p95 {:.2} ms, p99 {:.2} ms", self.per_second(), at(0.5), at(0.95), at(0.99))
+    }
+}
+
+#[derive(Clone)]
+struct Caller {
+    channel: Channel,
+    rest: reqwest::Client,
+    rest_base: Arc<str>,
+    bearer: MetadataValue<Ascii>,
+    accounts: Arc<[String]>,
+}
+
+impl Caller {
+    async fn call(&self, kind: Kind) -> Result<()> {
+        match kind {
+            Kind::Transfer => self.transfer().await,
+            Kind::GetOverGrpc => {
+                let request = self.request(GetAccountRequest { id: self.account().to_owned() });
+                AccountsServiceClient::new(self.channel.clone()).get_account(request).await?;
+                Ok(())
+            }
+            Kind::GetOverRest => {
+                let url = format!("{}/api/v1/accounts/{}", self.rest_base, self.account());
+                let answer = self.rest.get(url).header("authorization", self.bearer.to_str()?).send().await?;
+                anyhow::ensure!(answer.status().is_success(), "{}", answer.status());
+                answer.bytes().await?;
+                Ok(())
+            }
+        }
+    }
+
+    async fn transfer(&self) -> Result<()> {
+        let (source, mut destination) = (self.account(), self.account());
+        while destination == source {
+            destination = self.account();
+        }
+        let request = self.request(CreateTransactionRequest {
+            external_id: uuid::Uuid::new_v4().to_string(),
+            r#type: Type::Transfer as i32,
+            source_account_id: source.to_owned(),
+            destination_account_id: destination.to_owned(),
+            amount: Some(Money { currency_code: "BRL".to_owned(), amount: "0.01".to_owned() }),
+            wait: Some(pbjson_types::Duration { seconds: 10, nanos: 0 }),
+            ..CreateTransactionRequest::default()
+        });
+        let made = TransactionsServiceClient::new(self.channel.clone()).create_transaction(request).await?.into_inner();
+        anyhow::ensure!(made.state() == State::Completed, "{made:?}");
+        Ok(())
+    }
+
+    fn account(&self) -> &str {
+        &self.accounts[rand::random_range(0..self.accounts.len())]
+    }
+
+    fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.metadata_mut().insert("authorization", self.bearer.clone());
+        request
+    }
+}
+
+async fn callers(bench: &Bench, number: usize) -> Result<Vec<Caller>> {
+    let mut channels = Vec::new();
+    for _ in 0..CONNECTIONS.min(number) {
+        channels.push(Endpoint::new(format!("http://{}", bench.server.grpc))?.tcp_nodelay(true).connect().await?);
+    }
+    let rest = reqwest::Client::builder().pool_max_idle_per_host(256).tcp_nodelay(true).build()?;
+    let (accounts, rest_base): (Arc<[String]>, Arc<str>) = (bench.accounts.clone().into(), format!("http://{}", bench.server.rest).into());
+    let bearer: MetadataValue<Ascii> = format!("Bearer {}", bench.someone.token).parse()?;
+    Ok((0..number)
+        .map(|index| Caller {
+            channel: channels[index % channels.len()].clone(),
+            rest: rest.clone(),
+            rest_base: rest_base.clone(),
+            bearer: bearer.clone(),
+            accounts: accounts.clone(),
+        })
+        .collect())
+}
+
+/// Calls in a closed loop; the first second warms up and does not count.
+pub async fn measure(bench: &Bench, kind: Kind, number: usize, span: Duration) -> Result<Calls> {
+    let counted_from = Instant::now() + Duration::from_secs(1);
+    let until = counted_from + span;
+    let tasks = callers(bench, number).await?.into_iter().map(|caller| {
+        tokio::spawn(async move {
+            let mut calls = Calls::new();
+            loop {
+                let started = Instant::now();
+                if started >= until {
+                    return anyhow::Ok(calls);
+                }
+                caller.call(kind).await?;
+                if started >= counted_from {
+                    calls.latency_us.saturating_record(started.elapsed().as_micros() as u64);
+                }
+            }
+        })
+    });
+    let tasks: Vec<_> = tasks.collect();
+    let mut all = Calls { span, ..Calls::new() };
+    for task in tasks {
+        all.latency_us.add(task.await??.latency_us)?;
+    }
+    Ok(all)
+}
+
+/// Single transfers with pauses between: what one costs when nothing else happens.
+pub async fn one_at_a_time(bench: &Bench, number: usize, pause: Duration) -> Result<Calls> {
+    let caller = callers(bench, 1).await?.remove(0);
+    let (mut calls, begun) = (Calls::new(), Instant::now());
+    for _ in 0..number {
+        tokio::time::sleep(pause).await;
+        let started = Instant::now();
+        caller.call(Kind::Transfer).await?;
+        calls.latency_us.saturating_record(started.elapsed().as_micros() as u64);
+    }
+    calls.span = begun.elapsed();
+    Ok(calls)
+}

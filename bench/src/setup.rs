@@ -1,0 +1,75 @@
+//! A server with users, accounts and money.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use lastro_tests::client::Someone;
+use lastro_tests::{Postgres, Server};
+
+/// Where a server keeps things.
+pub enum Stores<'a> {
+    Postgres(&'a Postgres),
+    Embedded,
+}
+
+/// A server under measurement.
+pub struct Bench {
+    pub server: Server,
+    /// Who owns the accounts.
+    pub someone: Someone,
+    pub accounts: Vec<String>,
+    /// From exec to ready.
+    pub start: Duration,
+    pub idle_memory_mb: u64,
+    _folder: tempfile::TempDir,
+}
+
+/// Accounts are made by so many at once.
+const AT_ONCE: usize = 64;
+
+impl Bench {
+    /// Starts a server and gives every account money.
+    pub async fn start(stores: Stores<'_>, accounts: usize) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let url = match stores {
+            Stores::Postgres(postgres) => Some(postgres.url()),
+            Stores::Embedded => None,
+        };
+        let flags: Vec<&str> = url.iter().flat_map(|url| ["--database-url", url.as_str()]).collect();
+        let started = Instant::now();
+        let server = Server::start(&folder.path().join("data"), &flags)?;
+        let start = started.elapsed();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let idle_memory_mb = memory_mb(server.pid(), "VmRSS")?;
+        let administrator = server.administrator().await?;
+        let someone = server.api().someone().await?;
+        let mut made = Vec::with_capacity(accounts);
+        while made.len() < accounts {
+            let batch = (0..AT_ONCE.min(accounts - made.len())).map(|_| {
+                let (api, token, administrator) = (server.api(), someone.token.clone(), administrator.clone());
+                tokio::spawn(async move {
+                    let account = api.account(&token, "BRL").await?;
+                    api.deposit(&administrator, &account, "BRL", "1000000.00").await?;
+                    anyhow::Ok(account)
+                })
+            });
+            let batch: Vec<_> = batch.collect();
+            for account in batch {
+                made.push(account.await??);
+            }
+        }
+        Ok(Self { server, someone, accounts: made, start, idle_memory_mb, _folder: folder })
+    }
+
+    /// The most that the server has taken so far.
+    pub fn peak_memory_mb(&self) -> Result<u64> {
+        memory_mb(self.server.pid(), "VmHWM")
+    }
+}
+
+fn memory_mb(pid: u32, what: &str) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(what)).context("a line of memory")?;
+    let kilobytes: u64 = line.trim_start_matches(':').trim().split(' ').next().unwrap_or_default().parse()?;
+    Ok(kilobytes / 1024)
+}
