@@ -2,7 +2,7 @@
 //! If it fails nevertheless, it is bisected and only the culprit is parked. After an unknown COMMIT it reads back by the ids that it
 //! generated.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +10,7 @@ use std::time::Duration;
 use lastro_database::{Error, Kind};
 use lastro_mesh::clock;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -43,20 +44,70 @@ enum Failure {
     Database(Error),
 }
 
-/// Takes batches from the queue until nobody can send any more.
+/// Takes batches from the queue until nobody can send any more. A second batch goes beside the first one only if it shares no account
+/// with it, and only once it is worth a commit of its own: half of what is in flight.
 pub async fn run(settler: Arc<Settler>, mut jobs: mpsc::Receiver<Job>) {
-    let mut gathered = Vec::with_capacity(BATCH_MAX);
-    while jobs.recv_many(&mut gathered, BATCH_MAX).await > 0 {
-        let started = Instant::now();
-        settler.batch_size.record(gathered.len() as f64);
-        let groups = group(std::mem::take(&mut gathered));
-        // Its own task: a defect in one batch must not end the pipeline. Callers of a batch that panics are told UNAVAILABLE.
-        let batch = settler.clone();
-        if tokio::spawn(async move { batch.settle(groups).await }).await.is_err() {
-            tracing::error!("a settling batch panicked");
+    // SQLite has one writer: a second batch would only wait for it.
+    let at_once = if settler.database.is_postgres() { 2 } else { 1 };
+    let (mut waiting, mut arrived) = (Vec::new(), Vec::new());
+    let (mut in_flight, mut running, mut open) = (JoinSet::new(), Vec::<InFlight>::new(), true);
+    while open || !waiting.is_empty() || !in_flight.is_empty() {
+        let worth = running.iter().map(|batch| batch.size).max().unwrap_or_default() / 2;
+        if running.len() < at_once && !waiting.is_empty() && waiting.len() >= worth {
+            let (batch, rest) = take_disjoint(waiting, &running);
+            waiting = rest;
+            if !batch.is_empty() {
+                let accounts = decision::accounts(batch.iter().map(|job: &Job| &job.new.operation)).into_iter().collect();
+                // Its own task: a defect in one batch must not end the pipeline. Its callers are told UNAVAILABLE then.
+                let size = batch.len();
+                let id = in_flight.spawn(settle_batch(settler.clone(), size, group(batch))).id();
+                running.push(InFlight { id, size, accounts });
+                continue;
+            }
         }
-        settler.batch_seconds.record(started.elapsed());
+        tokio::select! {
+            received = jobs.recv_many(&mut arrived, BATCH_MAX), if open => {
+                open = received > 0;
+                waiting.append(&mut arrived);
+            }
+            Some(ended) = in_flight.join_next_with_id() => {
+                let id = match ended {
+                    Ok((id, ())) => id,
+                    Err(error) => {
+                        tracing::error!("a settling batch panicked");
+                        error.id()
+                    }
+                };
+                running.retain(|batch| batch.id != id);
+            }
+        }
     }
+}
+
+/// A batch that is being settled.
+struct InFlight {
+    id: tokio::task::Id,
+    size: usize,
+    accounts: HashSet<Uuid>,
+}
+
+/// The waiting jobs that share no account with what is in flight, and the rest.
+fn take_disjoint(waiting: Vec<Job>, running: &[InFlight]) -> (Vec<Job>, Vec<Job>) {
+    let mut taken = 0;
+    waiting.into_iter().partition(|job| {
+        let movement = decision::movement(&job.new.operation);
+        let free = running.iter().all(|batch| !batch.accounts.contains(&movement.debit) && !batch.accounts.contains(&movement.credit));
+        let takes = free && taken < BATCH_MAX;
+        taken += usize::from(takes);
+        takes
+    })
+}
+
+async fn settle_batch(settler: Arc<Settler>, size: usize, groups: Vec<Group>) {
+    let started = Instant::now();
+    settler.batch_size.record(size as f64);
+    settler.settle(groups).await;
+    settler.batch_seconds.record(started.elapsed());
 }
 
 /// Sorted by key, so that two replicas insert in the same order and never wait for each other in a circle.
