@@ -1,6 +1,6 @@
 //! The benchmarks: real PostgreSQL with fsync on, pgbench's TPC-B and settled transfers in turns on the same server, and what follows
 //! from that as ratios. Every figure comes from one run on one machine; figures of different runs do not compare.
-#![allow(clippy::print_stdout, clippy::float_arithmetic, reason = "a report of measurements")]
+#![allow(clippy::print_stdout, clippy::float_arithmetic, clippy::expect_used, reason = "a report of measurements")]
 
 mod load;
 mod pgbench;

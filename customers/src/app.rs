@@ -52,7 +52,7 @@ impl App {
     pub async fn start(database: Database, bus: Bus, settings: Settings) -> Result<Self, Error> {
         let signer = tokens::Signer::load(&database).await?;
         let app = Self {
-            passwords: password::Passwords::new().await?,
+            passwords: password::Passwords::new()?,
             signer,
             revoked: RevokedSessions::default(),
             failures_by_address: Cache::builder().max_capacity(100_000).time_to_live(Duration::from_secs(60)).build(),

@@ -8,6 +8,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use lastro_mesh::call::{CORRELATION_HEADER, CorrelationId};
+use lastro_mesh::logs::otlp;
 use lastro_mesh::status::{INTERNAL, MALFORMED_MESSAGE, Problem, RATE_LIMITED};
 use lastro_mesh::trace::{TRACEPARENT, TraceContext};
 use lastro_proto::reasons::{BODY_TOO_LARGE, MALFORMED_JSON, METHOD_NOT_ALLOWED, NO_SUCH_ROUTE, UNSUPPORTED_MEDIA_TYPE};
@@ -55,13 +56,12 @@ impl Edge {
     /// Answers one request.
     pub async fn handle(&self, mut request: Request<Incoming>, address: IpAddr) -> Response<Bytes> {
         let correlation_id = CorrelationId::accept(request.headers().get(CORRELATION_HEADER)).unwrap_or_default();
-        let trace = TraceContext::accept(request.headers().get(TRACEPARENT)).unwrap_or_else(TraceContext::start);
+        let received = TraceContext::accept(request.headers().get(TRACEPARENT));
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let origin = request.headers().get(header::ORIGIN).cloned();
 
         let headers = request.headers_mut();
         headers.insert(CORRELATION_HEADER, correlation_id.to_header());
-        headers.insert(TRACEPARENT, trace.to_header());
         headers.remove(STATUS_HEADER);
         if let Ok(value) = HeaderValue::from_str(&address.to_string()) {
             headers.insert(ADDRESS_HEADER, value);
@@ -69,6 +69,7 @@ impl Edge {
 
         let span =
             tracing::info_span!("http", service = crate::NAME, correlationId = correlation_id.as_str(), method = %method, path = path.as_str());
+        request.headers_mut().insert(TRACEPARENT, otlp::join(&span, received).to_header());
         let outcome = async {
             let outcome = self.route(request, address).await;
             let status = outcome.as_ref().map_or_else(|problem| problem.reason.http_status, |response| response.status().as_u16());

@@ -36,5 +36,7 @@ fn main() -> std::process::ExitCode {
 }
 
 fn run(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
+    // A thread that hashed a password holds its memory until it ends.
+    let idle = std::time::Duration::from_secs(1);
+    tokio::runtime::Builder::new_multi_thread().enable_all().thread_keep_alive(idle).build()?.block_on(work)
 }

@@ -1,6 +1,6 @@
 //! JSON logs, one object a line on standard error, with the fields `timestamp, level, service, correlationId, message, metadata`.
 
-mod otlp;
+pub mod otlp;
 
 use std::fmt::{self, Write as _};
 

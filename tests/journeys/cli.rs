@@ -40,7 +40,7 @@ fn second_start_on_the_same_folder() -> Result<()> {
     assert!(text.contains("in use by another lastro"), "{text}");
     for entry in std::fs::read_dir(&data)? {
         let entry = entry?;
-        assert_eq!(entry.metadata()?.permissions().mode() & 0o777, 0o600, "{:?}", entry.path());
+        assert_eq!(entry.metadata()?.permissions().mode() & 0o777, 0o600, "{}", entry.path().display());
     }
     assert_eq!(std::fs::metadata(&data)?.permissions().mode() & 0o777, 0o700);
     Ok(())

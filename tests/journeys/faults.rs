@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use lastro_money::Currency;
 use lastro_tests::client::Someone;
 use lastro_tests::{Answer, Api, Postgres, Redis, Server};
 use libtest_mimic::Trial;
@@ -93,13 +94,12 @@ async fn check_promises(server: &Server, someone: &Someone, accounts: &[String; 
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
-    let mut total = 0.0;
+    let brl = Currency::from_code("BRL").context("a currency")?;
+    let mut total = 0;
     for account in accounts {
-        total += api.posted(&someone.token, account).await?.parse::<f64>()?;
+        total += lastro_money::parse(&api.posted(&someone.token, account).await?, brl)?;
     }
-    #[allow(clippy::float_arithmetic, reason = "2000.00 in halves and hundredths")]
-    let difference = (total - 2000.0).abs();
-    anyhow::ensure!(difference < 0.001, "money was made or lost: {total}");
+    anyhow::ensure!(total == 200_000, "money was made or lost: {total} cents are not 2000.00");
     Ok(())
 }
 

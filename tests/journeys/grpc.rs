@@ -57,7 +57,7 @@ pub async fn moves_money_over_grpc(world: &World) -> Result<()> {
     let hurried = hurried.post(format!("http://{}/{path}", world.server.grpc)).bearer_auth(&someone.token);
     let hurried = hurried.header("content-type", "application/grpc").header("te", "trailers").header("grpc-timeout", "1n").body(vec![0; 5]);
     let status = hurried.send().await?.headers().get("grpc-status").cloned();
-    assert_eq!(status.as_ref().map(|status| status.as_bytes()), Some(&b"4"[..]), "DEADLINE_EXCEEDED");
+    assert_eq!(status.as_ref().map(reqwest::header::HeaderValue::as_bytes), Some(&b"4"[..]), "DEADLINE_EXCEEDED");
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use argon2::password_hash::{PasswordHash, PasswordHasher as _, PasswordVerifier as _, SaltString};
+use argon2::password_hash::{Output, PasswordHash, PasswordHasher as _, PasswordVerifier as _, SaltString};
 use argon2::{Algorithm, Argon2, Params, Version};
 use tokio::sync::Semaphore;
 
@@ -10,6 +10,8 @@ use crate::Error;
 
 /// Each takes 19 MiB and a core.
 const AT_ONCE_MAX: usize = 4;
+const MEMORY_KIB: u32 = 19 * 1024;
+const PASSES: u32 = 2;
 
 pub struct Passwords {
     slots: Arc<Semaphore>,
@@ -18,11 +20,12 @@ pub struct Passwords {
 }
 
 impl Passwords {
-    pub async fn new() -> Result<Self, Error> {
-        let slots = Arc::new(Semaphore::new(AT_ONCE_MAX));
-        let mut passwords = Self { slots, decoy: String::new() };
-        passwords.decoy = passwords.hash(uuid::Uuid::new_v4().to_string()).await?;
-        Ok(passwords)
+    pub fn new() -> Result<Self, Error> {
+        // Random bytes in place of a hash: checking a password against them takes as long, and they are the hash of nothing known.
+        let salt = SaltString::encode_b64(&rand::random::<[u8; 16]>()).map_err(crypto)?;
+        let hash = Output::new(&rand::random::<[u8; 32]>()).map_err(crypto)?;
+        let decoy = format!("$argon2id$v=19$m={MEMORY_KIB},t={PASSES},p=1${salt}${hash}");
+        Ok(Self { slots: Arc::new(Semaphore::new(AT_ONCE_MAX)), decoy })
     }
 
     /// The hash to store, in PHC format.
@@ -59,10 +62,29 @@ impl Passwords {
 }
 
 fn argon2() -> Result<Argon2<'static>, Error> {
-    let params = Params::new(19 * 1024, 2, 1, None).map_err(|error| Error::Crypto(error.to_string()))?;
+    let params = Params::new(MEMORY_KIB, PASSES, 1, None).map_err(|error| Error::Crypto(error.to_string()))?;
     Ok(Argon2::new(Algorithm::Argon2id, Version::V0x13, params))
 }
 
 fn crypto(error: argon2::password_hash::Error) -> Error {
     Error::Crypto(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_the_password_itself_is_the_password() {
+        let passwords = Passwords::new().expect("random bytes");
+        let hash = passwords.hash("correct horse".to_owned()).await.expect("a hash");
+        let verify =
+            async |password: &str, hash: Option<&str>| passwords.verify(password.to_owned(), hash.map(str::to_owned)).await.expect("a check");
+        assert!(verify("correct horse", Some(&hash)).await);
+        assert!(!verify("correct horse ", Some(&hash)).await);
+        // An unknown user: a check that runs, and is never right.
+        assert!(!verify("correct horse", None).await);
+        assert!(hash.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{hash}");
+        assert!(passwords.decoy.starts_with("$argon2id$v=19$m=19456,t=2,p=1$") && PasswordHash::new(&passwords.decoy).is_ok());
+    }
 }

@@ -12,6 +12,7 @@ use tower::Service;
 use tracing::Instrument as _;
 
 use crate::call::{CORRELATION_HEADER, Call, CorrelationId};
+use crate::logs::otlp;
 use crate::serve::Peer;
 use crate::trace::{TRACEPARENT, TraceContext};
 
@@ -40,7 +41,6 @@ where
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let correlation_id = CorrelationId::accept(request.headers().get(CORRELATION_HEADER)).unwrap_or_default();
-        let trace = TraceContext::accept(request.headers().get(TRACEPARENT)).map_or_else(TraceContext::start, TraceContext::child);
         let span = tracing::info_span!(
             "rpc",
             service = self.service,
@@ -48,6 +48,7 @@ where
             correlationId = correlation_id.as_str(),
             traceId = tracing::field::Empty
         );
+        let trace = otlp::join(&span, TraceContext::accept(request.headers().get(TRACEPARENT)));
         if !span.is_disabled() {
             span.record("traceId", format!("{:032x}", trace.trace_id).as_str());
         }
