@@ -31,6 +31,11 @@ impl Error {
         matches!(self.kind, Kind::Unavailable | Kind::Conflict)
     }
 
+    /// An error of something else that a database needs.
+    pub(crate) fn other(source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self { kind: Kind::Other, source: source.into() }
+    }
+
     /// A row that does not read as what it should be.
     pub fn corrupt(what: impl std::fmt::Display) -> Self {
         Self { kind: Kind::Other, source: format!("the database holds something unexpected: {what}").into() }
@@ -56,6 +61,24 @@ impl From<DbErr> for Error {
     }
 }
 
+impl From<tokio_postgres::Error> for Error {
+    fn from(error: tokio_postgres::Error) -> Self {
+        let kind = match error.code() {
+            Some(state) => kind_of_code(state.code()),
+            // No answer of the server: the connection is gone.
+            None if error.is_closed() || std::error::Error::source(&error).is_some_and(|source| source.is::<std::io::Error>()) => Kind::Unavailable,
+            None => Kind::Other,
+        };
+        Self { kind, source: error.into() }
+    }
+}
+
+impl From<deadpool_postgres::PoolError> for Error {
+    fn from(error: deadpool_postgres::PoolError) -> Self {
+        Self { kind: Kind::Unavailable, source: error.into() }
+    }
+}
+
 fn kind(error: &sqlx::Error) -> Kind {
     let error = match error {
         sqlx::Error::Database(error) => error,
@@ -72,7 +95,12 @@ fn kind(error: &sqlx::Error) -> Kind {
     if error.is_unique_violation() {
         return Kind::Unique;
     }
-    match error.code().as_deref().unwrap_or_default() {
+    kind_of_code(error.code().as_deref().unwrap_or_default())
+}
+
+fn kind_of_code(code: &str) -> Kind {
+    match code {
+        "23505" => Kind::Unique,
         // Serialization failure, deadlock, lock not available, statement cancelled. https://www.postgresql.org/docs/15/errcodes-appendix.html
         "40001" | "40P01" | "55P03" | "57014" => Kind::Conflict,
         // SQLITE_BUSY, SQLITE_LOCKED and their extended forms. https://www.sqlite.org/rescode.html

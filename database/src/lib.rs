@@ -2,11 +2,13 @@
 //! where transactions begin. Knows no table.
 
 pub mod error;
+mod pipelined;
 
 use std::path::Path;
 use std::time::Duration;
 
 pub use error::{Error, Kind};
+pub use pipelined::Pool as PipelinedPool;
 pub use sea_orm::DatabaseTransaction as Transaction;
 use sea_orm::{
     ConnectionTrait, DatabaseConnection, DbBackend, FromQueryResult, SqliteTransactionMode, SqlxPostgresConnector, SqlxSqliteConnector, Statement,
@@ -28,6 +30,8 @@ pub struct Database {
     writer: DatabaseConnection,
     /// On PostgreSQL the same pool.
     reader: DatabaseConnection,
+    /// On PostgreSQL, for the statements that money waits for.
+    pipelined: Option<PipelinedPool>,
 }
 
 impl Database {
@@ -46,7 +50,11 @@ impl Database {
         let pool = SqlitePoolOptions::new().acquire_timeout(Duration::from_secs(5)).test_before_acquire(false).idle_timeout(None).max_lifetime(None);
         let writer = pool.clone().max_connections(1).connect_with(options.clone()).await?;
         let reader = pool.max_connections(4).connect_with(options.read_only(true)).await?;
-        Ok(Self { writer: SqlxSqliteConnector::from_sqlx_sqlite_pool(writer), reader: SqlxSqliteConnector::from_sqlx_sqlite_pool(reader) })
+        Ok(Self {
+            writer: SqlxSqliteConnector::from_sqlx_sqlite_pool(writer),
+            reader: SqlxSqliteConnector::from_sqlx_sqlite_pool(reader),
+            pipelined: None,
+        })
     }
 
     /// Opens the database `name` on the PostgreSQL server of `url`, and makes it where it is missing and the role may.
@@ -60,7 +68,7 @@ impl Database {
             .test_before_acquire(false)
             .connect_lazy_with(options);
         let pool = SqlxPostgresConnector::from_sqlx_postgres_pool(pool);
-        Ok(Self { writer: pool.clone(), reader: pool })
+        Ok(Self { writer: pool.clone(), reader: pool, pipelined: Some(pipelined::pool(url, name)?) })
     }
 
     /// Which of the two it is.
@@ -96,6 +104,11 @@ impl Database {
         self.is_postgres().then(|| self.writer.get_postgres_connection_pool())
     }
 
+    /// Connections of a driver that pipelines and copies, on PostgreSQL.
+    pub fn pipelined(&self) -> Option<&PipelinedPool> {
+        self.pipelined.as_ref()
+    }
+
     /// The writer itself, for what only SQLite has.
     pub fn sqlite(&self) -> Option<&SqlitePool> {
         (!self.is_postgres()).then(|| self.writer.get_sqlite_connection_pool())
@@ -108,6 +121,9 @@ impl Database {
 
     /// Ends every connection; on SQLite the log is written back into the file.
     pub async fn close(self) {
+        if let Some(pool) = self.pipelined {
+            pool.close();
+        }
         let _ = self.reader.close().await;
         let _ = self.writer.close().await;
     }

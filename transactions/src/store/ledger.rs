@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use lastro_database::{Database, Error};
 use lastro_events::Event;
-use sqlx::{Postgres, Sqlite, Transaction};
+use sqlx::{Sqlite, Transaction};
 use uuid::Uuid;
 
 use super::operations::Operation;
@@ -16,9 +16,13 @@ use crate::domain::ledger::{Balance, Posting};
 
 /// The transaction of a batch.
 pub enum Ledger {
-    Postgres(Transaction<'static, Postgres>),
+    Postgres(postgres::Tx),
     Sqlite(Transaction<'static, Sqlite>),
 }
+
+/// Both databases read it.
+const DEAD_LETTER: &str =
+    "INSERT INTO dead_letters (operation_id, error, attempts, create_time_us) VALUES ($1, $2, $3, $4) ON CONFLICT (operation_id) DO NOTHING";
 
 /// How to lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,8 +69,8 @@ pub enum Written {
 impl Ledger {
     /// Begins.
     pub async fn begin(database: &Database) -> Result<Self, Error> {
-        match (database.postgres(), database.sqlite()) {
-            (Some(pool), _) => Ok(Self::Postgres(postgres::begin(pool).await?)),
+        match (database.pipelined(), database.sqlite()) {
+            (Some(pool), _) => Ok(Self::Postgres(postgres::Tx::begin(pool).await?)),
             (None, Some(pool)) => Ok(Self::Sqlite(sqlite::begin(pool).await?)),
             (None, None) => Err(Error::corrupt("neither of the two databases")),
         }
@@ -98,19 +102,19 @@ impl Ledger {
 
     /// Gives an operation up until an operator retries it.
     pub async fn dead_letter(&mut self, operation_id: Uuid, error: &str, attempts: i64, now_us: i64) -> Result<(), Error> {
-        const SQL: &str =
-            "INSERT INTO dead_letters (operation_id, error, attempts, create_time_us) VALUES ($1, $2, $3, $4) ON CONFLICT (operation_id) DO NOTHING";
         match self {
-            Self::Postgres(tx) => sqlx::query(SQL).bind(operation_id).bind(error).bind(attempts).bind(now_us).execute(&mut **tx).await.map(|_| ())?,
-            Self::Sqlite(tx) => sqlx::query(SQL).bind(operation_id).bind(error).bind(attempts).bind(now_us).execute(&mut **tx).await.map(|_| ())?,
+            Self::Postgres(tx) => tx.dead_letter(operation_id, error, attempts, now_us).await,
+            Self::Sqlite(tx) => {
+                let query = sqlx::query(DEAD_LETTER).bind(operation_id).bind(error).bind(attempts).bind(now_us);
+                Ok(query.execute(&mut **tx).await.map(|_| ())?)
+            }
         }
-        Ok(())
     }
 
     /// Commits. After an error nobody knows whether it did.
     pub async fn commit(self) -> Result<(), Error> {
         match self {
-            Self::Postgres(tx) => Ok(tx.commit().await?),
+            Self::Postgres(tx) => tx.commit().await,
             Self::Sqlite(tx) => Ok(tx.commit().await?),
         }
     }
@@ -118,7 +122,7 @@ impl Ledger {
     /// Undoes everything.
     pub async fn rollback(self) -> Result<(), Error> {
         match self {
-            Self::Postgres(tx) => Ok(tx.rollback().await?),
+            Self::Postgres(tx) => tx.rollback().await,
             Self::Sqlite(tx) => Ok(tx.rollback().await?),
         }
     }

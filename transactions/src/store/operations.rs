@@ -67,6 +67,31 @@ pub(super) const COLUMNS: &str = "id, owner_id, external_id, request_hash, kind,
                                   destination_account_id, description, metadata, effective_time_us, create_time_us, update_time_us, version, hash, attempts";
 
 impl Row {
+    /// Of a row with [`COLUMNS`].
+    pub(super) fn from_postgres(row: &tokio_postgres::Row) -> Result<Self, tokio_postgres::Error> {
+        Ok(Self {
+            id: row.try_get(0)?,
+            owner_id: row.try_get(1)?,
+            external_id: row.try_get(2)?,
+            request_hash: row.try_get(3)?,
+            kind: row.try_get(4)?,
+            state: row.try_get(5)?,
+            reason: row.try_get(6)?,
+            currency_code: row.try_get(7)?,
+            amount: row.try_get(8)?,
+            source_account_id: row.try_get(9)?,
+            destination_account_id: row.try_get(10)?,
+            description: row.try_get(11)?,
+            metadata: row.try_get(12)?,
+            effective_time_us: row.try_get(13)?,
+            create_time_us: row.try_get(14)?,
+            update_time_us: row.try_get(15)?,
+            version: row.try_get(16)?,
+            hash: row.try_get(17)?,
+            attempts: row.try_get(18)?,
+        })
+    }
+
     pub(super) fn read(self) -> Result<Operation, Error> {
         let hash = |bytes: Vec<u8>| bytes.try_into().map_err(|_| Error::corrupt("a hash that has not 32 bytes"));
         let number = |number: i64| i32::try_from(number).map_err(|_| Error::corrupt("a number out of range"));
