@@ -1,4 +1,5 @@
-//! A PostgreSQL of its own, on a free port, in a temporary folder; fsync on.
+//! A PostgreSQL of its own, on a free port, in a temporary folder, as it comes: fsync on, the settings that initdb writes, and more
+//! connections for pgbench.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
@@ -30,7 +31,7 @@ impl Postgres {
     /// Starts it again after [`stop`](Self::stop).
     pub fn resume(&self) -> Result<()> {
         let options = format!(
-            "-p {} -c listen_addresses=127.0.0.1 -c unix_socket_directories={} -c max_connections=300 -c shared_buffers=512MB -c max_wal_size=4GB",
+            "-p {} -c listen_addresses=127.0.0.1 -c unix_socket_directories={} -c max_connections=300",
             self.port,
             self.folder.path().display()
         );
