@@ -18,7 +18,7 @@ use tonic::transport::{Channel, Endpoint};
 use crate::setup::Bench;
 
 /// Connections that callers share: one HTTP/2 connection is a bottleneck.
-const CONNECTIONS: usize = 8;
+const CONNECTIONS: usize = 4;
 
 /// What a caller does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
