@@ -16,6 +16,7 @@ use lastro_events::relay::Relay;
 use lastro_gateway::Gateway;
 use lastro_mesh::health::Health;
 use lastro_mesh::identity::{KeySource, PublicKey, RevokedSessions, TokenVerifier};
+use lastro_mesh::metrics::PrometheusHandle;
 use lastro_mesh::outbound::Outbound;
 use lastro_proto::customers::v1::GetJwksRequest;
 use lastro_proto::customers::v1::auth_service_client::AuthServiceClient;
@@ -32,6 +33,7 @@ use crate::storage::Storage;
 use crate::{admin, ops};
 
 const PING_EVERY: Duration = Duration::from_millis(500);
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Runs until SIGTERM or Ctrl-C.
@@ -96,6 +98,7 @@ pub async fn up(args: UpArgs) -> Result<()> {
         background.spawn(watch_database(check, database.clone(), health.clone(), end_of_background.clone()));
     }
     background.spawn(Common::follow(common.reporter(), health.clone(), end_of_background.clone()));
+    background.spawn(keep_metrics(metrics.clone(), end_of_background.clone()));
     background.spawn(ops::serve(operations, end_of_background.clone(), health.clone(), metrics));
     announce(&listening, administrator.as_ref(), &data);
 
@@ -160,6 +163,16 @@ fn keys_of_customers(customers: Outbound) -> KeySource {
             Some(jwks.keys.into_iter().map(|key| PublicKey { kid: key.kid, x: key.x }).collect())
         })
     })
+}
+
+/// Histograms gather single values until somebody sums them up, whether or not anybody reads the metrics.
+async fn keep_metrics(metrics: PrometheusHandle, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(UPKEEP_EVERY) => metrics.run_upkeep(),
+        }
+    }
 }
 
 async fn watch_database(check: &'static str, database: Database, health: Health, stop: CancellationToken) {

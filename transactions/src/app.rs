@@ -19,7 +19,7 @@ use lastro_mesh::identity::{RevokedSessions, User as Caller};
 use lastro_mesh::outbound::Outbound;
 use lastro_money::Currency;
 use lastro_proto::internal::customers::v1::identity_service_client::IdentityServiceClient;
-use moka::sync::Cache;
+use quick_cache::sync::Cache;
 use uuid::Uuid;
 
 use crate::domain::account::Account;
@@ -27,7 +27,7 @@ use crate::pipeline::Pipeline;
 use crate::{Error, store};
 
 /// Accounts that are kept in memory; what never changes about one takes some 200 bytes.
-const ACCOUNTS_CACHED: u64 = 200_000;
+const ACCOUNTS_CACHED: usize = 200_000;
 
 /// What every use case works with.
 pub struct App {

@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
-use moka::sync::Cache;
+use quick_cache::sync::Cache;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Mutex;
@@ -22,6 +22,8 @@ use crate::clock;
 pub const ISSUER: &str = "lastro";
 /// A verified token is looked at again after so long.
 const CACHE_TTL: Duration = Duration::from_secs(60);
+/// Verified tokens that are remembered.
+const TOKENS_CACHED: usize = 100_000;
 /// An unknown `kid` asks for the keys at most so often.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -69,7 +71,8 @@ pub struct TokenVerifier {
     /// When the source was last asked; the lock keeps it to one at a time.
     asked: Mutex<Option<Instant>>,
     disk: Option<PathBuf>,
-    verified: Cache<[u8; 32], Arc<User>>,
+    /// With when it was verified.
+    verified: Cache<[u8; 32], (Instant, Arc<User>)>,
     revoked: RevokedSessions,
 }
 
@@ -77,14 +80,7 @@ impl TokenVerifier {
     /// A verifier that gets its keys from `source` and remembers them in the file `disk`, so that a service can start while
     /// customers is away.
     pub fn new(source: KeySource, disk: Option<PathBuf>, revoked: RevokedSessions) -> Self {
-        let verifier = Self {
-            keys: RwLock::default(),
-            source,
-            asked: Mutex::new(None),
-            verified: Cache::builder().max_capacity(100_000).time_to_live(CACHE_TTL).build(),
-            disk,
-            revoked,
-        };
+        let verifier = Self { keys: RwLock::default(), source, asked: Mutex::new(None), verified: Cache::new(TOKENS_CACHED), disk, revoked };
         let remembered = verifier.disk.as_ref().and_then(|path| std::fs::read(path).ok());
         if let Some(keys) = remembered.and_then(|bytes| serde_json::from_slice::<Vec<PublicKey>>(&bytes).ok()) {
             verifier.install(&keys);
@@ -95,11 +91,11 @@ impl TokenVerifier {
     /// The user whom a token proves; None for whatever is wrong with it. The caller learns no more than that.
     pub async fn verify(&self, token: &str) -> Option<Arc<User>> {
         let digest: [u8; 32] = Sha256::digest(token.as_bytes()).into();
-        let user = match self.verified.get(&digest) {
-            Some(user) => user,
+        let user = match self.verified.get(&digest).filter(|(at, _)| at.elapsed() < CACHE_TTL) {
+            Some((_, user)) => user,
             None => {
                 let user = Arc::new(self.verify_signature(token).await?);
-                self.verified.insert(digest, user.clone());
+                self.verified.insert(digest, (Instant::now(), user.clone()));
                 user
             }
         };

@@ -138,6 +138,12 @@ impl Breaker {
         Some(Permit { breaker: self.clone(), epoch: inner.epoch, started: Instant::now(), waits, reported: false })
     }
 
+    /// How long it stays open, from now.
+    fn open_for_now(&self) -> Duration {
+        let elapsed = self.lock().since.elapsed();
+        self.settings.open_for.saturating_sub(elapsed).max(Duration::from_millis(100))
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -244,7 +250,7 @@ where
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let waits = request.extensions().get::<Call>().is_some_and(|call| call.waits);
         let Some(permit) = self.breaker.acquire(waits) else {
-            let problem = Problem::new(&UNAVAILABLE, "the service is away; calls to it pause").retry_after(self.breaker.settings.open_for);
+            let problem = Problem::new(&UNAVAILABLE, "the service is away; calls to it pause").retry_after(self.breaker.open_for_now());
             return Box::pin(std::future::ready(Ok(tonic::Status::from(problem).into_http())));
         };
         let answer = self.inner.call(request);
