@@ -66,7 +66,9 @@ impl From<tokio_postgres::Error> for Error {
         let kind = match error.code() {
             Some(state) => kind_of_code(state.code()),
             // No answer of the server: the connection is gone.
-            None if error.is_closed() || std::error::Error::source(&error).is_some_and(|source| source.is::<std::io::Error>()) => Kind::Unavailable,
+            None if error.is_closed() || std::error::Error::source(&error).is_some_and(<dyn std::error::Error>::is::<std::io::Error>) => {
+                Kind::Unavailable
+            }
             None => Kind::Other,
         };
         Self { kind, source: error.into() }
