@@ -6,9 +6,9 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use deadpool_postgres::{Client as Pooled, Object};
 use futures_util::SinkExt as _;
-use lastro_database::{Error, PipelinedPool};
+use lastro_database::{Error, Kind, PipelinedPool};
 use lastro_events::Event;
-use tokio_postgres::{Client, Row};
+use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::{Claim, Lock, Writes, Written};
@@ -96,63 +96,61 @@ pub async fn lock(tx: &mut Tx, accounts: &[Uuid], lock: Lock) -> Result<HashMap<
     Ok(rows.into_iter().map(read).collect::<Result<_, _>>()?)
 }
 
-/// Everything goes out at once. The first error in this order is the cause; those after it only say that the transaction has failed.
+/// Two rounds, each sent at once. The first error in this order is the cause; those after it only say that the transaction has failed.
 pub async fn write(tx: &mut Tx, writes: &Writes<'_>) -> Result<Written, Error> {
-    let (begun, inserted, updated, events, postings, balances) = tokio::join!(
+    let (begun, updated, balances, inserted) = tokio::join!(
         tx.begin_now(),
-        insert_operations(tx, &writes.inserted),
         update_operations(tx, &writes.updated),
-        copy_events(tx, &writes.events),
-        copy_postings(tx, &writes.postings),
         update_balances(tx, &writes.balances),
+        copy_operations(tx, &writes.inserted),
     );
     begun?;
     tx.begun = true;
-    let inserted = inserted?;
-    if inserted < writes.inserted.len() as u64 {
-        return Ok(Written::KeyExists);
-    }
     updated?;
+    balances?;
+    match inserted {
+        Err(error) if error.kind == Kind::Unique => return Ok(Written::KeyExists),
+        inserted => inserted?,
+    }
+    // Only now: the driver loses its place in the protocol when a COPY begins in a transaction that has failed, and with it the connection.
+    let (events, postings) = tokio::join!(copy_events(tx, &writes.events), copy_postings(tx, &writes.postings));
     events?;
     postings?;
-    balances?;
     Ok(Written::All)
 }
 
-async fn insert_operations(tx: &Tx, operations: &[&Operation]) -> Result<u64, Error> {
-    const SQL: &str = "INSERT INTO operations (id, owner_id, external_id, request_hash, kind, state, reason, currency_code, amount, source_account_id, \
-         destination_account_id, description, metadata, effective_time_us, create_time_us, update_time_us, version, hash, attempts) \
-         SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::bytea[], $5::bigint[], $6::bigint[], $7::text[], $8::text[], $9::bigint[], $10::uuid[], \
-         $11::uuid[], $12::text[], $13::text[], $14::bigint[], $15::bigint[], $16::bigint[], $17::bigint[], $18::bytea[], $19::bigint[]) \
-         ON CONFLICT (owner_id, external_id) DO NOTHING";
+/// A key that exists is an error of the whole batch here, and costs nothing as long as none does: no look before each row, as
+/// ON CONFLICT takes.
+async fn copy_operations(tx: &Tx, operations: &[&Operation]) -> Result<(), Error> {
+    const SQL: &str = "COPY operations (id, owner_id, external_id, request_hash, kind, state, reason, currency_code, amount, source_account_id, \
+                       destination_account_id, description, metadata, effective_time_us, create_time_us, update_time_us, version, hash, attempts) \
+                       FROM STDIN (FORMAT binary)";
     if operations.is_empty() {
-        return Ok(0);
+        return Ok(());
     }
-    tx.execute(
-        SQL,
-        &[
-            &column(operations, |one| one.id),
-            &column(operations, |one| one.owner_id),
-            &column(operations, |one| one.external_id.as_str()),
-            &column(operations, |one| one.request_hash.as_slice()),
-            &column(operations, |one| one.kind as i64),
-            &column(operations, |one| one.state as i64),
-            &column(operations, |one| one.reason.as_str()),
-            &column(operations, |one| one.currency.code()),
-            &column(operations, |one| one.amount),
-            &column(operations, |one| one.source),
-            &column(operations, |one| one.destination),
-            &column(operations, |one| one.description.as_str()),
-            &column(operations, |one| metadata_to_text(&one.metadata)),
-            &column(operations, |one| one.effective_time_us),
-            &column(operations, |one| one.create_time_us),
-            &column(operations, |one| one.update_time_us),
-            &column(operations, |one| one.version),
-            &column(operations, |one| one.hash.as_slice()),
-            &column(operations, |one| one.attempts),
-        ],
-    )
-    .await
+    let mut rows = CopyRows::new(19, operations.len() * 400);
+    for one in operations {
+        rows.start();
+        rows.field(one.id.as_bytes());
+        rows.field(one.owner_id.as_bytes());
+        rows.field(one.external_id.as_bytes());
+        rows.field(&one.request_hash);
+        rows.field(&(one.kind as i64).to_be_bytes());
+        rows.field(&(one.state as i64).to_be_bytes());
+        rows.field(one.reason.as_bytes());
+        rows.field(one.currency.code().as_bytes());
+        rows.field(&one.amount.to_be_bytes());
+        rows.optional(one.source.as_ref().map(|id| id.as_bytes().as_slice()));
+        rows.optional(one.destination.as_ref().map(|id| id.as_bytes().as_slice()));
+        rows.field(one.description.as_bytes());
+        rows.field(metadata_to_text(&one.metadata).as_bytes());
+        for number in [one.effective_time_us, one.create_time_us, one.update_time_us, one.version] {
+            rows.field(&number.to_be_bytes());
+        }
+        rows.field(&one.hash);
+        rows.field(&one.attempts.to_be_bytes());
+    }
+    rows.send(tx.client()?, SQL).await
 }
 
 async fn update_operations(tx: &Tx, operations: &[&Operation]) -> Result<(), Error> {
@@ -267,9 +265,11 @@ impl CopyRows {
         }
     }
 
-    async fn send(mut self, client: &Client, sql: &str) -> Result<(), Error> {
+    async fn send(mut self, client: &Pooled, sql: &str) -> Result<(), Error> {
         self.bytes.extend_from_slice(&(-1_i16).to_be_bytes());
-        let copy = client.copy_in::<_, Bytes>(sql).await?;
+        // Prepared once: a COPY from its text would be parsed, described and closed again, each a round trip that the batch waits for.
+        let statement = client.prepare_cached(sql).await?;
+        let copy = client.copy_in::<_, Bytes>(&statement).await?;
         let mut copy = std::pin::pin!(copy);
         copy.send(self.bytes.into()).await?;
         copy.finish().await?;
