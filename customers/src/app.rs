@@ -14,6 +14,7 @@ pub mod logout;
 mod password;
 pub mod refresh;
 mod revocation;
+pub mod rotate_keys;
 mod tokens;
 pub mod update_user;
 
@@ -66,8 +67,13 @@ impl App {
 
     /// The keys that verify tokens.
     pub async fn public_keys(&self) -> Result<Vec<PublicKey>, Error> {
-        let keys = store::keys::list(self.database.reader()).await?;
+        let keys = store::keys::list(self.database.reader(), clock::now_us()).await?;
         Ok(keys.into_iter().map(|key| PublicKey { kid: key.kid, x: key.public_key }).collect())
+    }
+
+    /// Learns which key signs now.
+    pub async fn learn_keys(&self) -> Result<(), Error> {
+        self.signer.refresh(&self.database).await
     }
 
     /// Takes what is revoked since an instant from the database, where other replicas write as well.

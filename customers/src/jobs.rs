@@ -33,6 +33,9 @@ pub async fn run(app: &App, stop: CancellationToken) {
         {
             tracing::warn!(%error, "revoked sessions could not be read");
         }
+        if let Err(error) = app.learn_keys().await {
+            tracing::warn!(%error, "the signing keys could not be read");
+        }
         if tick.is_multiple_of(FORGET_EVERY)
             && let Err(error) = forget(app).await
         {

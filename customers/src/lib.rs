@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 pub use app::admin::Administrator;
+pub use app::rotate_keys::KeyInfo;
 pub use error::Error;
 
 /// The service's name in logs, metrics and topics.
@@ -52,9 +53,25 @@ impl Default for Settings {
 pub struct Customers(Arc<app::App>);
 
 impl Customers {
-    /// A service on its migrated database. Makes the first signing key where there is none.
+    /// A service on its migrated database, which has a signing key.
     pub async fn start(database: Database, bus: Bus, settings: Settings) -> Result<Self, Error> {
         Ok(Self(Arc::new(app::App::start(database, bus, settings).await?)))
+    }
+
+    /// Makes the first signing key where there is none.
+    pub async fn ensure_first_key(database: &Database) -> Result<(), Error> {
+        app::rotate_keys::ensure_first_key(database).await
+    }
+
+    /// Every key that verifies tokens.
+    pub async fn list_keys(database: &Database) -> Result<Vec<KeyInfo>, Error> {
+        app::rotate_keys::list_keys(database).await
+    }
+
+    /// Publishes a new key that signs after some seconds; the others verify for some more after that. None while an earlier rotation's key
+    /// does not sign yet.
+    pub async fn rotate_keys(database: &Database, sign_after_s: i64, retire_after_s: i64) -> Result<Option<KeyInfo>, Error> {
+        app::rotate_keys::rotate_keys(database, sign_after_s, retire_after_s).await
     }
 
     /// What the public listener serves.

@@ -60,8 +60,14 @@ impl Database {
     /// Opens the database `name` on the PostgreSQL server of `url`, and makes it where it is missing and the role may.
     pub async fn open_postgres(url: &str, name: &str, connections_max: u32) -> Result<Self, Error> {
         let server: PgConnectOptions = url.parse()?;
-        let options = server.clone().database(name).options(POSTGRES_SESSION).application_name("lastro").disable_statement_logging();
-        make_if_missing(&server, &options, name).await?;
+        make_if_missing(&server, &server.clone().database(name).disable_statement_logging(), name).await?;
+        Self::connect_postgres(url, name, connections_max)
+    }
+
+    /// As [`open_postgres`](Self::open_postgres), of a database that somebody else makes. Connects when first used.
+    pub fn connect_postgres(url: &str, name: &str, connections_max: u32) -> Result<Self, Error> {
+        let server: PgConnectOptions = url.parse()?;
+        let options = server.database(name).options(POSTGRES_SESSION).application_name("lastro").disable_statement_logging();
         let pool = PgPoolOptions::new()
             .max_connections(connections_max)
             .acquire_timeout(ACQUIRE_TIMEOUT)

@@ -1,6 +1,7 @@
 //! What every HTTP request passes: ids, limits, the body cap, routing, the transcoder, and the headers of the answer.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderName};
@@ -8,12 +9,16 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use lastro_mesh::call::{CORRELATION_HEADER, CorrelationId};
+use lastro_mesh::inbound::client_address;
 use lastro_mesh::logs::otlp;
-use lastro_mesh::status::{INTERNAL, MALFORMED_MESSAGE, Problem, RATE_LIMITED};
-use lastro_mesh::trace::{TRACEPARENT, TraceContext};
+use lastro_mesh::serve::Peer;
+use lastro_mesh::status::{INTERNAL, MALFORMED_MESSAGE, PERMISSION_DENIED, Problem, RATE_LIMITED};
+use lastro_mesh::trace::{TRACEPARENT, TRACERESPONSE, TraceContext};
 use lastro_proto::reasons::{BODY_TOO_LARGE, MALFORMED_JSON, METHOD_NOT_ALLOWED, NO_SUCH_ROUTE, UNSUPPORTED_MEDIA_TYPE};
+use metrics::{Counter, Histogram, counter, histogram};
 use rest_over_grpc::transcoding::{HttpResponse, Transcode as _, TranscodeResponse};
 use serde_json::json;
+use tokio::time::Instant;
 use tonic_types::FieldViolation;
 use tracing::Instrument as _;
 
@@ -27,6 +32,26 @@ pub struct Edge {
     settings: Settings,
     limiter: Limiter,
     openapi: Bytes,
+    metrics: HttpMetrics,
+}
+
+/// Answers by the class of their status, and how long they took.
+struct HttpMetrics {
+    by_class: [Counter; 5],
+    latency: Histogram,
+}
+
+impl HttpMetrics {
+    fn new() -> Self {
+        let by_class = ["1xx", "2xx", "3xx", "4xx", "5xx"].map(|class| counter!("lastro_http_total", "service" => crate::NAME, "status" => class));
+        Self { by_class, latency: histogram!("lastro_http_duration_seconds", "service" => crate::NAME) }
+    }
+
+    fn record(&self, status: StatusCode, elapsed: Duration) {
+        let class = usize::from(status.as_u16() / 100).clamp(1, 5) - 1;
+        self.by_class[class].increment(1);
+        self.latency.record(elapsed);
+    }
 }
 
 /// Headers of every answer. The reference at `/docs` brings its own content policy.
@@ -44,6 +69,7 @@ impl Edge {
             api: rest::api(&settings.customers, &settings.transactions),
             limiter: Limiter::new(settings.limits),
             openapi: Bytes::from(openapi::document().to_string()),
+            metrics: HttpMetrics::new(),
             settings,
         }
     }
@@ -54,7 +80,8 @@ impl Edge {
     }
 
     /// Answers one request.
-    pub async fn handle(&self, mut request: Request<Incoming>, address: IpAddr) -> Response<Bytes> {
+    pub async fn handle(&self, mut request: Request<Incoming>, peer: &Peer) -> Response<Bytes> {
+        let (started, address) = (Instant::now(), client_address(peer, request.headers()));
         let correlation_id = CorrelationId::accept(request.headers().get(CORRELATION_HEADER)).unwrap_or_default();
         let received = TraceContext::accept(request.headers().get(TRACEPARENT));
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
@@ -67,26 +94,35 @@ impl Edge {
             headers.insert(ADDRESS_HEADER, value);
         }
 
-        let span =
-            tracing::info_span!("http", service = crate::NAME, correlationId = correlation_id.as_str(), method = %method, path = path.as_str());
-        request.headers_mut().insert(TRACEPARENT, otlp::join(&span, received).to_header());
+        let span = tracing::info_span!("http", service = crate::NAME, correlationId = correlation_id.as_str(), traceId = tracing::field::Empty, method = %method, path = path.as_str());
+        let trace = otlp::join(&span, received);
+        if !span.is_disabled() {
+            span.record("traceId", format!("{:032x}", trace.trace_id).as_str());
+        }
+        request.headers_mut().insert(TRACEPARENT, trace.to_header());
         let outcome = async {
-            let outcome = self.route(request, address).await;
+            let outcome = self.route(request, peer, address).await;
             let status = outcome.as_ref().map_or_else(|problem| problem.reason.http_status, |response| response.status().as_u16());
-            tracing::info!(status, "request");
+            tracing::info!(status, %address, "request");
             outcome
         };
         let mut response = outcome.instrument(span).await.unwrap_or_else(|problem| refuse(&problem, &path, &correlation_id));
+        response.headers_mut().insert(TRACERESPONSE, trace.to_header());
         self.finish(response.headers_mut(), &correlation_id, origin.as_ref());
         if method == Method::HEAD {
             let length = HeaderValue::from(response.body().len());
             *response.body_mut() = Bytes::new();
             response.headers_mut().insert(header::CONTENT_LENGTH, length);
         }
+        self.metrics.record(response.status(), started.elapsed());
         response
     }
 
-    async fn route(&self, request: Request<Incoming>, address: IpAddr) -> Result<Response<Bytes>, Problem> {
+    async fn route(&self, request: Request<Incoming>, peer: &Peer, address: IpAddr) -> Result<Response<Bytes>, Problem> {
+        // All of REST or nothing of it: which paths there are is ours to say.
+        if let Some(caller) = peer.caller.as_ref().filter(|caller| !caller.may_call("/api/v1")) {
+            return Err(Problem::new(&PERMISSION_DENIED, format!("the policy does not let {} call this API", caller.name)));
+        }
         if let Some(wait) = self.limiter.address(address) {
             return Err(Problem::new(&RATE_LIMITED, "too many requests from this address").retry_after(wait));
         }
@@ -121,7 +157,7 @@ impl Edge {
     async fn limit_user(&self, headers: &HeaderMap) -> Result<(), Problem> {
         let token = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()?.split_once(' ')).map(|(_, token)| token.trim());
         let Some(token) = token else { return Ok(()) };
-        let Some(user) = self.settings.verifier.verify(token).await else { return Ok(()) };
+        let Ok(user) = self.settings.verifier.verify(token).await else { return Ok(()) };
         match self.limiter.user(user.id) {
             Some(wait) => Err(Problem::new(&RATE_LIMITED, "too many requests by this user").retry_after(wait)),
             None => Ok(()),
@@ -164,7 +200,7 @@ impl Edge {
             headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
             headers.insert(
                 header::ACCESS_CONTROL_EXPOSE_HEADERS,
-                HeaderValue::from_static("location, preference-applied, retry-after, x-correlation-id"),
+                HeaderValue::from_static("location, preference-applied, retry-after, traceresponse, x-correlation-id"),
             );
         } else {
             // A preflight that is not answered for this origin says nothing of what we take.

@@ -49,6 +49,7 @@ pub fn from_status(status: &Status) -> Problem {
         detail: if named.is_some() { status.message().to_owned() } else { reason_of(status.code()).title.to_owned() },
         fields: details.bad_request().map(|bad| bad.field_violations.clone()).unwrap_or_default(),
         retry_after: details.retry_info().and_then(|info| info.retry_delay),
+        dependency: None,
     }
 }
 
@@ -75,6 +76,7 @@ pub fn unpack(body: &[u8]) -> Result<Problem, String> {
     };
     let pair = |pair: &Value| Some(FieldViolation::new(pair.get(0)?.as_str()?, pair.get(1)?.as_str()?));
     Ok(Problem {
+        dependency: None,
         reason,
         detail: message,
         fields: packed["fields"].as_array().into_iter().flatten().filter_map(pair).collect(),

@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::service::service_fn;
-use lastro_mesh::serve::Peer;
-use tokio::net::TcpListener;
+use lastro_mesh::serve::Listener;
 use tokio_util::sync::CancellationToken;
 
 use crate::Gateway;
@@ -14,7 +13,7 @@ use crate::Gateway;
 const FORGET_EVERY: Duration = Duration::from_secs(60);
 
 /// Serves until told to stop, then until what is in flight has ended.
-pub async fn serve(gateway: Gateway, listener: TcpListener, stop: CancellationToken) {
+pub async fn serve(gateway: Gateway, listener: Listener, stop: CancellationToken) {
     let edge = gateway.0.clone();
     let forget = tokio::spawn(async move {
         loop {
@@ -22,11 +21,11 @@ pub async fn serve(gateway: Gateway, listener: TcpListener, stop: CancellationTo
             edge.forget_quiet();
         }
     });
-    lastro_mesh::serve::serve(listener, stop, |Peer(peer)| {
+    lastro_mesh::serve::serve(listener, stop, move |peer| {
         let gateway = gateway.clone();
         service_fn(move |request| {
-            let gateway = gateway.clone();
-            async move { Ok::<_, Infallible>(gateway.0.handle(request, peer.ip().to_canonical()).await.map(Full::new)) }
+            let (gateway, peer) = (gateway.clone(), peer.clone());
+            async move { Ok::<_, Infallible>(gateway.0.handle(request, &peer).await.map(Full::new)) }
         })
     })
     .await;

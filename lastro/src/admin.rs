@@ -1,5 +1,7 @@
 //! The first administrator: `admin.json` in the data folder, written before the user is made, so that a crash in between loses nothing.
 
+use std::path::Path;
+
 use anyhow::{Context as _, Result};
 use lastro_customers::{Administrator, Customers};
 use serde::{Deserialize, Serialize};
@@ -12,6 +14,17 @@ const FILE: &str = "admin.json";
 struct Kept {
     email: String,
     password: String,
+}
+
+/// Makes the administrator whom a file names, unless there is one already.
+pub async fn ensure_from_file(customers: &Customers, path: &Path) -> Result<()> {
+    if customers.has_administrator().await? {
+        return Ok(());
+    }
+    let kept = std::fs::read(path).with_context(|| format!("{} cannot be read", path.display()))?;
+    let kept: Kept = serde_json::from_slice(&kept).with_context(|| format!("{} must be {{\"email\": …, \"password\": …}}", path.display()))?;
+    anyhow::ensure!(kept.password.len() >= 12, "{}: the administrator's password needs 12 characters at least", path.display());
+    Ok(customers.create_administrator(&Administrator { email: kept.email, password: kept.password }).await?)
 }
 
 /// Makes the administrator unless there is one; who it is, if it was made now.

@@ -2,12 +2,17 @@
 
 mod admin;
 mod banner;
+mod certs;
 mod cli;
 mod data_dir;
+mod health;
+mod keys;
 mod migrate;
 mod ops;
+mod process;
 mod proto;
 mod routes;
+mod services;
 mod storage;
 mod up;
 
@@ -22,6 +27,12 @@ fn main() -> std::process::ExitCode {
         cli::Command::Proto { dir } => proto::write(&dir),
         cli::Command::Migrate(settings) => run(migrate::migrate(settings)),
         cli::Command::Up(settings) => run(up::up(*settings)),
+        cli::Command::Customers(settings) => run(services::customers::run(*settings)),
+        cli::Command::Transactions(settings) => run(services::transactions::run(*settings)),
+        cli::Command::Gateway(settings) => run(services::gateway::run(*settings)),
+        cli::Command::Keys(command) => run(keys::keys(command)),
+        cli::Command::Certs { dir, host } => certs::write(&dir, &host),
+        cli::Command::Health { ops } => health::ask(&ops),
     };
     match done {
         Ok(()) => std::process::ExitCode::SUCCESS,

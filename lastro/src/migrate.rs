@@ -1,12 +1,110 @@
-//! `lastro migrate`.
+//! `lastro migrate`: everything that a cluster needs before its services can start. Several at once take turns, and a second run changes
+//! nothing.
 
-use anyhow::Result;
+use std::path::Path;
 
+use anyhow::{Context as _, Result};
+use lastro_customers::Customers;
+use lastro_database::Database;
+use lastro_events::bus::Bus;
+use lastro_events::bus::embedded::EmbeddedBus;
+use lastro_migrations::{CustomersMigrator, MigratorTrait, TransactionsMigrator};
+use sqlx::PgConnection;
+
+use crate::admin;
 use crate::cli::MigrateArgs;
-use crate::storage::Storage;
 
-/// Makes the databases and brings them to this version.
-pub async fn migrate(settings: MigrateArgs) -> Result<()> {
-    Storage::open_postgres(&settings.database_url, 4).await?.close().await;
+/// Connections that each step may use.
+const CONNECTIONS: u32 = 4;
+
+/// Makes databases, roles, tables, the first signing key and the administrator.
+pub async fn migrate(args: MigrateArgs) -> Result<()> {
+    let url = args.server.url()?;
+    let server = Database::connect_postgres(&url, "postgres", CONNECTIONS).context("--database-url cannot be used")?;
+    let lock = lastro_migrations::lock(&server).await.context("the server cannot be reached")?;
+    let customers = prepare::<CustomersMigrator>(&server, &url, "lastro_customers", args.role_passwords.as_deref()).await?;
+    let transactions = prepare::<TransactionsMigrator>(&server, &url, "lastro_transactions", args.role_passwords.as_deref()).await?;
+    Customers::ensure_first_key(&customers).await.context("the first signing key cannot be made")?;
+    if let Some(file) = &args.admin_file {
+        // Nobody listens: what it tells is in its event table, and the service's relay publishes it.
+        let nobody = Bus::Embedded(EmbeddedBus::new(std::collections::HashMap::new()));
+        let service = Customers::start(customers.clone(), nobody, lastro_customers::Settings::default()).await?;
+        admin::ensure_from_file(&service, file).await?;
+    }
+    tokio::join!(customers.close(), transactions.close());
+    lock.release().await;
+    server.close().await;
     Ok(())
+}
+
+/// One service's database, with its roles if there are passwords for them; opened as its owner.
+async fn prepare<M: MigratorTrait>(server: &Database, url: &str, name: &str, passwords: Option<&Path>) -> Result<Database> {
+    let Some(passwords) = passwords else {
+        let database = Database::open_postgres(url, name, CONNECTIONS).await.with_context(|| format!("the database {name} cannot be made"))?;
+        lastro_migrations::run::<M>(&database).await.with_context(|| format!("the tables of {name} cannot be made"))?;
+        return Ok(database);
+    };
+    let password = |role: &str| -> Result<String> {
+        let path = passwords.join(role);
+        let text = std::fs::read_to_string(&path).with_context(|| format!("the password of the role {role} is not in {}", path.display()))?;
+        let text = text.trim().to_owned();
+        anyhow::ensure!(!text.is_empty(), "{} is empty", path.display());
+        Ok(text)
+    };
+    let (owner, service) = (format!("{name}_owner"), name);
+    let owner_password = password(&owner)?;
+    let pool = server.postgres().context("PostgreSQL is needed")?;
+    let mut connection = pool.acquire().await?;
+    make_role(&mut connection, &owner, &owner_password).await.with_context(|| format!("the role {owner} cannot be made"))?;
+    make_role(&mut connection, service, &password(service)?).await.with_context(|| format!("the role {service} cannot be made"))?;
+    make_database(&mut connection, name, &owner, service).await.with_context(|| format!("the database {name} cannot be made"))?;
+    drop(connection);
+    let database = Database::connect_postgres(&as_role(url, &owner, &owner_password), name, CONNECTIONS)?;
+    lastro_migrations::run::<M>(&database).await.with_context(|| format!("the tables of {name} cannot be made"))?;
+    lastro_migrations::grant(&database, service).await.with_context(|| format!("the rights of {service} cannot be granted"))?;
+    Ok(database)
+}
+
+/// Names of roles and databases are our own; a password is anybody's.
+async fn make_role(connection: &mut PgConnection, role: &str, password: &str) -> Result<(), sqlx::Error> {
+    let known: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = $1)").bind(role).fetch_one(&mut *connection).await?;
+    let verb = if known { "ALTER" } else { "CREATE" };
+    // The password is the file's from now on, also where the role was there before.
+    run(connection, format!("{verb} ROLE {role} LOGIN PASSWORD '{}'", password.replace('\'', "''"))).await
+}
+
+async fn make_database(connection: &mut PgConnection, name: &str, owner: &str, service: &str) -> Result<(), sqlx::Error> {
+    let known: bool =
+        sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM pg_database WHERE datname = $1)").bind(name).fetch_one(&mut *connection).await?;
+    if !known {
+        // Who is no superuser may make a database only for a role that it is a member of.
+        run(connection, format!("GRANT {owner} TO CURRENT_USER")).await?;
+        run(connection, format!("CREATE DATABASE {name} OWNER {owner}")).await?;
+    }
+    run(connection, format!("REVOKE CONNECT, TEMPORARY ON DATABASE {name} FROM PUBLIC")).await?;
+    run(connection, format!("GRANT CONNECT ON DATABASE {name} TO {service}, {owner}")).await
+}
+
+async fn run(connection: &mut PgConnection, sql: String) -> Result<(), sqlx::Error> {
+    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(connection).await.map(|_| ())
+}
+
+/// The same server, as another role.
+fn as_role(url: &str, role: &str, password: &str) -> String {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("postgres", url));
+    let place = rest.rsplit_once('@').map_or(rest, |(_, place)| place);
+    let encoded: String =
+        password.bytes().map(|byte| if byte.is_ascii_alphanumeric() { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect();
+    format!("{scheme}://{role}:{encoded}@{place}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::as_role;
+
+    #[test]
+    fn another_role_of_the_same_server() {
+        assert_eq!(as_role("postgres://a:b@host:1/x", "c", "d'@/é"), "postgres://c:d%27%40%2F%C3%A9@host:1/x");
+        assert_eq!(as_role("postgresql://host:1", "c", "d"), "postgresql://c:d@host:1");
+    }
 }

@@ -8,13 +8,13 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use lastro_mesh::health::Health;
 use lastro_mesh::metrics::PrometheusHandle;
+use lastro_mesh::serve::Listener;
 use serde_json::json;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 /// Serves until told to stop.
-pub async fn serve(listener: TcpListener, stop: CancellationToken, health: Health, metrics: PrometheusHandle) {
-    lastro_mesh::serve::serve(listener, stop, |_| {
+pub async fn serve(listener: Listener, stop: CancellationToken, health: Health, metrics: PrometheusHandle) {
+    lastro_mesh::serve::serve(listener, stop, move |_| {
         let (health, metrics) = (health.clone(), metrics.clone());
         service_fn(move |request| {
             let answer = answer(&request, &health, &metrics);

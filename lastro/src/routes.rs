@@ -6,11 +6,15 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anyhow::Result;
+use lastro_customers::Customers;
+use lastro_mesh::call::Call;
 use lastro_mesh::health::Health;
-use lastro_mesh::identity::TokenVerifier;
+use lastro_mesh::identity::{KeySource, PublicKey, TokenVerifier};
 use lastro_mesh::inbound::{GrpcService, Inbound};
 use lastro_mesh::metrics::MethodMetrics;
-use lastro_mesh::outbound::{Outbound, OutboundSettings, near};
+use lastro_mesh::outbound::{Outbound, OutboundSettings};
+use lastro_proto::customers::v1::GetJwksRequest;
+use lastro_proto::customers::v1::auth_service_client::AuthServiceClient;
 use lastro_proto::methods::{METHODS, is_retry_safe};
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
@@ -36,11 +40,36 @@ pub fn inbound(service: &'static str, verifier: &Arc<TokenVerifier>, concurrency
     }
 }
 
-/// The outbound stack of one service to another one in this process.
-pub fn outbound(caller: &'static str, target: &'static str, service: &GrpcService, concurrency_max: usize) -> Outbound {
+/// The outbound stack of one service to another one: in this process (`near`) or at its own places (`far`).
+pub fn outbound<S>(caller: &'static str, target: &'static str, connection: S, concurrency_max: usize) -> Outbound
+where
+    S: tower::Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + Sync + 'static,
+    S::Future: Send,
+{
     let metrics = Arc::new(MethodMetrics::outbound(caller, METHODS.iter().map(|method| method.path)));
-    let settings = OutboundSettings { concurrency_max, ..OutboundSettings::new(target, is_retry_safe, metrics) };
-    settings.wrap(near(service.clone(), caller))
+    OutboundSettings { concurrency_max, ..OutboundSettings::new(target, is_retry_safe, metrics) }.wrap(connection)
+}
+
+/// Customers verifies tokens with its own keys.
+pub fn own_keys(customers: &Customers) -> KeySource {
+    let customers = customers.clone();
+    Box::new(move || {
+        let customers = customers.clone();
+        Box::pin(async move { customers.public_keys().await.ok() })
+    })
+}
+
+/// Everybody else asks for them.
+pub fn keys_of_customers(customers: Outbound) -> KeySource {
+    let client = AuthServiceClient::new(customers);
+    Box::new(move || {
+        let mut client = client.clone();
+        Box::pin(async move {
+            let call = Call::start(Duration::from_secs(2));
+            let jwks = client.get_jwks(call.request(GetJwksRequest {})).await.ok()?.into_inner();
+            Some(jwks.keys.into_iter().map(|key| PublicKey { kid: key.kid, x: key.x }).collect())
+        })
+    })
 }
 
 /// Health and reflection, which every listener has.

@@ -1,5 +1,6 @@
 //! Who calls: principals, what a method asks of them, and the verification of access tokens by every service itself.
 
+pub mod policy;
 pub mod revocations;
 pub mod token;
 
@@ -7,6 +8,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+pub use policy::{Caller, Policy};
 pub use revocations::RevokedSessions;
 pub use token::{Claims, KeySource, PublicKey, TokenVerifier};
 
@@ -27,7 +29,7 @@ pub enum Principal {
     /// A user, perhaps through a service.
     User(Arc<User>),
     /// A service in its own name.
-    Service(&'static str),
+    Service(Arc<str>),
 }
 
 impl Principal {

@@ -16,7 +16,7 @@ use tonic::body::Body;
 use tower::util::BoxCloneSyncService;
 use tower::{Service, ServiceBuilder};
 
-pub use self::correlation::ClientAddress;
+pub use self::correlation::{ClientAddress, FORWARDED_FOR, client_address};
 use crate::identity::{Access, TokenVerifier};
 use crate::metrics::MethodMetrics;
 

@@ -16,4 +16,5 @@ pub mod page;
 pub mod serve;
 pub mod shutdown;
 pub mod status;
+pub mod tls;
 pub mod trace;

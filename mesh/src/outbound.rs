@@ -1,8 +1,11 @@
 //! The outbound stack: what every call to another service passes between the caller and the wire.
 
+mod balance;
 mod breaker;
 mod bulkhead;
+mod connect;
 mod deadline;
+mod discover;
 mod retry;
 mod telemetry;
 
@@ -13,17 +16,19 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::{Request, Response};
+use tokio::sync::watch;
 use tonic::body::Body;
-use tonic::transport::{Channel, Endpoint};
 use tower::util::BoxCloneSyncService;
-use tower::{Service, ServiceBuilder, ServiceExt as _};
+use tower::{Service, ServiceBuilder};
 
+use self::balance::Balance;
 pub use self::breaker::{Breaker, BreakerSettings, State as BreakerState};
+pub use self::discover::check_place;
 pub use self::retry::RetryBudget;
 use crate::identity::LocalPeer;
 use crate::inbound::GrpcService;
 use crate::metrics::MethodMetrics;
-use crate::status::{Problem, UNAVAILABLE};
+use crate::tls::Tls;
 
 /// A client's channel with the whole stack; generated clients take it.
 pub type Outbound = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
@@ -81,7 +86,7 @@ impl OutboundSettings {
             .layer_fn(|inner| breaker::Guard { inner, breaker: Breaker::new(self.target, self.breaker.clone()) })
             // Bounds what one slow service may hold.
             .layer_fn(|inner| bulkhead::Bulkhead::new(inner, self.concurrency_max, self.queue_max))
-            // Balancing over several endpoints and outlier ejection stand here, next to the wire.
+            // Balancing over several endpoints and outlier ejection stand below, next to the wire: see `far`.
             .service(connection);
         BoxCloneSyncService::new(stack)
     }
@@ -114,37 +119,39 @@ impl Service<Request<Body>> for Near {
     }
 }
 
-/// A service at an address: connects when first used, within 3 s, again and again with growing pauses; keepalive every 30 s.
-pub fn far(endpoint: Endpoint) -> Far {
-    let endpoint = endpoint
-        .connect_timeout(Duration::from_secs(3))
-        .http2_keep_alive_interval(Duration::from_secs(30))
-        .keep_alive_timeout(Duration::from_secs(10))
-        .keep_alive_while_idle(true)
-        .tcp_nodelay(true);
-    Far(endpoint.connect_lazy())
+/// A service of its own: at places that are addresses or DNS names, over HTTP/2 with mutual TLS, or in plain text on loopback. They are
+/// looked for until the last clone is dropped.
+pub fn far(target: &'static str, places: Vec<String>, tls: Option<Arc<Tls>>) -> Far {
+    let balance = Balance::new(target, tls);
+    let (sender, found) = watch::channel(false);
+    tokio::spawn(discover::follow(balance.clone(), target, places, sender));
+    Far { balance, found }
 }
 
 /// See [`far`].
 #[derive(Clone)]
-pub struct Far(Channel);
+pub struct Far {
+    balance: Balance,
+    found: watch::Receiver<bool>,
+}
+
+impl Far {
+    /// Becomes true when the first endpoint is found.
+    pub fn found(&self) -> watch::Receiver<bool> {
+        self.found.clone()
+    }
+}
 
 impl Service<Request<Body>> for Far {
     type Response = Response<Body>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.balance.poll_ready(cx)
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let channel = self.0.clone();
-        Box::pin(async move {
-            Ok(channel.oneshot(request).await.unwrap_or_else(|error| {
-                tracing::warn!(%error, "the connection failed");
-                tonic::Status::from(Problem::new(&UNAVAILABLE, "the service cannot be reached")).into_http()
-            }))
-        })
+        self.balance.call(request)
     }
 }

@@ -8,12 +8,20 @@ use http::{HeaderMap, Response};
 use http_body::{Frame, SizeHint};
 use tonic::{Code, body::Body};
 
+use crate::status::DEPENDENCY_HEADER;
+
 /// What is told of a call's end.
 type OnEnd = Box<dyn FnOnce(Code) + Send>;
 
 /// The status in these headers or trailers.
 pub fn code_in(headers: &HeaderMap) -> Option<Code> {
     headers.get("grpc-status").map(|value| Code::from_bytes(value.as_bytes()))
+}
+
+/// As [`observe`], of the service that was called alone: that it could not do its work because another one is away is no failure of its own.
+pub fn observe_target(response: Response<Body>, on_end: impl FnOnce(Code) + Send + 'static) -> Response<Body> {
+    let own = !response.headers().contains_key(DEPENDENCY_HEADER);
+    observe(response, move |code| on_end(if own { code } else { Code::FailedPrecondition }))
 }
 
 /// Calls `on_end` exactly once with the call's outcome: at once for a trailers-only answer, else when its body ends. A body that is

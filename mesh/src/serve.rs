@@ -1,28 +1,61 @@
-//! A listener for HTTP/1.1 and HTTP/2, with a graceful end: no new connections, GOAWAY in two steps (hyper's graceful shutdown), what is
-//! in flight ends, and only then it returns.
+//! A listener for HTTP/1.1 and HTTP/2, in plain text or with mutual TLS, and its end, in which no call fails: at first everything goes on,
+//! but connections are told to go elsewhere (GOAWAY in two steps for gRPC, `connection: close` with each answer for HTTP/1.1) and new ones
+//! are still taken, since not everybody has noticed; then the listener closes, and what is in flight ends.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::header::CONNECTION;
+use http::{HeaderValue, Request, Response, Version};
 use hyper::body::{Body, Incoming};
-use hyper::service::Service;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
+use crate::identity::policy::{Caller, Policy};
 use crate::inbound::GrpcService;
+use crate::tls::{self, Tls};
 
 /// Who is at the other end of the connection.
-#[derive(Debug, Clone, Copy)]
-pub struct Peer(pub SocketAddr);
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// Its address.
+    pub address: SocketAddr,
+    /// The service that it proved to be, where callers have to prove that.
+    pub caller: Option<Arc<Caller>>,
+}
 
-/// A client that does not finish its headers is not waited for.
+/// How a listener knows who calls.
+#[derive(Clone)]
+pub enum Security {
+    /// It does not: everybody may connect, in plain text, and only tokens count.
+    Open,
+    /// By client certificates, and a policy of who may call what.
+    Mutual(Arc<Tls>, Arc<Policy>),
+    /// It trusts the machine: plain text between services, on loopback only.
+    Loopback,
+}
+
+/// How a listener ends.
+#[derive(Debug, Clone, Copy)]
+pub struct Drain {
+    /// How long new connections and calls are still taken after the stop; longer than a proxy keeps an idle connection.
+    pub linger: Duration,
+    /// Whether connections that are open at the stop are told at once (gRPC), or at the end of that time: an HTTP/1.1 connection that is
+    /// closed while it is idle may have a request on its way.
+    pub at_once: bool,
+}
+
+/// A client that does not finish its handshake or its headers is not waited for.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// What is in flight may take so long after the stop: longer than the longest wait.
 const DRAIN_MAX: Duration = Duration::from_secs(35);
@@ -30,15 +63,137 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const STREAMS_MAX: u32 = 4096;
 const WINDOW_BYTES: u32 = 1 << 20;
 
+/// A listener that is not serving yet.
+pub struct Listener {
+    /// Where it listens.
+    pub tcp: TcpListener,
+    /// Who may connect.
+    pub security: Security,
+    /// How it ends.
+    pub drain: Drain,
+}
+
+impl Listener {
+    /// For everybody, and ending at once when told to.
+    pub fn open(tcp: TcpListener) -> Self {
+        Self { tcp, security: Security::Open, drain: Drain { linger: Duration::ZERO, at_once: true } }
+    }
+}
+
 /// Serves until told to stop, then until what is in flight has ended. `service` makes one for each connection.
-pub async fn serve<F, S, B>(listener: TcpListener, stop: CancellationToken, service: F)
+pub async fn serve<F, S, B>(listener: Listener, stop: CancellationToken, service: F)
 where
-    F: Fn(Peer) -> S,
+    F: Fn(Peer) -> S + Clone + Send + 'static,
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Send + 'static,
     S::Future: Send + 'static,
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
+    let Listener { tcp, security, drain } = listener;
+    let connections = TaskTracker::new();
+    let lingered = CancellationToken::new();
+    let told_first = if drain.at_once { stop.clone() } else { lingered.clone() };
+    let take = |stream: TcpStream, address: SocketAddr, told: CancellationToken| {
+        let _ = stream.set_nodelay(true);
+        let connection = Connection { stop: stop.clone(), told };
+        connections.spawn(connection.run(stream, address, security.clone(), service.clone()));
+    };
+    let accept_until = async |end: &mut (dyn Future<Output = ()> + Send + Unpin), told: &CancellationToken| {
+        loop {
+            let accepted = tokio::select! {
+                // The backlog first: who is in it thinks that it is connected.
+                biased;
+                accepted = tcp.accept() => accepted,
+                () = &mut *end => return,
+            };
+            match accepted {
+                Ok((stream, address)) => take(stream, address, told.clone()),
+                Err(error) => {
+                    // Out of file descriptors, perhaps: what is open may end.
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    };
+    accept_until(&mut Box::pin(stop.cancelled()), &told_first).await;
+    accept_until(&mut Box::pin(tokio::time::sleep(drain.linger)), &lingered).await;
+    drop(tcp);
+    lingered.cancel();
+    connections.close();
+    if tokio::time::timeout(DRAIN_MAX, connections.wait()).await.is_err() {
+        tracing::warn!("requests were cut off at the end of the drain");
+    }
+}
+
+/// One connection: when the process stops, and when this connection is told so.
+struct Connection {
+    stop: CancellationToken,
+    told: CancellationToken,
+}
+
+impl Connection {
+    async fn run<F, S, B>(self, stream: TcpStream, address: SocketAddr, security: Security, service: F)
+    where
+        F: Fn(Peer) -> S,
+        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Send + 'static,
+        S::Future: Send + 'static,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        match security {
+            Security::Open => self.serve(stream, service(Peer { address, caller: None })).await,
+            Security::Loopback => self.serve(stream, service(Peer { address, caller: Some(Caller::on_loopback()) })).await,
+            Security::Mutual(tls, policy) => {
+                let stream = match tokio::time::timeout(HEADER_TIMEOUT, tls.accept(stream)).await {
+                    Ok(Ok(stream)) => stream,
+                    Ok(Err(error)) => return tracing::info!(%address, %error, "a connection without a valid certificate was refused"),
+                    Err(_) => return,
+                };
+                let name = tls::caller_name(&stream).unwrap_or_default();
+                match policy.caller(&name) {
+                    Some(caller) => self.serve(stream, service(Peer { address, caller: Some(caller) })).await,
+                    None => tracing::warn!(%address, name, "a connection of a caller that the policy does not list was refused"),
+                }
+            }
+        }
+    }
+
+    async fn serve<I, S, B>(self, io: I, service: S)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Send + 'static,
+        S::Future: Send + 'static,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let stop = self.stop;
+        let closing = service_fn(move |request: Request<Incoming>| {
+            let (version, answer, stop) = (request.version(), service.call(request), stop.clone());
+            async move {
+                let mut response = answer.await?;
+                if version < Version::HTTP_2 && stop.is_cancelled() {
+                    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(response)
+            }
+        });
+        let builder = builder();
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(io), closing));
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = self.told.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(error, "a connection ended badly");
+        }
+    }
+}
+
+fn builder() -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
     builder
@@ -48,42 +203,16 @@ where
         .max_concurrent_streams(STREAMS_MAX)
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES);
-    let graceful = GracefulShutdown::new();
-    loop {
-        let accepted = tokio::select! {
-            () = stop.cancelled() => break,
-            accepted = listener.accept() => accepted,
-        };
-        let (stream, peer) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                // Out of file descriptors, perhaps: what is open may end.
-                tracing::warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        let _ = stream.set_nodelay(true);
-        let connection = graceful.watch(builder.serve_connection(TokioIo::new(stream), service(Peer(peer))).into_owned());
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection ended badly");
-            }
-        });
-    }
-    drop(listener);
-    if tokio::time::timeout(DRAIN_MAX, graceful.shutdown()).await.is_err() {
-        tracing::warn!("requests were cut off at the end of the drain");
-    }
+    builder
 }
 
 /// Serves gRPC.
-pub async fn serve_grpc(listener: TcpListener, stop: CancellationToken, grpc: GrpcService) {
-    serve(listener, stop, |peer| {
+pub async fn serve_grpc(listener: Listener, stop: CancellationToken, grpc: GrpcService) {
+    serve(listener, stop, move |peer| {
         let grpc = grpc.clone();
-        hyper::service::service_fn(move |request: Request<Incoming>| {
+        service_fn(move |request: Request<Incoming>| {
             let mut request = request.map(tonic::body::Body::new);
-            request.extensions_mut().insert(peer);
+            request.extensions_mut().insert(peer.clone());
             grpc.clone().oneshot(request)
         })
     })

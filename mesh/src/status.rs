@@ -6,6 +6,9 @@ use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 
+/// Names the service that is away, where the one that answers UNAVAILABLE is not: its callers must not give up on it.
+pub const DEPENDENCY_HEADER: &str = "x-lastro-dependency";
+
 /// The domain of every `ErrorInfo`.
 pub const DOMAIN: &str = "lastro";
 
@@ -86,13 +89,15 @@ pub struct Problem {
     pub fields: Vec<FieldViolation>,
     /// When to try again.
     pub retry_after: Option<Duration>,
+    /// Which other service is to blame, for the breakers on the way back.
+    pub dependency: Option<&'static str>,
 }
 
 impl Problem {
     /// A refusal for this reason.
     pub fn new(reason: &'static Reason, detail: impl Into<String>) -> Self {
         let retry_after = matches!(reason.code, Code::Unavailable).then_some(Duration::from_secs(1));
-        Self { reason, detail: detail.into(), fields: Vec::new(), retry_after }
+        Self { reason, detail: detail.into(), fields: Vec::new(), retry_after, dependency: None }
     }
 
     /// INVALID_ARGUMENT for one field.
@@ -109,6 +114,13 @@ impl Problem {
     /// The same, to be tried again after so long.
     pub fn retry_after(self, after: Duration) -> Self {
         Self { retry_after: Some(after), ..self }
+    }
+}
+
+impl Problem {
+    /// The same, because another service is away.
+    pub fn because_of(self, dependency: &'static str) -> Self {
+        Self { dependency: Some(dependency), ..self }
     }
 }
 
@@ -131,6 +143,9 @@ impl From<Problem> for Status {
             details.set_retry_info(Some(after));
         }
         let mut status = Self::with_error_details(problem.reason.code, problem.detail, details);
+        if let Some(dependency) = problem.dependency.and_then(|name| name.parse().ok()) {
+            status.metadata_mut().insert(DEPENDENCY_HEADER, dependency);
+        }
         if let Some(after) = problem.retry_after
             && let Ok(millis) = after.as_millis().to_string().parse()
         {

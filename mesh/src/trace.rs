@@ -5,6 +5,9 @@ use http::HeaderValue;
 /// The header that carries it.
 pub const TRACEPARENT: &str = "traceparent";
 
+/// The header in which an answer tells its trace: <https://w3c.github.io/trace-context/#trace-context-http-response-headers-format>.
+pub const TRACERESPONSE: &str = "traceresponse";
+
 /// A trace and the span in it that made the call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TraceContext {

@@ -1,3 +1,4 @@
 //! Tables of customers.
 
 pub mod m0001_identity;
+pub mod m0002_key_rotation;

@@ -7,7 +7,9 @@ mod events;
 mod transactions;
 
 use lastro_database::{Database, Error};
+pub use sea_orm_migration::MigratorTrait;
 use sea_orm_migration::prelude::*;
+use sea_orm_migration::sea_orm::FromQueryResult;
 
 use dialect::Dialect;
 
@@ -17,7 +19,7 @@ pub struct CustomersMigrator;
 #[async_trait::async_trait]
 impl MigratorTrait for CustomersMigrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(customers::m0001_identity::Migration)]
+        vec![Box::new(customers::m0001_identity::Migration), Box::new(customers::m0002_key_rotation::Migration)]
     }
 }
 
@@ -31,19 +33,78 @@ impl MigratorTrait for TransactionsMigrator {
     }
 }
 
+/// The migrations that a database lacks; those that it has beyond ours are of a newer version, and do no harm. Only reads.
+pub async fn missing<M: MigratorTrait>(database: &Database) -> Result<Vec<String>, Error> {
+    #[derive(FromQueryResult)]
+    struct Applied {
+        version: String,
+    }
+    let applied: Vec<Applied> = lastro_database::all(database.reader(), "SELECT version FROM seaql_migrations", []).await?;
+    let all = M::migrations().into_iter().map(|migration| migration.name().to_owned());
+    Ok(all.filter(|name| !applied.iter().any(|applied| applied.version == *name)).collect())
+}
+
+/// Any number: it only has to be ours.
+const LOCK: i64 = 0x6c61_7374_726f;
+
+/// A database's advisory lock, held by a session of its own: whoever else wants it waits, and gets it when that session ends, however.
+pub struct Lock(sqlx::pool::PoolConnection<sqlx::Postgres>);
+
+impl Lock {
+    /// Lets the next one in.
+    pub async fn release(self) {
+        // The session had its timeouts lifted: it does not go back to the pool.
+        let _ = self.0.close().await;
+    }
+}
+
+/// Waits for the lock of a PostgreSQL database.
+pub async fn lock(database: &Database) -> Result<Lock, Error> {
+    let pool = database.postgres().ok_or_else(|| Error::corrupt("only PostgreSQL has advisory locks"))?;
+    let mut session = pool.acquire().await?;
+    sqlx::query("SET statement_timeout = 0").execute(&mut *session).await?;
+    sqlx::query("SET lock_timeout = 0").execute(&mut *session).await?;
+    sqlx::query("SELECT pg_advisory_lock($1)").bind(LOCK).execute(&mut *session).await?;
+    Ok(Lock(session))
+}
+
 /// Brings a database to the newest version. Two that try at once take turns.
 pub async fn run<M: MigratorTrait>(database: &Database) -> Result<(), Error> {
-    // Any number: it only has to be ours. Held by the session that has it until it ends.
-    const LOCK: i64 = 0x6c61_7374_726f;
-    let Some(pool) = database.postgres() else {
+    if !database.is_postgres() {
         return Ok(M::up(database.writer(), None).await?);
-    };
-    let mut lock = pool.acquire().await?;
-    sqlx::query("SET statement_timeout = 0").execute(&mut *lock).await?;
-    sqlx::query("SET lock_timeout = 0").execute(&mut *lock).await?;
-    sqlx::query("SELECT pg_advisory_lock($1)").bind(LOCK).execute(&mut *lock).await?;
+    }
+    let lock = lock(database).await?;
     let migrated = M::up(database.writer(), None).await;
-    // The session had its timeouts lifted: it does not go back to the pool.
-    lock.close().await?;
+    lock.release().await;
     Ok(migrated?)
+}
+
+/// What nobody changes once it is written. That a service's role may not is a second lock beside the triggers.
+const APPEND_ONLY: &[&str] = &["user_events", "operation_events", "postings"];
+/// What only the owner writes, by commands.
+const READ_ONLY: &[&str] = &["seaql_migrations", "signing_keys"];
+
+/// Lets a service's role read and write rows, and change no table. The database's owner grants it.
+pub async fn grant(database: &Database, role: &str) -> Result<(), Error> {
+    #[derive(FromQueryResult)]
+    struct Table {
+        tablename: String,
+    }
+    let tables: Vec<Table> = lastro_database::all(database.writer(), "SELECT tablename::text FROM pg_tables WHERE schemaname = 'public'", []).await?;
+    let mut statements = vec![format!("GRANT USAGE ON SCHEMA public TO {role}"), format!("GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role}")];
+    for Table { tablename: table } in tables {
+        let rights = match table.as_str() {
+            table if READ_ONLY.contains(&table) => "SELECT",
+            table if APPEND_ONLY.contains(&table) => "SELECT, INSERT",
+            _ => "SELECT, INSERT, UPDATE, DELETE",
+        };
+        statements.push(format!("REVOKE ALL ON {table} FROM {role}"));
+        statements.push(format!("GRANT {rights} ON {table} TO {role}"));
+    }
+    // Together: a service that runs meanwhile must not see a moment without its rights.
+    let tx = database.begin().await?;
+    for statement in statements {
+        lastro_database::execute(&tx, &statement, []).await?;
+    }
+    Ok(tx.commit().await?)
 }

@@ -53,7 +53,7 @@ impl From<Error> for Problem {
             Error::LedgerBroken => Self::new(&INTERNAL, "internal error"),
             Error::Customers(status) => {
                 tracing::warn!(error = %status.message(), code = ?status.code(), "customers could not be asked");
-                Self::new(&UNAVAILABLE, "the owner cannot be confirmed right now")
+                Self::new(&UNAVAILABLE, "the owner cannot be confirmed right now").because_of("customers")
             }
             Error::Database(error) if error.is_transient() => {
                 tracing::warn!(%error, "the database is busy or away");

@@ -1,5 +1,7 @@
 //! Making tokens: access tokens are JWT signed with Ed25519, refresh tokens are opaque and known only by the SHA-256 of their secret.
 
+use std::sync::{PoisonError, RwLock};
+
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -19,24 +21,29 @@ use crate::{Error, Settings};
 /// Clocks of services may differ by so much.
 const CLOCK_SKEW_S: i64 = 5;
 
-/// The key that signs.
-pub struct Signer {
+/// The key that signs. Which one that is follows from the table and the clock alone, so that all replicas agree.
+pub struct Signer(RwLock<Current>);
+
+struct Current {
     kid: String,
     key: EncodingKey,
 }
 
 impl Signer {
-    /// The newest signing key; makes the first one.
+    /// The key that signs now.
     pub async fn load(database: &Database) -> Result<Self, Error> {
-        if keys::list(database.reader()).await?.is_empty() {
-            let tx = database.begin().await?;
-            keys::insert_first(&tx, &generate()?).await?;
-            tx.commit().await.map_err(lastro_database::Error::from)?;
+        Ok(Self(RwLock::new(current(database).await?)))
+    }
+
+    /// Looks again, since another process may have rotated the keys.
+    pub async fn refresh(&self, database: &Database) -> Result<(), Error> {
+        let now = current(database).await?;
+        let mut signing = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if signing.kid != now.kid {
+            tracing::info!(kid = now.kid, "a new key signs");
+            *signing = now;
         }
-        // Read from the writer: another replica may have been first.
-        let key = keys::list(database.writer()).await?.into_iter().find(|key| key.state == keys::SIGNING);
-        let key = key.ok_or_else(|| Error::Crypto("no signing key".to_owned()))?;
-        Ok(Self { kid: key.kid, key: EncodingKey::from_ed_der(&key.private_key) })
+        Ok(())
     }
 
     /// An access token for a session.
@@ -54,12 +61,21 @@ impl Signer {
             roles: roles.names(),
             permissions: roles.permissions(),
         };
-        let header = Header { kid: Some(self.kid.clone()), ..Header::new(Algorithm::EdDSA) };
-        jsonwebtoken::encode(&header, &claims, &self.key).map_err(|error| Error::Crypto(error.to_string()))
+        let signing = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let header = Header { kid: Some(signing.kid.clone()), ..Header::new(Algorithm::EdDSA) };
+        jsonwebtoken::encode(&header, &claims, &signing.key).map_err(|error| Error::Crypto(error.to_string()))
     }
 }
 
-fn generate() -> Result<SigningKey, Error> {
+async fn current(database: &Database) -> Result<Current, Error> {
+    let now_us = clock::now_us();
+    let key = keys::list(database.writer(), now_us).await?.into_iter().find(|key| key.sign_from_us <= now_us);
+    let key = key.ok_or_else(|| Error::Crypto("there is no signing key; `lastro migrate` makes the first one".to_owned()))?;
+    Ok(Current { kid: key.kid, key: EncodingKey::from_ed_der(&key.private_key) })
+}
+
+/// A key that signs from an instant on.
+pub fn generate(sign_from_us: i64) -> Result<SigningKey, Error> {
     let random = aws_lc_rs::rand::SystemRandom::new();
     let failed = |_| Error::Crypto("an Ed25519 key could not be made".to_owned());
     let pkcs8 = Ed25519KeyPair::generate_pkcs8(&random).map_err(failed)?;
@@ -68,8 +84,9 @@ fn generate() -> Result<SigningKey, Error> {
         kid: Uuid::now_v7().simple().to_string(),
         private_key: pkcs8.as_ref().to_vec(),
         public_key: URL_SAFE_NO_PAD.encode(pair.public_key().as_ref()),
-        state: keys::SIGNING.to_owned(),
         create_time_us: clock::now_us(),
+        sign_from_us,
+        retire_us: None,
     })
 }
 

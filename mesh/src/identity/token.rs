@@ -2,7 +2,10 @@
 //! a verified token is cached by its SHA-256, expiry and session checked on every hit: one verification a token, not a call.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -13,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{RevokedSessions, User};
@@ -24,8 +28,10 @@ pub const ISSUER: &str = "lastro";
 const CACHE_TTL: Duration = Duration::from_secs(60);
 /// Verified tokens that are remembered.
 const TOKENS_CACHED: usize = 100_000;
-/// An unknown `kid` asks for the keys at most so often.
+/// The keys are asked for so often, and for an unknown `kid` no more often than that.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(10);
+/// Until customers answers.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The claims of an access token.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -64,6 +70,15 @@ pub struct PublicKey {
 /// Asks customers for the public keys.
 pub type KeySource = Box<dyn Fn() -> Pin<Box<dyn Future<Output = Option<Vec<PublicKey>>> + Send>> + Send + Sync>;
 
+/// Why a token proves nobody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// Whatever is wrong with it. The caller learns no more than that.
+    Invalid,
+    /// It names a key that is not known here, and customers cannot be asked now: it may be good.
+    KeysUnknown,
+}
+
 /// Verifies access tokens.
 pub struct TokenVerifier {
     keys: RwLock<HashMap<String, Arc<DecodingKey>>>,
@@ -88,8 +103,8 @@ impl TokenVerifier {
         verifier
     }
 
-    /// The user whom a token proves; None for whatever is wrong with it. The caller learns no more than that.
-    pub async fn verify(&self, token: &str) -> Option<Arc<User>> {
+    /// The user whom a token proves.
+    pub async fn verify(&self, token: &str) -> Result<Arc<User>, Refusal> {
         let digest: [u8; 32] = Sha256::digest(token.as_bytes()).into();
         let user = match self.verified.get(&digest).filter(|(at, _)| at.elapsed() < CACHE_TTL) {
             Some((_, user)) => user,
@@ -99,18 +114,22 @@ impl TokenVerifier {
                 user
             }
         };
-        (user.expires_s > clock::now_s() && !self.revoked.contains(user.session_id)).then_some(user)
+        let lives = user.expires_s > clock::now_s() && !self.revoked.contains(user.session_id);
+        if lives { Ok(user) } else { Err(Refusal::Invalid) }
     }
 
-    async fn verify_signature(&self, token: &str) -> Option<User> {
+    /// Whether any token can be verified.
+    pub fn has_keys(&self) -> bool {
+        !self.keys.read().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    async fn verify_signature(&self, token: &str) -> Result<User, Refusal> {
         // The header is read before the signature is checked, to find the key; only its algorithm that we pin counts.
-        let kid = jsonwebtoken::decode_header(token).ok()?.kid?;
+        let kid = jsonwebtoken::decode_header(token).ok().and_then(|header| header.kid).ok_or(Refusal::Invalid)?;
         let key = match self.key(&kid) {
             Some(key) => key,
-            None => {
-                self.refresh().await;
-                self.key(&kid)?
-            }
+            None if self.refresh().await => self.key(&kid).ok_or(Refusal::Invalid)?,
+            None => return Err(Refusal::KeysUnknown),
         };
         let mut validation = Validation::new(Algorithm::EdDSA);
         validation.set_required_spec_claims(&["exp", "nbf", "iss", "aud", "sub"]);
@@ -118,33 +137,54 @@ impl TokenVerifier {
         validation.set_audience(&[ISSUER]);
         validation.validate_nbf = true;
         validation.leeway = 0;
-        let claims = jsonwebtoken::decode::<Claims>(token, &key, &validation).ok()?.claims;
-        Some(User { id: claims.sub, session_id: claims.sid, expires_s: claims.exp, permissions: claims.permissions })
+        let claims = jsonwebtoken::decode::<Claims>(token, &key, &validation).map_err(|_| Refusal::Invalid)?.claims;
+        Ok(User { id: claims.sub, session_id: claims.sid, expires_s: claims.exp, permissions: claims.permissions })
+    }
+
+    /// Asks for the keys again and again, until told to stop: a key that is about to sign is known before it does, and a retired one is
+    /// forgotten.
+    pub async fn keep_fresh(&self, stop: CancellationToken) {
+        loop {
+            let pause = if self.refresh().await { REFRESH_INTERVAL } else { RETRY_INTERVAL };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
     }
 
     fn key(&self, kid: &str) -> Option<Arc<DecodingKey>> {
         self.keys.read().unwrap_or_else(PoisonError::into_inner).get(kid).cloned()
     }
 
-    /// Asks for the keys again, unless that was done just now.
-    async fn refresh(&self) {
+    /// Asks for the keys again, unless that was done just now; false when nobody answers.
+    async fn refresh(&self) -> bool {
         let mut asked = self.asked.lock().await;
         if asked.is_some_and(|at| at.elapsed() < REFRESH_INTERVAL) {
-            return;
+            return true;
         }
-        if let Some(keys) = (self.source)().await {
-            *asked = Some(Instant::now());
-            self.install(&keys);
-            if let Some(path) = &self.disk
-                && let Err(error) = serde_json::to_vec(&keys).map_err(std::io::Error::other).and_then(|bytes| std::fs::write(path, bytes))
-            {
-                tracing::warn!(%error, "the public keys could not be kept on disk");
-            }
+        let Some(keys) = (self.source)().await else { return false };
+        *asked = Some(Instant::now());
+        self.install(&keys);
+        if let Some(path) = &self.disk
+            && let Err(error) = keep(path, &keys)
+        {
+            tracing::warn!(%error, "the public keys could not be kept on disk");
         }
+        true
     }
 
     fn install(&self, keys: &[PublicKey]) {
         let decoded = keys.iter().filter_map(|key| Some((key.kid.clone(), Arc::new(DecodingKey::from_ed_components(&key.x).ok()?))));
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = decoded.collect();
     }
+}
+
+/// Whole or not at all: replicas share the file.
+fn keep(path: &Path, keys: &[PublicKey]) -> std::io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let draft = path.with_extension(format!("{}.draft", Uuid::new_v4().simple()));
+    options.open(&draft)?.write_all(&serde_json::to_vec(keys)?)?;
+    std::fs::rename(&draft, path)
 }

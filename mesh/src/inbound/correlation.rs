@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use tonic::body::Body;
 use tower::Service;
 use tracing::Instrument as _;
@@ -14,7 +14,7 @@ use tracing::Instrument as _;
 use crate::call::{CORRELATION_HEADER, Call, CorrelationId};
 use crate::logs::otlp;
 use crate::serve::Peer;
-use crate::trace::{TRACEPARENT, TraceContext};
+use crate::trace::{TRACEPARENT, TRACERESPONSE, TraceContext};
 
 /// Where a call came from, set by a gateway in the same process that saw the client.
 #[derive(Debug, Clone, Copy)]
@@ -66,6 +66,7 @@ where
             async move {
                 let mut response = answer.await?;
                 response.headers_mut().insert(CORRELATION_HEADER, correlation_id.to_header());
+                response.headers_mut().insert(TRACERESPONSE, trace.to_header());
                 Ok(response)
             }
             .instrument(span),
@@ -73,7 +74,19 @@ where
     }
 }
 
+/// The header in which a proxy tells the client's address.
+pub const FORWARDED_FOR: &str = "x-forwarded-for";
+
+/// The client's address: of the other end, or what it tells if it is one that we believe.
 fn address<B>(request: &Request<B>) -> Option<IpAddr> {
     let near = request.extensions().get::<ClientAddress>().map(|address| address.0);
-    near.or_else(|| request.extensions().get::<Peer>().map(|peer| peer.0.ip().to_canonical()))
+    near.or_else(|| request.extensions().get::<Peer>().map(|peer| client_address(peer, request.headers())))
+}
+
+/// As above. The last address is the one that the proxy itself saw; those before it are what its client claims.
+pub fn client_address(peer: &Peer, headers: &HeaderMap) -> IpAddr {
+    let believed = peer.caller.as_ref().is_some_and(|caller| caller.forwards_address);
+    let told = headers.get_all(FORWARDED_FOR).iter().next_back().filter(|_| believed).and_then(|value| value.to_str().ok());
+    let told = told.and_then(|list| list.rsplit(',').next()?.trim().parse::<IpAddr>().ok());
+    told.unwrap_or_else(|| peer.address.ip()).to_canonical()
 }

@@ -12,8 +12,10 @@ use tonic::body::Body;
 use tower::Service;
 
 use crate::call::Call;
+use crate::identity::token::Refusal;
 use crate::identity::{Access, LocalPeer, Principal, TokenVerifier};
-use crate::status::{PERMISSION_DENIED, Problem, UNAUTHENTICATED, UNIMPLEMENTED};
+use crate::serve::Peer;
+use crate::status::{PERMISSION_DENIED, Problem, UNAUTHENTICATED, UNAVAILABLE, UNIMPLEMENTED};
 
 /// Open to everybody, as every gRPC tool expects.
 const OPEN_PREFIXES: [&str; 2] = ["/grpc.health.v1.Health/", "/grpc.reflection."];
@@ -58,20 +60,22 @@ fn open(path: &str) -> Option<Access> {
 }
 
 async fn admit(request: &mut Request<Body>, access: Option<Access>, verifier: &TokenVerifier) -> Result<(), Problem> {
+    let service = calling_service(request)?;
     let permission = match access.ok_or_else(|| Problem::new(&UNIMPLEMENTED, "no such method"))? {
         Access::Public => return Ok(()),
         Access::Service => {
-            let peer = request.extensions().get::<LocalPeer>().copied();
-            let peer = peer.ok_or_else(|| Problem::new(&PERMISSION_DENIED, "only services may call this method"))?;
-            return with_call(request, |call| call.principal = Some(Principal::Service(peer.0)));
+            let service = service.ok_or_else(|| Problem::new(&PERMISSION_DENIED, "only services may call this method"))?;
+            return with_call(request, |call| call.principal = Some(Principal::Service(service)));
         }
         Access::Permission(permission) => permission,
     };
     let header = request.headers().get(AUTHORIZATION).cloned();
     let token = header.as_ref().and_then(|value| value.to_str().ok()).and_then(bearer);
     let token = token.ok_or_else(|| Problem::new(&UNAUTHENTICATED, "send an access token as authorization: Bearer …"))?;
-    let user = verifier.verify(token).await;
-    let user = user.ok_or_else(|| Problem::new(&UNAUTHENTICATED, "the access token is not valid, or no longer; log in again"))?;
+    let user = verifier.verify(token).await.map_err(|refusal| match refusal {
+        Refusal::Invalid => Problem::new(&UNAUTHENTICATED, "the access token is not valid, or no longer; log in again"),
+        Refusal::KeysUnknown => Problem::new(&UNAVAILABLE, "the access token cannot be verified right now"),
+    })?;
     if !user.may(permission) {
         return Err(Problem::new(&PERMISSION_DENIED, format!("the permission {permission} is missing")));
     }
@@ -79,6 +83,18 @@ async fn admit(request: &mut Request<Body>, access: Option<Access>, verifier: &T
         call.principal = Some(Principal::User(user));
         call.token = header;
     })
+}
+
+/// The service at the other end, if it is one: in this process, or by a certificate whose policy allows this method.
+fn calling_service(request: &Request<Body>) -> Result<Option<Arc<str>>, Problem> {
+    if let Some(LocalPeer(name)) = request.extensions().get() {
+        return Ok(Some((*name).into()));
+    }
+    let Some(caller) = request.extensions().get::<Peer>().and_then(|peer| peer.caller.as_ref()) else { return Ok(None) };
+    if caller.may_call(request.uri().path()) {
+        return Ok(Some(caller.name.clone()));
+    }
+    Err(Problem::new(&PERMISSION_DENIED, format!("the policy does not let {} call this method", caller.name)))
 }
 
 /// The token of `Bearer <token>`; the scheme is compared without case (RFC 9110, 11.1).

@@ -228,6 +228,10 @@ impl Drop for Permit {
     }
 }
 
+/// Marks an answer that an open breaker gave: its time is for the caller to wait, and further attempts are of no use.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Refused;
+
 #[derive(Clone)]
 pub(super) struct Guard<S> {
     pub inner: S,
@@ -251,12 +255,14 @@ where
         let waits = request.extensions().get::<Call>().is_some_and(|call| call.waits);
         let Some(permit) = self.breaker.acquire(waits) else {
             let problem = Problem::new(&UNAVAILABLE, "the service is away; calls to it pause").retry_after(self.breaker.open_for_now());
-            return Box::pin(std::future::ready(Ok(tonic::Status::from(problem).into_http())));
+            let mut refusal: Response<Body> = tonic::Status::from(problem).into_http();
+            refusal.extensions_mut().insert(Refused);
+            return Box::pin(std::future::ready(Ok(refusal)));
         };
         let answer = self.inner.call(request);
         Box::pin(async move {
             let response = answer.await?;
-            Ok(outcome::observe(response, move |code| permit.report(code)))
+            Ok(outcome::observe_target(response, move |code| permit.report(code)))
         })
     }
 }

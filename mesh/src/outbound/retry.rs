@@ -2,7 +2,7 @@
 //! second attempt does no harm. An answer with a message is committed and never tried again.
 
 use std::convert::Infallible;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
@@ -15,12 +15,15 @@ use tonic::Code;
 use tonic::body::Body;
 use tower::{Service, ServiceExt as _};
 
+use super::breaker::Refused;
 use crate::call::Call;
 use crate::outcome;
 
 const BACKOFF_BASE: Duration = Duration::from_millis(50);
 /// What is left of the deadline is needed to answer.
 const ANSWER_MARGIN: Duration = Duration::from_millis(50);
+/// A frozen endpoint answers nothing: after so long another one is asked, where a second attempt does no harm.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
 
 /// At most one retry for five calls over time, ten at once: a service that is down is not buried under retries.
@@ -93,22 +96,32 @@ where
             let (parts, body) = request.into_parts();
             let deadline = parts.extensions.get::<Call>().map(|call| call.deadline);
             let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
-            let mut refused: Option<Response<Body>> = None;
+            let waits = parts.extensions.get::<Call>().is_some_and(|call| call.waits);
+            let (mut refused, mut early): (Option<Response<Body>>, Option<Response<Body>>) = (None, None);
             for attempt in 1.. {
                 let mut request = Request::from_parts(parts.clone(), Body::new(Full::new(body.clone())));
                 if attempt > 1 {
                     request.headers_mut().insert("grpc-previous-rpc-attempts", HeaderValue::from(attempt - 1));
                 }
-                let answer = inner.ready().await?.call(request);
-                let response = match (refused.take(), deadline) {
+                let mut answer = pin!(inner.ready().await?.call(request));
+                if !waits && attempt < attempts_max {
+                    let patience = Instant::now() + ATTEMPT_TIMEOUT;
+                    let worthwhile = |end: Instant| patience + ANSWER_MARGIN < end;
+                    if deadline.is_none_or(worthwhile) && !answered_by(patience, answer.as_mut(), &mut early).await && budget.withdraw() {
+                        continue;
+                    }
+                }
+                let response = match (early.take(), refused.take(), deadline) {
+                    (Some(early), ..) => early,
                     // What an earlier attempt was told says more than that the time ran out meanwhile.
-                    (Some(earlier), Some(end)) => match tokio::time::timeout_at(end - ANSWER_MARGIN, answer).await {
+                    (None, Some(earlier), Some(end)) => match tokio::time::timeout_at(end - ANSWER_MARGIN, answer).await {
                         Ok(Ok(response)) => response,
                         Err(_) => return Ok(earlier),
                     },
                     _ => answer.await?,
                 };
-                let pause = pause_before_retry(response.headers(), attempt).filter(|_| attempt < attempts_max);
+                let again = attempt < attempts_max && response.extensions().get::<Refused>().is_none();
+                let pause = pause_before_retry(response.headers(), attempt).filter(|_| again);
                 match pause {
                     Some(pause) if deadline.is_none_or(|end| Instant::now() + pause + ANSWER_MARGIN < end) && budget.withdraw() => {
                         refused = Some(response);
@@ -120,6 +133,15 @@ where
             unreachable!("the loop returns")
         })
     }
+}
+
+/// Waits for an answer until an instant; keeps it if it came.
+async fn answered_by<F>(until: Instant, answer: Pin<&mut F>, early: &mut Option<Response<Body>>) -> bool
+where
+    F: Future<Output = Result<Response<Body>, Infallible>>,
+{
+    *early = tokio::time::timeout_at(until, answer).await.ok().map(|Ok(response)| response);
+    early.is_some()
 }
 
 /// How long to pause, or None where another attempt is of no use: success, another code, or a server that says no.

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::header::AUTHORIZATION;
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response};
 use tokio::time::Instant;
 use tonic::body::Body;
 use tower::Service;
 
 use crate::call::{CORRELATION_HEADER, Call};
+use crate::inbound::FORWARDED_FOR;
 use crate::metrics::MethodMetrics;
 use crate::outcome;
 use crate::trace::TRACEPARENT;
@@ -41,6 +42,9 @@ where
             let headers = request.headers_mut();
             headers.insert(CORRELATION_HEADER, call.correlation_id.to_header());
             headers.insert(TRACEPARENT, call.trace.to_header());
+            if let Some(address) = call.address.and_then(|address| HeaderValue::from_str(&address.to_string()).ok()) {
+                headers.insert(FORWARDED_FOR, address);
+            }
             if let Some(token) = call.token {
                 headers.entry(AUTHORIZATION).or_insert(token);
             }

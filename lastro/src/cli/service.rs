@@ -1,0 +1,360 @@
+//! The settings of services that run as processes of their own.
+
+use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use lastro_mesh::config::{Invalid, Problems, Setting};
+use lastro_mesh::identity::Policy;
+use lastro_mesh::serve::Security;
+use lastro_mesh::tls::{Tls, TlsFiles};
+
+/// What every process is told.
+#[derive(Args)]
+struct ProcessArgs {
+    /// Where to serve /livez, /readyz and /metrics, in plain text: not for the outside.
+    #[arg(long, env = "LASTRO_OPS", value_name = "ADDR", default_value = "127.0.0.1:9464")]
+    ops: Setting,
+    /// This service's certificate, PEM; read again when it changes.
+    #[arg(long, env = "LASTRO_TLS_CERT", value_name = "PATH")]
+    tls_cert: Option<PathBuf>,
+    /// The certificate's key, PEM.
+    #[arg(long, env = "LASTRO_TLS_KEY", value_name = "PATH")]
+    tls_key: Option<PathBuf>,
+    /// The authority that the certificates of all services come from, PEM.
+    #[arg(long, env = "LASTRO_TLS_CA", value_name = "PATH")]
+    tls_ca: Option<PathBuf>,
+    /// Who may call what, JSON: for each name in a certificate the paths that it may call. `lastro certs` writes one.
+    #[arg(long, env = "LASTRO_TLS_POLICY", value_name = "PATH")]
+    tls_policy: Option<PathBuf>,
+    /// Talk in plain text and believe every caller. Only with addresses of this machine itself.
+    #[arg(long, env = "LASTRO_PLAINTEXT", value_name = "BOOL", default_value = "false")]
+    plaintext: Setting,
+    /// Folder for the public keys of tokens, so that this service can start while customers is away. Replicas may share it.
+    #[arg(long, env = "LASTRO_DATA", value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// What is logged to standard error: error, warn, info, debug, or per target as in warn,lastro_transactions=info.
+    #[arg(long, env = "LASTRO_LOG", value_name = "FILTER", default_value = "info")]
+    log: String,
+    /// Where OpenTelemetry traces go by OTLP over gRPC, such as http://127.0.0.1:4317. Without: nowhere.
+    #[arg(long, env = "LASTRO_OTLP_ENDPOINT", value_name = "URL")]
+    otlp_endpoint: Option<String>,
+    /// Per cent of traces that are recorded, 0 to 100; a caller's decision is kept.
+    #[arg(long, env = "LASTRO_TRACE_PERCENT", value_name = "N", default_value = "100")]
+    trace_percent: Setting,
+    /// Calls that are handled at once, 1 to 1000000; what exceeds it is refused with UNAVAILABLE.
+    #[arg(long, env = "LASTRO_CONCURRENCY_MAX", value_name = "N", default_value = "4096")]
+    concurrency_max: Setting,
+    /// Seconds after SIGTERM during which new connections and calls are still taken, 0 to 60: longer than a proxy keeps an idle connection.
+    #[arg(long, env = "LASTRO_DRAIN_LINGER", value_name = "SECONDS", default_value = "5")]
+    drain_linger: Setting,
+}
+
+/// Where a service keeps what it knows.
+#[derive(Args)]
+struct StoreArgs {
+    /// A PostgreSQL server, postgres://role:password@host:port; the service's own database on it is lastro_<service>.
+    #[arg(long, env = "LASTRO_DATABASE_URL", value_name = "URL", hide_env_values = true)]
+    database_url: Option<String>,
+    /// A file that holds the URL, for secrets.
+    #[arg(long, env = "LASTRO_DATABASE_URL_FILE", value_name = "PATH")]
+    database_url_file: Option<PathBuf>,
+    /// Connections to the database, 4 to 1000.
+    #[arg(long, env = "LASTRO_DATABASE_CONNECTIONS", value_name = "N", default_value = "16")]
+    database_connections: Setting,
+    /// A Redis server, redis://user:password@host:port, as the bus.
+    #[arg(long, env = "LASTRO_REDIS_URL", value_name = "URL", hide_env_values = true)]
+    redis_url: Option<String>,
+    /// A file that holds the URL, for secrets.
+    #[arg(long, env = "LASTRO_REDIS_URL_FILE", value_name = "PATH")]
+    redis_url_file: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct CustomersArgs {
+    /// Where to serve gRPC.
+    #[arg(long, env = "LASTRO_GRPC", value_name = "ADDR", default_value = "127.0.0.1:50051")]
+    grpc: Setting,
+    #[command(flatten)]
+    process: ProcessArgs,
+    #[command(flatten)]
+    store: StoreArgs,
+    /// Seconds that an access token lives, 1 to 86400.
+    #[arg(long, env = "LASTRO_ACCESS_TOKEN_TTL", value_name = "SECONDS", default_value = "18000")]
+    access_token_ttl: Setting,
+    /// Seconds that a refresh token lives, 1 to 31536000.
+    #[arg(long, env = "LASTRO_REFRESH_TOKEN_TTL", value_name = "SECONDS", default_value = "604800")]
+    refresh_token_ttl: Setting,
+    /// Failed logins of one account until it has to wait, 1 to 1000.
+    #[arg(long, env = "LASTRO_LOGIN_FAILURES_MAX", value_name = "N", default_value = "10")]
+    login_failures_max: Setting,
+    /// Whether gRPC reflection tells the public surface.
+    #[arg(long, env = "LASTRO_REFLECTION", value_name = "BOOL", default_value = "false")]
+    reflection: Setting,
+}
+
+#[derive(Args)]
+pub struct TransactionsArgs {
+    /// Where to serve gRPC.
+    #[arg(long, env = "LASTRO_GRPC", value_name = "ADDR", default_value = "127.0.0.1:50052")]
+    grpc: Setting,
+    #[command(flatten)]
+    process: ProcessArgs,
+    #[command(flatten)]
+    store: StoreArgs,
+    /// Where customers is: host:port, several with commas between them; a name may stand for several addresses.
+    #[arg(long, env = "LASTRO_CUSTOMERS", value_name = "ADDR", value_delimiter = ',')]
+    customers: Vec<String>,
+    /// Whether gRPC reflection tells the public surface.
+    #[arg(long, env = "LASTRO_REFLECTION", value_name = "BOOL", default_value = "false")]
+    reflection: Setting,
+}
+
+#[derive(Args)]
+pub struct GatewayArgs {
+    /// Where to serve REST.
+    #[arg(long, env = "LASTRO_REST", value_name = "ADDR", default_value = "127.0.0.1:8080")]
+    rest: Setting,
+    #[command(flatten)]
+    process: ProcessArgs,
+    /// Where customers is: host:port, several with commas between them; a name may stand for several addresses.
+    #[arg(long, env = "LASTRO_CUSTOMERS", value_name = "ADDR", value_delimiter = ',')]
+    customers: Vec<String>,
+    /// Where transactions is, likewise.
+    #[arg(long, env = "LASTRO_TRANSACTIONS", value_name = "ADDR", value_delimiter = ',')]
+    transactions: Vec<String>,
+    /// REST requests per second from one address, 1 to 10000000.
+    #[arg(long, env = "LASTRO_RATE_LIMIT_PER_ADDRESS", value_name = "N", default_value = "100000")]
+    rate_limit_per_address: Setting,
+    /// REST requests per second by one user, 1 to 10000000.
+    #[arg(long, env = "LASTRO_RATE_LIMIT_PER_USER", value_name = "N", default_value = "100000")]
+    rate_limit_per_user: Setting,
+    /// Web origins whose scripts may call REST, such as https://app.example; * for all. May be given several times.
+    #[arg(long, env = "LASTRO_CORS_ORIGINS", value_name = "ORIGIN", value_delimiter = ',')]
+    cors_origins: Vec<String>,
+}
+
+/// [`ProcessArgs`], read and checked.
+pub struct ProcessSettings {
+    pub ops: SocketAddr,
+    pub security: Security,
+    pub data: Option<PathBuf>,
+    pub log: String,
+    pub otlp_endpoint: Option<String>,
+    pub trace_percent: u32,
+    pub concurrency_max: usize,
+    pub drain_linger: Duration,
+}
+
+/// [`StoreArgs`], read and checked.
+pub struct StoreSettings {
+    pub database_url: String,
+    pub database_connections: u32,
+    pub redis_url: String,
+}
+
+/// The settings of `lastro customers`.
+pub struct CustomersSettings {
+    pub grpc: SocketAddr,
+    pub process: ProcessSettings,
+    pub store: StoreSettings,
+    pub customers: lastro_customers::Settings,
+    pub reflection: bool,
+}
+
+/// The settings of `lastro transactions`.
+pub struct TransactionsSettings {
+    pub grpc: SocketAddr,
+    pub process: ProcessSettings,
+    pub store: StoreSettings,
+    pub customers: Vec<String>,
+    pub reflection: bool,
+}
+
+/// The settings of `lastro gateway`.
+pub struct GatewaySettings {
+    pub rest: SocketAddr,
+    pub process: ProcessSettings,
+    pub customers: Vec<String>,
+    pub transactions: Vec<String>,
+    pub rate_limits: lastro_gateway::Limits,
+    pub cors_origins: Vec<String>,
+}
+
+/// A mistake was reported for whatever could not be read, so that this is never seen.
+fn missing() -> Invalid {
+    Invalid(vec!["a setting is missing".to_owned()])
+}
+
+/// A secret, from the flag or from the file that the flag `<name>-file` names; a mistake if both are given.
+pub fn given_or_in_file(problems: &mut Problems, name: &str, given: Option<&str>, file: Option<&Path>) -> Option<String> {
+    match (given, file) {
+        (Some(_), Some(_)) => problems.add(format!("{name} and {name}-file: give one of them")),
+        (Some(given), None) => return Some(given.to_owned()),
+        (None, Some(file)) => match std::fs::read_to_string(file) {
+            Ok(text) => return Some(text.trim().to_owned()),
+            Err(error) => problems.add(format!("{name}-file {}: {error}", file.display())),
+        },
+        (None, None) => {}
+    }
+    None
+}
+
+impl ProcessArgs {
+    /// `listens` and `calls` are the addresses that plain text must not leave this machine by.
+    fn read(self, problems: &mut Problems, listens: Option<SocketAddr>, calls: &[String]) -> Option<ProcessSettings> {
+        let ops = problems.take::<SocketAddr>("--ops", &self.ops);
+        let trace_percent = problems.take_within("--trace-percent", &self.trace_percent, 0..=100);
+        let concurrency_max = problems.take_within("--concurrency-max", &self.concurrency_max, 1..=1_000_000);
+        let drain_linger = problems.take_within("--drain-linger", &self.drain_linger, 0..=60);
+        let plaintext = problems.take::<bool>("--plaintext", &self.plaintext);
+        if self.otlp_endpoint.as_ref().is_some_and(|url| !url.starts_with("http://") && !url.starts_with("https://")) {
+            problems.add("--otlp-endpoint: must begin with http:// or https://");
+        }
+        let security = if plaintext? {
+            loopback(problems, listens, calls)
+        } else {
+            mutual(problems, [self.tls_cert, self.tls_key, self.tls_ca, self.tls_policy])
+        };
+        Some(ProcessSettings {
+            ops: ops?,
+            security: security?,
+            data: self.data,
+            log: self.log,
+            otlp_endpoint: self.otlp_endpoint,
+            trace_percent: trace_percent?,
+            concurrency_max: concurrency_max?,
+            drain_linger: Duration::from_secs(drain_linger?),
+        })
+    }
+}
+
+fn mutual(problems: &mut Problems, paths: [Option<PathBuf>; 4]) -> Option<Security> {
+    let flags = ["--tls-cert", "--tls-key", "--tls-ca", "--tls-policy"];
+    for (flag, _) in flags.iter().zip(&paths).filter(|(_, path)| path.is_none()) {
+        problems
+            .add(format!("{flag}: is needed; `lastro certs DIR` makes one for development, --plaintext true does without on this machine itself"));
+    }
+    let [cert, key, ca, policy] = paths;
+    let (files, policy) = (TlsFiles { cert: cert?, key: key?, ca: ca? }, policy?);
+    let tls = Tls::load(files).map_err(|error| problems.add(format!("--tls-cert, --tls-key, --tls-ca: {error}"))).ok();
+    let policy = Policy::read(&policy).map_err(|error| problems.add(format!("--tls-policy: {error}"))).ok();
+    Some(Security::Mutual(tls?, Arc::new(policy?)))
+}
+
+fn loopback(problems: &mut Problems, listens: Option<SocketAddr>, calls: &[String]) -> Option<Security> {
+    if listens.is_some_and(|address| !address.ip().is_loopback()) {
+        problems.add("--plaintext: services listen in plain text on loopback addresses only, such as 127.0.0.1");
+    }
+    for place in calls {
+        let elsewhere = place.to_socket_addrs().map_or(true, |mut addresses| addresses.any(|address| !address.ip().is_loopback()));
+        if elsewhere {
+            problems.add(format!("--plaintext: {place} is not on this machine; services call in plain text on loopback only"));
+        }
+    }
+    Some(Security::Loopback)
+}
+
+impl StoreArgs {
+    fn read(self, problems: &mut Problems) -> Option<StoreSettings> {
+        let database_connections = problems.take_within("--database-connections", &self.database_connections, 4..=1000);
+        let mut url = |name: &str, given: Option<&str>, file: Option<&Path>, schemes: &[&str]| {
+            if given.is_none() && file.is_none() {
+                problems.add(format!("{name} or {name}-file: is needed"));
+            }
+            let url = given_or_in_file(problems, name, given, file)?;
+            if !schemes.iter().any(|scheme| url.starts_with(scheme)) {
+                // The value may hold a password, so it is not repeated.
+                problems.add(format!("{name}: must begin with {}", schemes.join(" or ")));
+            }
+            Some(url)
+        };
+        let database_url = url("--database-url", self.database_url.as_deref(), self.database_url_file.as_deref(), &["postgres://", "postgresql://"]);
+        let redis_url = url("--redis-url", self.redis_url.as_deref(), self.redis_url_file.as_deref(), &["redis://", "rediss://", "redis+unix://"]);
+        Some(StoreSettings { database_url: database_url?, database_connections: database_connections?, redis_url: redis_url? })
+    }
+}
+
+/// Where a service is looked for.
+fn places(problems: &mut Problems, name: &str, given: &[String]) {
+    if given.is_empty() {
+        problems.add(format!("{name}: is needed, as host:port"));
+    }
+    for place in given {
+        if let Err(error) = lastro_mesh::outbound::check_place(place) {
+            problems.add(format!("{name}: {error}"));
+        }
+    }
+}
+
+impl CustomersArgs {
+    /// Reads every setting, or says all that is wrong.
+    pub fn read(self) -> Result<CustomersSettings, Invalid> {
+        let mut problems = Problems::default();
+        let grpc = problems.take::<SocketAddr>("--grpc", &self.grpc);
+        let process = self.process.read(&mut problems, grpc, &[]);
+        let store = self.store.read(&mut problems);
+        let access_ttl_s = problems.take_within("--access-token-ttl", &self.access_token_ttl, 1..=86_400);
+        let refresh_ttl_s = problems.take_within("--refresh-token-ttl", &self.refresh_token_ttl, 1..=31_536_000);
+        let login_failures_max = problems.take_within("--login-failures-max", &self.login_failures_max, 1..=1000);
+        let reflection = problems.take::<bool>("--reflection", &self.reflection);
+        problems.check()?;
+        Ok(CustomersSettings {
+            grpc: grpc.ok_or_else(missing)?,
+            process: process.ok_or_else(missing)?,
+            store: store.ok_or_else(missing)?,
+            customers: lastro_customers::Settings {
+                access_ttl_s: access_ttl_s.ok_or_else(missing)?,
+                refresh_ttl_s: refresh_ttl_s.ok_or_else(missing)?,
+                login_failures_max: login_failures_max.ok_or_else(missing)?,
+                ..lastro_customers::Settings::default()
+            },
+            reflection: reflection.ok_or_else(missing)?,
+        })
+    }
+}
+
+impl TransactionsArgs {
+    /// Reads every setting, or says all that is wrong.
+    pub fn read(self) -> Result<TransactionsSettings, Invalid> {
+        let mut problems = Problems::default();
+        let grpc = problems.take::<SocketAddr>("--grpc", &self.grpc);
+        places(&mut problems, "--customers", &self.customers);
+        let process = self.process.read(&mut problems, grpc, &self.customers);
+        let store = self.store.read(&mut problems);
+        let reflection = problems.take::<bool>("--reflection", &self.reflection);
+        problems.check()?;
+        Ok(TransactionsSettings {
+            grpc: grpc.ok_or_else(missing)?,
+            process: process.ok_or_else(missing)?,
+            store: store.ok_or_else(missing)?,
+            customers: self.customers,
+            reflection: reflection.ok_or_else(missing)?,
+        })
+    }
+}
+
+impl GatewayArgs {
+    /// Reads every setting, or says all that is wrong.
+    pub fn read(self) -> Result<GatewaySettings, Invalid> {
+        let mut problems = Problems::default();
+        let rest = problems.take::<SocketAddr>("--rest", &self.rest);
+        places(&mut problems, "--customers", &self.customers);
+        places(&mut problems, "--transactions", &self.transactions);
+        let process = self.process.read(&mut problems, rest, &[self.customers.clone(), self.transactions.clone()].concat());
+        let per_address = problems.take_within("--rate-limit-per-address", &self.rate_limit_per_address, 1..=10_000_000).and_then(NonZeroU32::new);
+        let per_user = problems.take_within("--rate-limit-per-user", &self.rate_limit_per_user, 1..=10_000_000).and_then(NonZeroU32::new);
+        problems.check()?;
+        Ok(GatewaySettings {
+            rest: rest.ok_or_else(missing)?,
+            process: process.ok_or_else(missing)?,
+            customers: self.customers,
+            transactions: self.transactions,
+            rate_limits: lastro_gateway::Limits { per_address: per_address.ok_or_else(missing)?, per_user: per_user.ok_or_else(missing)? },
+            cors_origins: self.cors_origins,
+        })
+    }
+}

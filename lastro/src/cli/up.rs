@@ -1,0 +1,139 @@
+//! The settings of `lastro up`.
+
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+
+use clap::Args;
+use lastro_mesh::config::{Invalid, Problems, Setting};
+
+/// As given: every value is kept as text, so that all mistakes are reported at once.
+#[derive(Args)]
+pub struct UpArgs {
+    /// Folder for keys, the administrator's first password, and the databases where no URL is given. 0700, and locked while in use.
+    #[arg(long, env = "LASTRO_DATA", value_name = "DIR", default_value = "data")]
+    data: PathBuf,
+    /// Where to serve REST.
+    #[arg(long, env = "LASTRO_REST", value_name = "ADDR", default_value = "127.0.0.1:8080")]
+    rest: Setting,
+    /// Where to serve gRPC.
+    #[arg(long, env = "LASTRO_GRPC", value_name = "ADDR", default_value = "127.0.0.1:50051")]
+    grpc: Setting,
+    /// Where to serve /livez, /readyz and /metrics.
+    #[arg(long, env = "LASTRO_OPS", value_name = "ADDR", default_value = "127.0.0.1:9464")]
+    ops: Setting,
+    /// A PostgreSQL server, postgres://user:password@host:port; each service has its own database on it. Without: SQLite files in the data folder.
+    #[arg(long, env = "LASTRO_DATABASE_URL", value_name = "URL", hide_env_values = true)]
+    database_url: Option<String>,
+    /// A Redis server, redis://user:password@host:port, as the bus. Without: the embedded bus.
+    #[arg(long, env = "LASTRO_REDIS_URL", value_name = "URL", hide_env_values = true)]
+    redis_url: Option<String>,
+    /// What is logged to standard error: error, warn, info, debug, or per target as in warn,lastro_transactions=info.
+    #[arg(long, env = "LASTRO_LOG", value_name = "FILTER", default_value = "warn")]
+    log: String,
+    /// Where OpenTelemetry traces go by OTLP over gRPC, such as http://127.0.0.1:4317. Without: nowhere.
+    #[arg(long, env = "LASTRO_OTLP_ENDPOINT", value_name = "URL")]
+    otlp_endpoint: Option<String>,
+    /// Per cent of traces that are recorded, 0 to 100; a caller's decision is kept.
+    #[arg(long, env = "LASTRO_TRACE_PERCENT", value_name = "N", default_value = "100")]
+    trace_percent: Setting,
+    /// Connections to each PostgreSQL database, 4 to 1000.
+    #[arg(long, env = "LASTRO_DATABASE_CONNECTIONS", value_name = "N", default_value = "16")]
+    database_connections: Setting,
+    /// Calls that one service handles at once, 1 to 1000000; what exceeds it is refused with UNAVAILABLE.
+    #[arg(long, env = "LASTRO_CONCURRENCY_MAX", value_name = "N", default_value = "4096")]
+    concurrency_max: Setting,
+    /// REST requests per second from one address, 1 to 10000000.
+    #[arg(long, env = "LASTRO_RATE_LIMIT_PER_ADDRESS", value_name = "N", default_value = "100000")]
+    rate_limit_per_address: Setting,
+    /// REST requests per second by one user, 1 to 10000000.
+    #[arg(long, env = "LASTRO_RATE_LIMIT_PER_USER", value_name = "N", default_value = "100000")]
+    rate_limit_per_user: Setting,
+    /// Web origins whose scripts may call REST, such as https://app.example; * for all. May be given several times.
+    #[arg(long, env = "LASTRO_CORS_ORIGINS", value_name = "ORIGIN", value_delimiter = ',')]
+    cors_origins: Vec<String>,
+    /// Seconds that an access token lives, 1 to 86400.
+    #[arg(long, env = "LASTRO_ACCESS_TOKEN_TTL", value_name = "SECONDS", default_value = "18000")]
+    access_token_ttl: Setting,
+    /// Seconds that a refresh token lives, 1 to 31536000.
+    #[arg(long, env = "LASTRO_REFRESH_TOKEN_TTL", value_name = "SECONDS", default_value = "604800")]
+    refresh_token_ttl: Setting,
+    /// Failed logins of one account until it has to wait, 1 to 1000.
+    #[arg(long, env = "LASTRO_LOGIN_FAILURES_MAX", value_name = "N", default_value = "10")]
+    login_failures_max: Setting,
+    /// Whether gRPC reflection tells the public surface.
+    #[arg(long, env = "LASTRO_REFLECTION", value_name = "BOOL", default_value = "true")]
+    reflection: Setting,
+}
+
+/// The settings of `lastro up`, read and checked.
+pub struct UpSettings {
+    pub data: PathBuf,
+    pub rest: SocketAddr,
+    pub grpc: SocketAddr,
+    pub ops: SocketAddr,
+    pub database_url: Option<String>,
+    pub redis_url: Option<String>,
+    pub log: String,
+    pub otlp_endpoint: Option<String>,
+    pub trace_percent: u32,
+    pub database_connections: u32,
+    pub concurrency_max: usize,
+    pub rate_limits: lastro_gateway::Limits,
+    pub cors_origins: Vec<String>,
+    pub customers: lastro_customers::Settings,
+    pub reflection: bool,
+}
+
+impl UpArgs {
+    /// Reads every setting, or says all that is wrong.
+    pub fn read(self) -> Result<UpSettings, Invalid> {
+        let mut problems = Problems::default();
+        let rest = problems.take::<SocketAddr>("--rest", &self.rest);
+        let grpc = problems.take::<SocketAddr>("--grpc", &self.grpc);
+        let ops = problems.take::<SocketAddr>("--ops", &self.ops);
+        let trace_percent = problems.take_within("--trace-percent", &self.trace_percent, 0..=100);
+        let database_connections = problems.take_within("--database-connections", &self.database_connections, 4..=1000);
+        let concurrency_max = problems.take_within("--concurrency-max", &self.concurrency_max, 1..=1_000_000);
+        let per_address = problems.take_within("--rate-limit-per-address", &self.rate_limit_per_address, 1..=10_000_000).and_then(NonZeroU32::new);
+        let per_user = problems.take_within("--rate-limit-per-user", &self.rate_limit_per_user, 1..=10_000_000).and_then(NonZeroU32::new);
+        let access_ttl_s = problems.take_within("--access-token-ttl", &self.access_token_ttl, 1..=86_400);
+        let refresh_ttl_s = problems.take_within("--refresh-token-ttl", &self.refresh_token_ttl, 1..=31_536_000);
+        let login_failures_max = problems.take_within("--login-failures-max", &self.login_failures_max, 1..=1000);
+        let reflection = problems.take::<bool>("--reflection", &self.reflection);
+        for (name, url, schemes) in [
+            ("--database-url", &self.database_url, &["postgres://", "postgresql://"][..]),
+            ("--redis-url", &self.redis_url, &["redis://", "rediss://", "redis+unix://"]),
+            ("--otlp-endpoint", &self.otlp_endpoint, &["http://", "https://"]),
+        ] {
+            if url.as_ref().is_some_and(|url| !schemes.iter().any(|scheme| url.starts_with(scheme))) {
+                // The value may hold a password, so it is not repeated.
+                problems.add(format!("{name}: must begin with {}", schemes.join(" or ")));
+            }
+        }
+        problems.check()?;
+        let missing = || Invalid(vec!["a setting is missing".to_owned()]);
+        Ok(UpSettings {
+            data: self.data,
+            rest: rest.ok_or_else(missing)?,
+            grpc: grpc.ok_or_else(missing)?,
+            ops: ops.ok_or_else(missing)?,
+            database_url: self.database_url,
+            redis_url: self.redis_url,
+            log: self.log,
+            otlp_endpoint: self.otlp_endpoint,
+            trace_percent: trace_percent.ok_or_else(missing)?,
+            database_connections: database_connections.ok_or_else(missing)?,
+            concurrency_max: concurrency_max.ok_or_else(missing)?,
+            rate_limits: lastro_gateway::Limits { per_address: per_address.ok_or_else(missing)?, per_user: per_user.ok_or_else(missing)? },
+            cors_origins: self.cors_origins,
+            customers: lastro_customers::Settings {
+                access_ttl_s: access_ttl_s.ok_or_else(missing)?,
+                refresh_ttl_s: refresh_ttl_s.ok_or_else(missing)?,
+                login_failures_max: login_failures_max.ok_or_else(missing)?,
+                ..lastro_customers::Settings::default()
+            },
+            reflection: reflection.ok_or_else(missing)?,
+        })
+    }
+}

@@ -1,0 +1,148 @@
+//! What every process has, whatever it serves: logs, metrics, readiness, background work, and its end.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use lastro_database::Database;
+use lastro_mesh::health::Health;
+use lastro_mesh::metrics::PrometheusHandle;
+use lastro_mesh::serve::Listener;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::ops;
+
+const PING_EVERY: Duration = Duration::from_millis(500);
+const PING_TIMEOUT: Duration = Duration::from_secs(2);
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+const TRY_AGAIN_AFTER: Duration = Duration::from_millis(500);
+
+/// Logs and traces of a process.
+pub struct Telemetry<'a> {
+    pub filter: &'a str,
+    pub otlp_endpoint: Option<&'a str>,
+    pub trace_percent: u32,
+}
+
+/// A process until it ends.
+pub struct Process {
+    /// Cancelled by the first SIGTERM or Ctrl-C.
+    pub stop: CancellationToken,
+    pub health: Health,
+    /// Cancelled when what is in flight has ended.
+    pub end_of_background: CancellationToken,
+    background: TaskTracker,
+    metrics: PrometheusHandle,
+    /// Held for what it still has to write.
+    _logs: lastro_mesh::logs::Guard,
+}
+
+impl Process {
+    /// Starts logs, metrics and the watch for signals.
+    pub fn start(name: &'static str, telemetry: &Telemetry<'_>) -> Result<Self> {
+        let logs = lastro_mesh::logs::start(telemetry.filter, name, telemetry.otlp_endpoint, telemetry.trace_percent);
+        let process = Self {
+            _logs: logs.map_err(anyhow::Error::msg)?,
+            metrics: lastro_mesh::metrics::install()?,
+            stop: lastro_mesh::shutdown::on_signal()?,
+            health: Health::new(),
+            end_of_background: CancellationToken::new(),
+            background: TaskTracker::new(),
+        };
+        process.spawn(keep_metrics(process.metrics.clone(), process.end_of_background.clone()));
+        Ok(process)
+    }
+
+    /// Work in the background, to end when `end_of_background` is cancelled.
+    pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.background.spawn(work);
+    }
+
+    /// Serves `/livez`, `/readyz` and `/metrics` to the very end.
+    pub fn serve_ops(&self, listener: TcpListener) {
+        self.spawn(ops::serve(Listener::open(listener), self.end_of_background.clone(), self.health.clone(), self.metrics.clone()));
+    }
+
+    /// Makes readiness depend on a database that answered a moment ago.
+    pub fn watch_database(&self, check: &'static str, database: &Database) {
+        self.health.set(check, true);
+        self.spawn(watch_database(check, database.clone(), self.health.clone(), self.end_of_background.clone()));
+    }
+
+    /// Makes the process not ready as soon as it is told to stop.
+    pub fn drain_on_stop(&self) {
+        let (stop, health) = (self.stop.clone(), self.health.clone());
+        tokio::spawn(async move {
+            stop.cancelled().await;
+            health.set("not draining", false);
+        });
+    }
+
+    /// Tries to get to work until it can; None when told to stop before that. What is in the way is logged, and shows in readiness.
+    pub async fn until_it_works<T, F>(&self, what: &'static str, mut attempt: impl FnMut() -> F) -> Option<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        self.health.set(what, false);
+        let mut said = String::new();
+        loop {
+            let outcome = tokio::select! {
+                () = self.stop.cancelled() => return None,
+                outcome = attempt() => outcome,
+            };
+            match outcome {
+                Ok(works) => {
+                    self.health.set(what, true);
+                    return Some(works);
+                }
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    if error != said {
+                        tracing::warn!(error, "{what}: not yet; trying on");
+                        said = error;
+                    }
+                }
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => return None,
+                () = tokio::time::sleep(TRY_AGAIN_AFTER) => {}
+            }
+        }
+    }
+
+    /// Ends the background work and waits for it.
+    pub async fn end(self) {
+        self.end_of_background.cancel();
+        self.background.close();
+        self.background.wait().await;
+    }
+}
+
+/// Listens, or says with which flag it could not.
+pub async fn bind(flag: &str, address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("{flag} {address} cannot be listened on"))
+}
+
+/// Histograms gather single values until somebody sums them up, whether or not anybody reads the metrics.
+async fn keep_metrics(metrics: PrometheusHandle, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(UPKEEP_EVERY) => metrics.run_upkeep(),
+        }
+    }
+}
+
+async fn watch_database(check: &'static str, database: Database, health: Health, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(PING_EVERY) => {}
+        }
+        let answers = tokio::time::timeout(PING_TIMEOUT, database.ping()).await.is_ok_and(|pinged| pinged.is_ok());
+        health.set(check, answers);
+    }
+}
