@@ -1,6 +1,6 @@
 """A journey with clients that another language generated from what `lastro proto` wrote.
 
-usage: journey.py HOST:PORT ADMIN.JSON, with the stubs on PYTHONPATH
+usage: journey.py HOST:PORT ADMIN.JSON [CA.PEM], with the stubs on PYTHONPATH
 """
 
 import json
@@ -17,8 +17,15 @@ from lastro.type.v1 import money_pb2
 PASSWORD = "correct horse battery"
 
 
-def main(address, admin_file):
-    channel = grpc.insecure_channel(address)
+def open_channel(address, authority):
+    if authority is None:
+        return grpc.insecure_channel(address)
+    with open(authority, "rb") as file:
+        return grpc.secure_channel(address, grpc.ssl_channel_credentials(file.read()))
+
+
+def main(address, admin_file, authority=None):
+    channel = open_channel(address, authority)
     users = users_pb2_grpc.UsersServiceStub(channel)
     auth = auth_pb2_grpc.AuthServiceStub(channel)
     accounts = accounts_pb2_grpc.AccountsServiceStub(channel)

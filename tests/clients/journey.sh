@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
 # A journey with grpcurl alone, which learns the services by reflection.
-# usage: journey.sh HOST:PORT ADMIN.JSON, with $GRPCURL naming the program
+# usage: journey.sh HOST:PORT ADMIN.JSON [CA.PEM], with $GRPCURL naming the program
 set -euo pipefail
-address=$1 admin_file=$2 grpcurl=${GRPCURL:-grpcurl}
+address=$1 admin_file=$2 transport=(-plaintext) grpcurl=${GRPCURL:-grpcurl}
+
+[ -z "${3:-}" ] || transport=(-cacert "$3")
 
 call() { # call METHOD JSON [TOKEN]
-  "$grpcurl" -plaintext ${3:+-H "authorization: Bearer $3"} -d "$2" "$address" "lastro.$1"
+  "$grpcurl" "${transport[@]}" ${3:+-H "authorization: Bearer $3"} -d "$2" "$address" "lastro.$1"
 }
 field() { python3 -c 'import sys, json; print(json.load(sys.stdin)[sys.argv[1]])' "$1"; }
 fail() { echo "journey failed: $*" >&2; exit 1; }
 
-services=$("$grpcurl" -plaintext "$address" list)
+services=$("$grpcurl" "${transport[@]}" "$address" list)
 for service in customers.v1.UsersService customers.v1.AuthService transactions.v1.AccountsService transactions.v1.TransactionsService; do
   grep -qx "lastro.$service" <<<"$services" || fail "reflection does not list $service"
 done

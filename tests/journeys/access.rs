@@ -48,7 +48,7 @@ impl Decoder for Raw {
 
 /// Calls any method with any bytes over gRPC.
 pub async fn call(world: &World, path: &'static str, token: Option<&str>, message: Vec<u8>) -> Result<Result<Vec<u8>, Status>> {
-    let channel = tonic::transport::Endpoint::new(format!("http://{}", world.server.grpc))?.connect().await?;
+    let channel = world.server.channel().await?;
     let mut client = tonic::client::Grpc::new(channel);
     client.ready().await?;
     let mut request = tonic::Request::new(message);

@@ -10,9 +10,9 @@ use lastro_tests::server::binary;
 use lastro_tests::{run, workspace};
 use libtest_mimic::Trial;
 
-use crate::{World, failed};
+use crate::{Kind, World, failed};
 
-pub fn trials(world: impl Fn() -> Result<Arc<World>> + Clone + Send + 'static) -> Vec<Trial> {
+pub fn trials(kind: Kind, world: impl Fn() -> Result<Arc<World>> + Clone + Send + 'static) -> Vec<Trial> {
     let python = tools().join("venv/bin/python");
     let has_grpc = Command::new(&python).args(["-c", "import grpc, grpc_tools"]).output().is_ok_and(|output| output.status.success());
     let grpcurl =
@@ -22,7 +22,8 @@ pub fn trials(world: impl Fn() -> Result<Arc<World>> + Clone + Send + 'static) -
             eprintln!("{name} is skipped: {reason}");
         }
         let world = world.clone();
-        Trial::test(name, move || failed(world().and_then(|world| test(&world)))).with_ignored_flag(missing.is_some())
+        Trial::test(format!("{}::{name}", format!("{kind:?}").to_lowercase()), move || failed(world().and_then(|world| test(&world))))
+            .with_ignored_flag(missing.is_some())
     };
     let no_python = (!has_grpc).then_some("Python with grpcio and grpcio-tools could not be had (see make deps)");
     let no_grpcurl = grpcurl.is_none().then_some("grpcurl could not be had: it needs Go and its module proxy (see make deps)");
@@ -50,16 +51,18 @@ fn python_journey(world: &World, python: &PathBuf) -> Result<()> {
         .arg(format!("--grpc_python_out={}", stubs.display()));
     run(generate.args(files.lines().map(|file| file.trim_start_matches("./"))).current_dir(&protos))?;
     let journey = workspace().join("tests/clients/journey.py");
-    let admin = world.server.data.join("admin.json");
-    let said = run(Command::new(python).arg(journey).arg(&world.server.grpc).arg(admin).env("PYTHONPATH", &stubs))?;
+    let front = &world.server;
+    let said =
+        run(Command::new(python).arg(journey).arg(front.grpc_address()).arg(&front.admin_file).args(&front.authority).env("PYTHONPATH", &stubs))?;
     anyhow::ensure!(said.trim_end().ends_with("journey complete"), "{said}");
     Ok(())
 }
 
 fn grpcurl_journey(world: &World, grpcurl: &PathBuf) -> Result<()> {
     let journey = workspace().join("tests/clients/journey.sh");
-    let admin = world.server.data.join("admin.json");
-    let said = run(Command::new("bash").arg(journey).arg(&world.server.grpc).arg(admin).env("GRPCURL", grpcurl))?;
+    let front = &world.server;
+    let said =
+        run(Command::new("bash").arg(journey).arg(front.grpc_address()).arg(&front.admin_file).args(&front.authority).env("GRPCURL", grpcurl))?;
     anyhow::ensure!(said.trim_end().ends_with("journey complete"), "{said}");
     Ok(())
 }

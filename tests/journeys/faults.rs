@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use lastro_money::Currency;
 use lastro_tests::client::Someone;
-use lastro_tests::{Answer, Api, Postgres, Redis, Server};
+use lastro_tests::{Answer, Api, Front, Postgres, Redis, Server};
 use libtest_mimic::Trial;
 use serde_json::Value;
 use tokio::task::JoinHandle;
@@ -68,7 +68,7 @@ impl Load {
     }
 }
 
-async fn two_accounts(server: &Server) -> Result<(Someone, [String; 2])> {
+pub async fn two_accounts(server: &Front) -> Result<(Someone, [String; 2])> {
     let (api, administrator) = (server.api(), server.administrator().await?);
     let someone = api.someone().await?;
     let accounts = [api.account(&someone.token, "BRL").await?, api.account(&someone.token, "BRL").await?];
@@ -79,8 +79,7 @@ async fn two_accounts(server: &Server) -> Result<(Someone, [String; 2])> {
 }
 
 /// Everything that was accepted is there exactly once, and comes to its end.
-async fn check_promises(server: &Server, someone: &Someone, accounts: &[String; 2], promised: &[(String, String)]) -> Result<()> {
-    let api = server.api();
+pub async fn check_promises(api: &Api, someone: &Someone, accounts: &[String; 2], promised: &[(String, String)]) -> Result<()> {
     for (key, id) in promised {
         let since = Instant::now();
         loop {
@@ -111,7 +110,7 @@ async fn kill_nine(postgres: Option<Postgres>) -> Result<()> {
     let url = postgres.as_ref().map(Postgres::url);
     let flags: Vec<&str> = url.iter().flat_map(|url| ["--database-url", url.as_str()]).collect();
     let mut server = Server::start(&folder.path().join("data"), &flags)?;
-    let (someone, accounts) = two_accounts(&server).await?;
+    let (someone, accounts) = two_accounts(&server.front()).await?;
     let keys = Arc::new(AtomicU64::new(0));
     let (mut promised_in_all, rounds) = (0, rounds());
     for round in 0..rounds {
@@ -123,7 +122,7 @@ async fn kill_nine(postgres: Option<Postgres>) -> Result<()> {
         let accepted = answers.iter().filter(|(_, answer, _)| [200, 201, 202].contains(&answer.status));
         let promised: Vec<(String, String)> = accepted.map(|(key, answer, _)| Ok((key.clone(), answer.text("id")?))).collect::<Result<_>>()?;
         anyhow::ensure!(!promised.is_empty(), "the load must have been accepted before the kill");
-        check_promises(&server, &someone, &accounts, &promised).await?;
+        check_promises(&server.api(), &someone, &accounts, &promised).await?;
         Ledger::open(url.as_deref(), &server.data).await?.check().await?;
         promised_in_all += promised.len();
     }
@@ -136,7 +135,7 @@ async fn postgres_stopped_under_load() -> Result<()> {
     let (folder, postgres) = (tempfile::tempdir()?, Postgres::start()?);
     let url = postgres.url();
     let server = Server::start(&folder.path().join("data"), &["--database-url", &url])?;
-    let (someone, accounts) = two_accounts(&server).await?;
+    let (someone, accounts) = two_accounts(&server.front()).await?;
     let api = server.api();
     let load = Load::start(&api, &someone, &accounts, &Arc::new(AtomicU64::new(0)));
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -167,7 +166,7 @@ async fn postgres_stopped_under_load() -> Result<()> {
     }
     anyhow::ensure!(refused > 0, "the stop must have been felt");
     anyhow::ensure!(slowest < Duration::from_secs(6), "an answer took {slowest:?}");
-    check_promises(&server, &someone, &accounts, &promised).await?;
+    check_promises(&server.api(), &someone, &accounts, &promised).await?;
     Ledger::open(Some(&url), &server.data).await?.check().await?;
     eprintln!("PostgreSQL away for 10 s: {} accepted, {refused} refused with UNAVAILABLE, slowest answer {slowest:?}; nothing lost", promised.len());
     Ok(())
@@ -176,7 +175,7 @@ async fn postgres_stopped_under_load() -> Result<()> {
 async fn redis_stopped_and_emptied() -> Result<()> {
     let (folder, postgres, mut redis) = (tempfile::tempdir()?, Postgres::start()?, Redis::start()?);
     let server = Server::start(&folder.path().join("data"), &["--database-url", &postgres.url(), "--redis-url", &redis.url()])?;
-    let (someone, accounts) = two_accounts(&server).await?;
+    let (someone, accounts) = two_accounts(&server.front()).await?;
     let api = server.api();
     redis.lose_everything()?;
     let transfer = api.transact(&someone.token, Api::transfer("without redis", &accounts[0], &accounts[1], "1")).await?;

@@ -7,14 +7,14 @@ use lastro_proto::transactions::v1::transaction::{State, Type};
 use lastro_proto::transactions::v1::transactions_service_client::TransactionsServiceClient;
 use lastro_proto::transactions::v1::{CreateTransactionRequest, GetTransactionRequest, ListTransactionsRequest};
 use lastro_proto::r#type::v1::Money;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Code, Request};
 use tonic_types::StatusExt as _;
 
 use crate::World;
 
 async fn channel(world: &World) -> Result<Channel> {
-    Ok(Endpoint::new(format!("http://{}", world.server.grpc))?.connect().await?)
+    world.server.channel().await
 }
 
 fn with_token<T>(token: &str, message: T) -> Result<Request<T>> {
@@ -52,9 +52,12 @@ pub async fn moves_money_over_grpc(world: &World) -> Result<()> {
 
     // A deadline that is over before anything happens is told as such.
     // Sent by hand: tonic's own client gives up by itself, and calls that CANCELLED.
-    let hurried = reqwest::Client::builder().http2_prior_knowledge().build()?;
+    let mut hurried = reqwest::Client::builder().http2_prior_knowledge();
+    if let Some(authority) = &world.server.authority {
+        hurried = hurried.tls_certs_only([reqwest::Certificate::from_pem(&std::fs::read(authority)?)?]);
+    }
     let path = "lastro.transactions.v1.TransactionsService/ListTransactions";
-    let hurried = hurried.post(format!("http://{}/{path}", world.server.grpc)).bearer_auth(&someone.token);
+    let hurried = hurried.build()?.post(format!("{}/{path}", world.server.grpc)).bearer_auth(&someone.token);
     let hurried = hurried.header("content-type", "application/grpc").header("te", "trailers").header("grpc-timeout", "1n").body(vec![0; 5]);
     let status = hurried.send().await?.headers().get("grpc-status").cloned();
     assert_eq!(status.as_ref().map(reqwest::header::HeaderValue::as_bytes), Some(&b"4"[..]), "DEADLINE_EXCEEDED");

@@ -35,7 +35,7 @@ struct Key {
 
 impl Ledger {
     pub async fn of(world: &World) -> Result<Self> {
-        Self::open(world.postgres.as_ref().map(lastro_tests::Postgres::url).as_deref(), &world.server.data).await
+        Self::open(world.postgres.as_deref(), &world.data).await
     }
 
     /// On PostgreSQL where there is a URL, else in the data folder.

@@ -1,5 +1,6 @@
-//! Journeys over the whole mesh, in one binary: each runs against a real `lastro up` on SQLite with the embedded bus, and on PostgreSQL
-//! with Redis. The servers are started once and shared; a journey makes its own users.
+//! Journeys over the whole mesh, in one binary: each runs against a real `lastro up` on SQLite with the embedded bus, on PostgreSQL with
+//! Redis, and against the stack of compose: every service its own process, two of each, behind nginx. The worlds are started once and
+//! shared; a journey makes its own users.
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::print_stderr, missing_docs, reason = "a test says what it expected")]
 
 mod access;
@@ -7,8 +8,10 @@ mod accounts;
 mod bus;
 mod cli;
 mod clients;
+mod edge;
 mod faults;
 mod grpc;
+mod ha;
 mod idempotency;
 mod ledger;
 mod poison;
@@ -18,54 +21,83 @@ mod tokens;
 mod transfers;
 mod users;
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use anyhow::Result;
-use lastro_tests::{Postgres, Redis, Server};
+use lastro_tests::{Front, Postgres, Redis, Server, Stack, stack};
 use libtest_mimic::{Arguments, Failed, Trial};
 
-/// The two ends of what Lastro runs on.
+/// What Lastro runs on and as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stores {
+pub enum Kind {
+    /// One process, SQLite, the embedded bus.
     Embedded,
+    /// One process, PostgreSQL, Redis.
     Production,
+    /// A process for each replica of each service, behind nginx.
+    Stack,
 }
 
-/// A server that journeys share.
+/// A mesh that journeys share.
 pub struct World {
-    pub server: Server,
-    pub postgres: Option<Postgres>,
-    // Held until the end.
-    _redis: Option<Redis>,
+    /// Where it is reached.
+    pub server: Front,
+    /// The server of its databases, if that is PostgreSQL.
+    pub postgres: Option<String>,
+    /// Where its databases are otherwise.
+    pub data: PathBuf,
+    processes: Processes,
     _folder: tempfile::TempDir,
 }
 
+/// Held until the end.
+enum Processes {
+    One { _server: Server, _stores: Option<(Postgres, Redis)> },
+    Many(Stack),
+}
+
 impl World {
-    fn start(stores: Stores) -> Result<Self> {
+    /// The stack, for journeys that look at more than its front.
+    pub fn stack(&self) -> &Stack {
+        match &self.processes {
+            Processes::Many(stack) => stack,
+            Processes::One { .. } => panic!("this journey is for the stack"),
+        }
+    }
+
+    fn start(kind: Kind) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let data = folder.path().join("data");
-        let world = match stores {
-            Stores::Embedded => Self { server: Server::start(&data, &[])?, postgres: None, _redis: None, _folder: folder },
-            Stores::Production => {
+        let (server, postgres, processes) = match kind {
+            Kind::Embedded => {
+                let server = Server::start(&data, &[])?;
+                (server.front(), None, Processes::One { _server: server, _stores: None })
+            }
+            Kind::Production => {
                 let (postgres, redis) = (Postgres::start()?, Redis::start()?);
                 let server = Server::start(&data, &["--database-url", &postgres.url(), "--redis-url", &redis.url()])?;
-                Self { server, postgres: Some(postgres), _redis: Some(redis), _folder: folder }
+                (server.front(), Some(postgres.url()), Processes::One { _server: server, _stores: Some((postgres, redis)) })
+            }
+            Kind::Stack => {
+                let stack = Stack::start(stack::Options::default())?;
+                (stack.front(), Some(stack.postgres.url()), Processes::Many(stack))
             }
         };
-        Ok(world)
+        Ok(Self { server, postgres, data, processes, _folder: folder })
     }
 }
 
 /// Started when the first journey needs it, ended when the last one is done.
 #[derive(Clone, Default)]
-struct Shared(Arc<Mutex<[Option<Arc<World>>; 2]>>);
+struct Shared(Arc<Mutex<[Option<Arc<World>>; 3]>>);
 
 impl Shared {
-    fn world(&self, stores: Stores) -> Result<Arc<World>> {
+    fn world(&self, kind: Kind) -> Result<Arc<World>> {
         let mut worlds = self.0.lock().map_err(|_| anyhow::anyhow!("another journey could not start its world"))?;
-        let place = &mut worlds[stores as usize];
+        let place = &mut worlds[kind as usize];
         if place.is_none() {
-            *place = Some(Arc::new(World::start(stores)?));
+            *place = Some(Arc::new(World::start(kind)?));
         }
         Ok(place.clone().expect("just set"))
     }
@@ -83,12 +115,12 @@ fn failed(result: Result<()>) -> Result<(), Failed> {
 macro_rules! journeys {
     ($shared:expr; $($module:ident: $($name:ident),+ $(,)?;)+) => {{
         let mut trials = Vec::new();
-        for stores in [Stores::Embedded, Stores::Production] {
+        for kind in [Kind::Embedded, Kind::Production, Kind::Stack] {
             $($({
                 let shared = $shared.clone();
-                let name = format!("{}::{}::{}", format!("{stores:?}").to_lowercase(), stringify!($module), stringify!($name));
+                let name = format!("{}::{}::{}", format!("{kind:?}").to_lowercase(), stringify!($module), stringify!($name));
                 trials.push(Trial::test(name, move || {
-                    let world = shared.world(stores)?;
+                    let world = shared.world(kind)?;
                     failed(block_on($module::$name(&world)))
                 }));
             })+)+
@@ -116,12 +148,17 @@ fn main() {
             histories_and_events, what_others_may_see;
         users: registers_and_reads, validates, administrators_manage_users, the_last_administrator_stays, a_deleted_user_is_anonymous;
     };
+    trials.extend(edge::trials({
+        let shared = shared.clone();
+        move || shared.world(Kind::Stack)
+    }));
+    trials.extend(ha::trials());
     trials.extend(bus::trials());
     trials.extend(cli::trials());
-    trials.extend(clients::trials({
+    for kind in [Kind::Embedded, Kind::Stack] {
         let shared = shared.clone();
-        move || shared.world(Stores::Embedded)
-    }));
+        trials.extend(clients::trials(kind, move || shared.world(kind)));
+    }
     trials.extend(faults::trials());
     let conclusion = libtest_mimic::run(&arguments, trials);
     // Ends the servers, which `exit` would not.

@@ -97,7 +97,7 @@ pub async fn openapi_and_reference(world: &World) -> Result<()> {
     assert_eq!(api.get("/livez", None).await?.status, 200);
     let ops = lastro_tests::Api::new(&format!("http://{}", world.server.ops));
     let metrics = ops.get("/metrics", None).await?.body.as_str().expect("text").to_owned();
-    assert!(metrics.contains("lastro_rpc_total") && metrics.contains("lastro_breaker_state"), "{metrics}");
+    assert!(metrics.contains("lastro_http_total") && metrics.contains("lastro_breaker_state"), "{metrics}");
     assert_eq!((ops.get("/livez", None).await?.status, ops.get("/readyz", None).await?.status), (200, 200));
     Ok(())
 }

@@ -2,18 +2,22 @@
 #![allow(clippy::expect_used, reason = "a test says what it expected")]
 
 pub mod client;
+pub mod front;
 pub mod postgres;
 pub mod redis;
 pub mod server;
+pub mod stack;
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 pub use client::{Answer, Api};
+pub use front::Front;
 pub use postgres::Postgres;
 pub use redis::Redis;
 pub use server::Server;
+pub use stack::Stack;
 
 /// A port that nobody listens on right now.
 pub fn free_port() -> u16 {

@@ -6,9 +6,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use serde_json::Value;
 
-use crate::{Api, run, workspace};
+use crate::{Api, Front, run, workspace};
 
 /// Runs until it is dropped; the data folder stays as long as somebody has it.
 pub struct Server {
@@ -23,7 +22,6 @@ pub struct Server {
     pub data: PathBuf,
     /// What it printed when it started.
     pub banner: String,
-    administrator: Value,
 }
 
 /// The binary under test: of the same profile as this program, built if it is not.
@@ -76,8 +74,18 @@ impl Server {
         // The rest of what it prints is read, so that it never waits for us.
         let rest_of_banner = std::thread::spawn(move || lines.map_while(Result::ok).take(40).collect::<Vec<_>>().join("\n"));
         drop(rest_of_banner);
-        let administrator = std::fs::read(data.join("admin.json")).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
-        Ok(Self { child, rest, grpc, ops, data: data.to_owned(), banner, administrator })
+        Ok(Self { child, rest, grpc, ops, data: data.to_owned(), banner })
+    }
+
+    /// Where it is reached.
+    pub fn front(&self) -> Front {
+        Front {
+            rest: format!("http://{}", self.rest),
+            grpc: format!("http://{}", self.grpc),
+            ops: self.ops.clone(),
+            authority: None,
+            admin_file: self.data.join("admin.json"),
+        }
     }
 
     /// Its REST API.
@@ -87,8 +95,7 @@ impl Server {
 
     /// The administrator's access token.
     pub async fn administrator(&self) -> Result<String> {
-        let login = self.api().post("/api/v1/auth/login", None, self.administrator.clone()).await?;
-        login.body["accessToken"].as_str().map(str::to_owned).with_context(|| format!("the administrator cannot log in: {login:?}"))
+        self.front().administrator().await
     }
 
     /// Ends it at once, as a crash does.

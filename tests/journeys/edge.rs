@@ -1,0 +1,318 @@
+//! What only the stack has: certificates between services, nginx before them, ids that run through every log, and customers away.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use lastro_proto::customers::v1::GetJwksRequest;
+use lastro_proto::customers::v1::auth_service_client::AuthServiceClient;
+use lastro_proto::internal::customers::v1::ListRevocationsRequest;
+use lastro_proto::internal::customers::v1::identity_service_client::IdentityServiceClient;
+use lastro_proto::transactions::v1::ListAccountsRequest;
+use lastro_proto::transactions::v1::accounts_service_client::AccountsServiceClient;
+use lastro_tests::stack::Options;
+use lastro_tests::{Api, Stack, server};
+use libtest_mimic::Trial;
+use reqwest::Method;
+use serde_json::{Value, json};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+use crate::faults::two_accounts;
+use crate::{World, block_on, failed};
+
+pub fn trials(world: impl Fn() -> Result<Arc<World>> + Clone + Send + 'static) -> Vec<Trial> {
+    let shared = |name: &str, journey: fn(&World) -> Result<()>| {
+        let world = world.clone();
+        Trial::test(format!("stack::edge::{name}"), move || failed(world().and_then(|world| journey(&world))))
+    };
+    vec![
+        shared("one_id_runs_through_every_log", |world| block_on(one_id_runs_through_every_log(world))),
+        shared("callers_prove_who_they_are", |world| block_on(callers_prove_who_they_are(world))),
+        shared("headers_prove_nothing", |world| block_on(headers_prove_nothing(world))),
+        shared("nothing_internal_is_outside", |world| block_on(nothing_internal_is_outside(world))),
+        shared("services_may_not_change_tables", |world| block_on(services_may_not_change_tables(world))),
+        Trial::test("stack::edge::nginx_speaks_the_callers_language", || failed(block_on(nginx_speaks_the_callers_language()))),
+        Trial::test("stack::edge::customers_away", || failed(block_on(customers_away()))),
+    ]
+}
+
+/// The lines of a log that bear a correlation id.
+fn lines_with(log: &str, correlation_id: &str) -> Vec<Value> {
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    lines.filter(|line| line["correlationId"] == correlation_id).collect()
+}
+
+async fn one_id_runs_through_every_log(world: &World) -> Result<()> {
+    let (stack, api) = (world.stack(), world.server.api());
+    let someone = api.someone().await?;
+    let (given, trace) = ("my-own.id_1".to_owned() + &uuid::Uuid::new_v4().simple().to_string()[..8], "4bf92f3577b34da6a3ce929d0e0e4736");
+    let parent = format!("00-{trace}-00f067aa0ba902b7-01");
+    let open = async |headers: &[(&str, &str)]| {
+        api.json(Method::POST, "/api/v1/accounts", Some(&someone.token), headers, Some(json!({ "currencyCode": "BRL", "displayName": "x" }))).await
+    };
+    let with_ids = open(&[("x-correlation-id", &given), ("traceparent", &parent)]).await?;
+    let without = open(&[]).await?;
+    let malformed = open(&[("x-correlation-id", "not one!"), ("traceparent", "00-0-0-0")]).await?;
+    assert_eq!((with_ids.status, with_ids.header("x-correlation-id")), (201, given.as_str()));
+    assert_eq!(with_ids.header("traceresponse").split('-').nth(1), Some(trace), "{with_ids:?}");
+    assert_ne!(malformed.header("x-correlation-id"), "not one!");
+    for answer in [&with_ids, &without, &malformed] {
+        assert_eq!(answer.headers.get_all("x-correlation-id").iter().count(), 1, "{answer:?}");
+        let (id, trace) = (answer.header("x-correlation-id"), answer.header("traceresponse").split('-').nth(1).context("a trace")?);
+        // Opening an account goes through all of them: customers confirms the owner. Logs are written in the background.
+        for service in ["nginx", "gateway", "transactions", "customers"] {
+            let since = Instant::now();
+            loop {
+                let names = stack.names().into_iter().filter(|name| name.starts_with(service));
+                let names: Vec<String> = if service == "nginx" { vec!["nginx".to_owned()] } else { names.collect() };
+                let logs = names.iter().map(|name| stack.log(name)).collect::<Result<Vec<_>>>()?.join("\n");
+                let found = lines_with(&logs, id);
+                if found.iter().any(|line| line["metadata"]["traceId"] == trace && line["service"] == service) {
+                    for field in ["timestamp", "level", "message"] {
+                        assert!(found[0][field].is_string(), "{field} in {}", found[0]);
+                    }
+                    break;
+                }
+                assert!(since.elapsed() < Duration::from_secs(5), "{id} and {trace} are not in the log of {service}: {found:?}");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A connection to a replica itself, past nginx, as the service that the certificate names; as nobody without one.
+fn connect(stack: &Stack, replica: &str, certs: &Path, caller: Option<&str>) -> Result<Channel> {
+    let read = |name: String| std::fs::read(certs.join(name));
+    let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(std::fs::read(stack.path("certs/ca.pem"))?));
+    tls = tls.domain_name(replica.split('-').next().unwrap_or_default());
+    if let Some(caller) = caller {
+        tls = tls.identity(Identity::from_pem(read(format!("{caller}.pem"))?, read(format!("{caller}.key"))?));
+    }
+    Ok(Endpoint::new(format!("https://{}", stack.address(replica)))?.tls_config(tls)?.connect_lazy())
+}
+
+async fn callers_prove_who_they_are(world: &World) -> Result<()> {
+    let (stack, certs) = (world.stack(), world.stack().path("certs"));
+    let foreign = tempfile::tempdir()?;
+    let foreign = foreign.path().join("certs");
+    lastro_tests::run(std::process::Command::new(server::binary()?).arg("certs").arg(&foreign))?;
+    let jwks = async |channel: Channel| AuthServiceClient::new(channel).get_jwks(GetJwksRequest {}).await.map(|_| ());
+    let revocations =
+        async |channel: Channel| IdentityServiceClient::new(channel).list_revocations(ListRevocationsRequest { since: 0 }).await.map(|_| ());
+    let accounts = async |channel: Channel| AccountsServiceClient::new(channel).list_accounts(ListAccountsRequest::default()).await.map(|_| ());
+
+    // Without a certificate of our authority not even a public method answers.
+    for (certs, caller) in [(&certs, None), (&foreign, Some("operator"))] {
+        let refused = jwks(connect(stack, "customers-1", certs, caller)?).await.expect_err("refused");
+        // The handshake fails; tonic's client finds different words for that.
+        assert!([Code::Unavailable, Code::Unknown].contains(&refused.code()), "{refused:?}");
+    }
+    let plain = Endpoint::new(format!("http://{}", stack.address("customers-1")))?.connect_lazy();
+    assert!(jwks(plain).await.is_err());
+    let rest = reqwest::Client::builder().tls_certs_only([reqwest::Certificate::from_pem(&std::fs::read(certs.join("ca.pem"))?)?]);
+    let rest = rest.tls_danger_accept_invalid_hostnames(true).build()?;
+    assert!(rest.get(format!("https://{}/livez", stack.address("gateway-1"))).send().await.is_err());
+
+    // With one, a service may call what the policy lists.
+    let denied = |outcome: Result<(), Status>| outcome.expect_err("denied").code() == Code::PermissionDenied;
+    assert!(denied(revocations(connect(stack, "customers-1", &certs, Some("edge"))?).await), "the edge has public methods only");
+    assert!(denied(revocations(connect(stack, "customers-1", &certs, Some("gateway"))?).await));
+    assert!(denied(accounts(connect(stack, "transactions-1", &certs, Some("transactions"))?).await));
+    revocations(connect(stack, "customers-1", &certs, Some("transactions"))?).await?;
+    revocations(connect(stack, "customers-2", &certs, Some("operator"))?).await?;
+    jwks(connect(stack, "customers-1", &certs, Some("edge"))?).await?;
+    // What a service may call is still the user's to do: its token is verified again.
+    let without_token = accounts(connect(stack, "transactions-1", &certs, Some("operator"))?).await;
+    assert_eq!(without_token.expect_err("no token").code(), Code::Unauthenticated);
+    // customers is in no policy as a caller: its connections are refused.
+    assert!(jwks(connect(stack, "customers-1", &certs, Some("customers"))?).await.is_err());
+    Ok(())
+}
+
+async fn headers_prove_nothing(world: &World) -> Result<()> {
+    let (stack, api) = (world.stack(), world.server.api());
+    let (someone, other) = (api.someone().await?, api.someone().await?);
+    let id = format!("forged-{}", uuid::Uuid::new_v4().simple());
+    let forged = [
+        ("x-user-id", other.id.as_str()),
+        ("x-forwarded-for", "203.0.113.7"),
+        ("x-real-ip", "203.0.113.7"),
+        ("forwarded", "for=203.0.113.7"),
+        ("x-lastro-client-address", "203.0.113.7"),
+        ("x-correlation-id", &id),
+    ];
+    let me = api.json(Method::GET, "/api/v1/users/me", Some(&someone.token), &forged, None).await?;
+    assert_eq!((me.status, me.text("id")?), (200, someone.id));
+    assert_eq!(api.json(Method::GET, "/api/v1/users/me", None, &forged, None).await?.status, 401);
+    let since = Instant::now();
+    loop {
+        let logs = stack.log("gateway-1")? + &stack.log("gateway-2")?;
+        if let Some(line) = lines_with(&logs, &id).iter().find(|line| line["message"] == "request") {
+            assert_eq!(line["metadata"]["address"], "127.0.0.1", "{line}");
+            break;
+        }
+        assert!(since.elapsed() < Duration::from_secs(5), "the request is not in the log");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
+}
+
+async fn nothing_internal_is_outside(world: &World) -> Result<()> {
+    let api = world.server.api();
+    for path in ["/metrics", "/lastro.internal.customers.v1.IdentityService/ListRevocations", "/debug", "/ops/metrics"] {
+        for method in [Method::GET, Method::POST] {
+            assert_eq!(api.send(method, path, &[], None).await?.status, 404, "{path}");
+        }
+    }
+    let channel = world.server.channel().await?;
+    let revocations = IdentityServiceClient::new(channel.clone()).list_revocations(ListRevocationsRequest { since: 0 }).await;
+    assert_eq!(revocations.expect_err("not outside").code(), Code::Unimplemented);
+    // Reflection, while its setting is on, tells of nothing internal: the journey with grpcurl looks.
+    Ok(())
+}
+
+async fn services_may_not_change_tables(world: &World) -> Result<()> {
+    use sea_orm::ConnectionTrait as _;
+    for service in ["customers", "transactions"] {
+        let url = std::fs::read_to_string(world.stack().path(&format!("{service}.url")))?;
+        let own = lastro_database::Database::connect_postgres(url.trim(), &format!("lastro_{service}"), 4)?;
+        own.ping().await?;
+        let events = if service == "customers" { "user_events" } else { "operation_events" };
+        let insert = "INSERT INTO signing_keys (kid, private_key, public_key, state, create_time_us) VALUES ('x', '', '', '', 0)";
+        let forbidden = [
+            "CREATE TABLE mine (x int)".to_owned(),
+            format!("ALTER TABLE {events} DISABLE TRIGGER ALL"),
+            format!("DROP TABLE {events}"),
+            format!("TRUNCATE {events}"),
+            format!("DELETE FROM {events}"),
+            format!("UPDATE {events} SET version = 0"),
+            "DELETE FROM seaql_migrations".to_owned(),
+            if service == "customers" { insert.to_owned() } else { "DELETE FROM postings".to_owned() },
+        ];
+        for sql in forbidden {
+            let refused = own.writer().execute_unprepared(&sql).await.expect_err(&sql).to_string();
+            assert!(refused.contains("permission denied") || refused.contains("must be owner"), "{sql}: {refused}");
+        }
+        // Nor see another service's database.
+        let others = if service == "customers" { "lastro_transactions" } else { "lastro_customers" };
+        assert!(lastro_database::Database::connect_postgres(url.trim(), others, 4)?.ping().await.is_err());
+    }
+    // A second run of the command changes nothing: whoever has a token keeps it.
+    let someone = world.server.api().someone().await?;
+    world.stack().migrate()?;
+    assert_eq!(world.server.api().get("/api/v1/users/me", Some(&someone.token)).await?.status, 200);
+    Ok(())
+}
+
+fn check_unavailable(status: &Status) {
+    let details = status.get_error_details();
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    assert!(details.retry_info().is_some_and(|info| info.retry_delay.is_some()), "{status:?}");
+    assert_eq!(details.error_info().map(|info| info.reason.as_str()), Some("UNAVAILABLE"));
+}
+
+async fn nginx_speaks_the_callers_language() -> Result<()> {
+    let stack = Stack::start(Options { reflection: false, rate_per_second: 20, ..Options::default() })?;
+    let (front, api) = (stack.front(), stack.front().api());
+    let mut auth = AuthServiceClient::new(front.channel().await?);
+    auth.get_jwks(GetJwksRequest {}).await?;
+
+    // Reflection is off.
+    use tonic_reflection::pb::v1::ServerReflectionRequest;
+    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+    let question = futures_util::stream::iter([ServerReflectionRequest::default()]);
+    let refused = ServerReflectionClient::new(front.channel().await?).server_reflection_info(question).await;
+    assert_eq!(refused.expect_err("off").code(), Code::Unimplemented);
+
+    // Too many from one address.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let many = futures_util::future::join_all((0..120).map(|_| api.get("/livez", None))).await;
+    let limited = many.into_iter().filter_map(Result::ok).find(|answer| answer.status == 429).context("nobody was limited")?;
+    assert_eq!((limited.header("content-type"), limited.body["reason"].clone()), ("application/problem+json", json!("RATE_LIMITED")));
+    assert!(!limited.header("retry-after").is_empty() && limited.text("correlationId")? == limited.header("x-correlation-id"));
+    let mut exhausted = None;
+    for _ in 0..200 {
+        exhausted = auth.get_jwks(GetJwksRequest {}).await.err().or(exhausted);
+    }
+    let exhausted = exhausted.context("nobody was limited over gRPC")?;
+    assert_eq!(exhausted.code(), Code::ResourceExhausted, "{exhausted:?}");
+    assert_eq!(exhausted.get_error_details().error_info().map(|info| info.reason.as_str()), Some("RATE_LIMITED"));
+
+    // Too large.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let large = api.send(Method::POST, "/api/v1/users", &[("content-type", "application/json")], Some("x".repeat((1 << 20) + 1))).await?;
+    assert_eq!((large.status, large.body["reason"].clone()), (413, json!("BODY_TOO_LARGE")));
+
+    // Nobody there.
+    for name in stack.names() {
+        stack.kill(&name)?;
+    }
+    let since = Instant::now();
+    check_unavailable(&auth.get_jwks(GetJwksRequest {}).await.expect_err("nobody is there"));
+    let answer = api.get("/api/v1/users/me", None).await?;
+    assert_eq!((answer.status, answer.header("content-type")), (503, "application/problem+json"));
+    assert_eq!((answer.body["reason"].clone(), answer.header("retry-after")), (json!("UNAVAILABLE"), "1"));
+    assert_eq!((answer.header("x-frame-options"), answer.text("correlationId")?.as_str()), ("DENY", answer.header("x-correlation-id")));
+    assert!(since.elapsed() < Duration::from_secs(2), "who is not there is not waited for: {:?}", since.elapsed());
+    Ok(())
+}
+
+/// Whether a replica's breaker towards customers is closed.
+async fn is_closed(stack: &Stack, replica: &str) -> Result<bool> {
+    const BREAKER: &str = "lastro_breaker_state{target=\"customers\"}";
+    let metrics = Api::new(&format!("http://{}", stack.ops(replica))).get("/metrics", None).await?;
+    let text = metrics.body.as_str().unwrap_or_default().to_owned();
+    let found = text.lines().find_map(|line| line.strip_prefix(BREAKER)).with_context(|| format!("no {BREAKER} in {text}"))?;
+    Ok(found.trim() == "0")
+}
+
+async fn customers_away() -> Result<()> {
+    let stack = Stack::start(Options::default())?;
+    let (front, api) = (stack.front(), stack.front().api());
+    let (someone, accounts) = two_accounts(&front).await?;
+    let open = async || api.post("/api/v1/accounts", Some(&someone.token), json!({ "currencyCode": "BRL" })).await;
+    let pay = async |key: &str| api.transact(&someone.token, Api::transfer(key, &accounts[0], &accounts[1], "0.01")).await;
+    assert!(is_closed(&stack, "transactions-1").await?);
+    stack.kill("customers-1")?;
+    stack.kill("customers-2")?;
+
+    // Each replica of transactions asks customers every second besides, and so learns that it is away.
+    let since = Instant::now();
+    while is_closed(&stack, "transactions-1").await? || is_closed(&stack, "transactions-2").await? {
+        let refused = open().await?;
+        assert_eq!((refused.status, refused.body["reason"].clone()), (503, json!("UNAVAILABLE")), "{refused:?}");
+        assert!(!refused.header("retry-after").is_empty());
+        assert!(since.elapsed() < Duration::from_secs(15), "the breaker does not open");
+    }
+    let mut slowest = Duration::ZERO;
+    for _ in 0..20 {
+        let since = Instant::now();
+        assert_eq!(open().await?.status, 503);
+        slowest = slowest.max(since.elapsed());
+    }
+    assert!(slowest < Duration::from_millis(500), "what needs customers fails at once: {slowest:?}");
+    assert_eq!(pay("without customers").await?.body["state"], "COMPLETED");
+
+    // A replica that starts now knows the keys from disk.
+    stack.restart("transactions-1")?;
+    stack.kill("transactions-2")?;
+    let paid = pay("by a replica that never saw customers").await?;
+    assert_eq!(paid.body["state"], "COMPLETED", "{paid:?}");
+    stack.spawn("transactions-2")?;
+    stack.until_one_is_ready("transactions-2")?;
+
+    for name in ["customers-1", "customers-2"] {
+        stack.spawn(name)?;
+        stack.until_one_is_ready(name)?;
+    }
+    let since = Instant::now();
+    while !(is_closed(&stack, "transactions-1").await? && is_closed(&stack, "transactions-2").await? && open().await?.status == 201) {
+        assert!(since.elapsed() < Duration::from_secs(30), "the breaker does not close again");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    Ok(())
+}
