@@ -5,7 +5,7 @@ CARGO ?= cargo
 # Arguments for `make run`, as in: make run ARGS="--data /tmp/x --log info"
 ARGS ?=
 
-.PHONY: help run build test test-faults lint fmt bench ci docs deps clean
+.PHONY: help run build test test-faults test-ha test-compose lint fmt bench ci docs deps clean up down logs smoke stack load
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,32 @@ test-faults: deps ## kill -9 under load, 20 times on each database; databases an
 	$(CARGO) build --locked --bin lastro
 	. tools/test-env && LASTRO_FAULT_ROUNDS=$${LASTRO_FAULT_ROUNDS:-20} $(CARGO) test --locked -p lastro-tests --test journeys -- --ignored --nocapture faults
 
+test-ha: deps ## Replicas killed, frozen and restarted, stores stopped, nginx reloaded: under load through nginx, on the stack without Docker
+	$(CARGO) build --locked --bin lastro
+	. tools/test-env && $(CARGO) test --locked -p lastro-tests --test journeys -- --ignored --nocapture ha::
+
+test-compose: deps ## The stack of compose.yaml for real: built, started, tried, loaded, ended
+	tools/test-compose
+
+up: ## Build and start the local stack in Docker: every service twice, behind nginx on https://localhost:8443
+	@tools/up
+
+down: ## End the local stack; its data stays
+	docker compose down
+
+logs: ## Follow the logs of the local stack
+	docker compose logs --follow
+
+smoke: ## The REST and gRPC journeys against the local stack, through nginx
+	@tools/smoke
+
+stack: deps ## The same stack without Docker, on free ports, until Ctrl-C
+	$(CARGO) build --release --locked --bin lastro --bin lastro-stack
+	@./target/release/lastro-stack
+
+load: ## ghz and h2load against what is up: calls per second, p50, p95, p99
+	@tools/load
+
 lint: ## Formatting and clippy, warnings denied
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
@@ -44,6 +70,7 @@ docs: ## Documentation of the crates
 
 ci: lint test ## What CI runs
 	LASTRO_FAULT_ROUNDS=3 $(MAKE) test-faults
+	LASTRO_HA_ONLY="one after the other" $(MAKE) test-ha
 
 clean: ## Remove what was built
 	$(CARGO) clean

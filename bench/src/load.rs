@@ -13,9 +13,9 @@ use lastro_proto::transactions::v1::{CreateTransactionRequest, GetAccountRequest
 use lastro_proto::r#type::v1::Money;
 use tonic::Request;
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
-use crate::setup::Bench;
+use crate::setup::Rich;
 
 /// Connections that callers share: one HTTP/2 connection is a bottleneck.
 const CONNECTIONS: usize = 4;
@@ -120,14 +120,14 @@ impl Caller {
     }
 }
 
-async fn callers(bench: &Bench, number: usize) -> Result<Vec<Caller>> {
+async fn callers(rich: &Rich, number: usize) -> Result<Vec<Caller>> {
     let mut channels = Vec::new();
     for _ in 0..CONNECTIONS.min(number) {
-        channels.push(Endpoint::new(format!("http://{}", bench.server.grpc))?.tcp_nodelay(true).connect().await?);
+        channels.push(rich.front.channel().await?);
     }
-    let rest = reqwest::Client::builder().pool_max_idle_per_host(256).tcp_nodelay(true).build()?;
-    let (accounts, rest_base): (Arc<[String]>, Arc<str>) = (bench.accounts.clone().into(), format!("http://{}", bench.server.rest).into());
-    let bearer: MetadataValue<Ascii> = format!("Bearer {}", bench.someone.token).parse()?;
+    let rest = rich.front.rest_client()?;
+    let (accounts, rest_base): (Arc<[String]>, Arc<str>) = (rich.accounts.clone().into(), rich.front.rest.clone().into());
+    let bearer: MetadataValue<Ascii> = format!("Bearer {}", rich.someone.token).parse()?;
     Ok((0..number)
         .map(|index| Caller {
             channel: channels[index % channels.len()].clone(),
@@ -140,10 +140,10 @@ async fn callers(bench: &Bench, number: usize) -> Result<Vec<Caller>> {
 }
 
 /// Calls in a closed loop; the first second warms up and does not count.
-pub async fn measure(bench: &Bench, kind: Kind, number: usize, span: Duration) -> Result<Calls> {
+pub async fn measure(rich: &Rich, kind: Kind, number: usize, span: Duration) -> Result<Calls> {
     let counted_from = Instant::now() + Duration::from_secs(1);
     let until = counted_from + span;
-    let tasks = callers(bench, number).await?.into_iter().map(|caller| {
+    let tasks = callers(rich, number).await?.into_iter().map(|caller| {
         tokio::spawn(async move {
             let mut calls = Calls::new();
             loop {
@@ -167,8 +167,8 @@ pub async fn measure(bench: &Bench, kind: Kind, number: usize, span: Duration) -
 }
 
 /// Single transfers with pauses between: what one costs when nothing else happens.
-pub async fn one_at_a_time(bench: &Bench, number: usize, pause: Duration) -> Result<Calls> {
-    let caller = callers(bench, 1).await?.remove(0);
+pub async fn one_at_a_time(rich: &Rich, number: usize, pause: Duration) -> Result<Calls> {
+    let caller = callers(rich, 1).await?.remove(0);
     let (mut calls, begun) = (Calls::new(), Instant::now());
     for _ in 0..number {
         tokio::time::sleep(pause).await;

@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Parser;
-use lastro_tests::Postgres;
+use lastro_tests::stack::Options as StackOptions;
+use lastro_tests::{Postgres, Stack};
 
 use load::{Calls, Kind, measure};
-use setup::{Bench, Stores};
+use setup::{Bench, Rich, Stores};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -34,7 +35,7 @@ struct Options {
     /// Accounts that transfers move money between.
     #[arg(long, default_value_t = 10_000)]
     accounts: usize,
-    /// Only this part: transfers, callers, idle, reads, embedded.
+    /// Only this part: transfers, callers, idle, reads, embedded, stack.
     #[arg(long)]
     only: Option<String>,
     /// Leave pgbench out; there are no ratios then.
@@ -47,6 +48,9 @@ async fn main() -> Result<()> {
     let options = Options::parse();
     let wants = |part: &str| options.only.as_deref().is_none_or(|only| only == part);
     let span = Duration::from_secs(options.seconds);
+    if options.only.as_deref() == Some("stack") {
+        return stack(options.rounds, span).await;
+    }
     let postgres = Postgres::start()?;
     if !options.without_pgbench && wants("transfers") {
         println!("making pgbench's tables at scale {} …", options.scale);
@@ -62,7 +66,7 @@ async fn main() -> Result<()> {
                 base.push(pgbench::measure(&postgres, 128, options.seconds)?);
                 println!("round {round}: pgbench TPC-B, 128 clients: {:.0}/s", base[round - 1]);
             }
-            let calls = measure(&bench, Kind::Transfer, 128, span).await?;
+            let calls = measure(&bench.rich, Kind::Transfer, 128, span).await?;
             println!("round {round}: settled transfers, 128 callers: {calls}");
             ours.push(calls);
         }
@@ -73,18 +77,18 @@ async fn main() -> Result<()> {
         for callers in [1, 32] {
             let base =
                 if options.without_pgbench || !wants("transfers") { None } else { Some(pgbench::measure(&postgres, callers, options.seconds)?) };
-            let calls = measure(&bench, Kind::Transfer, callers, span).await?;
+            let calls = measure(&bench.rich, Kind::Transfer, callers, span).await?;
             println!("settled transfers, {callers} callers: {calls}");
             report::ratio(&format!("settled transfers / pgbench TPC-B, {callers} callers"), Some(calls.per_second()), base);
         }
     }
     if wants("idle") {
-        let calls = load::one_at_a_time(&bench, 300, Duration::from_millis(20)).await?;
+        let calls = load::one_at_a_time(&bench.rich, 300, Duration::from_millis(20)).await?;
         println!("settling one transfer on an idle system: {calls}");
     }
     if wants("reads") {
         for kind in [Kind::GetOverGrpc, Kind::GetOverRest] {
-            let calls = measure(&bench, kind, 64, span).await?;
+            let calls = measure(&bench.rich, kind, 64, span).await?;
             println!("{}, 64 callers: {calls}", kind.name());
         }
     }
@@ -93,8 +97,31 @@ async fn main() -> Result<()> {
         let embedded = Bench::start(Stores::Embedded, options.accounts.min(1000)).await?;
         println!("embedded: start to ready {:?}, idle memory {} MB", embedded.start, embedded.idle_memory_mb);
         for callers in [1, 128] {
-            println!("embedded: settled transfers, {callers} callers: {}", measure(&embedded, Kind::Transfer, callers, span).await?);
+            println!("embedded: settled transfers, {callers} callers: {}", measure(&embedded.rich, Kind::Transfer, callers, span).await?);
         }
+    }
+    if wants("stack") {
+        stack(options.rounds, span).await?;
+    }
+    Ok(())
+}
+
+/// The same calls through nginx and past it, in turns, on the stack of compose: two replicas of every service, TLS everywhere.
+async fn stack(rounds: usize, span: Duration) -> Result<()> {
+    println!("starting the stack and making 1000 accounts …");
+    let stack = Stack::start(StackOptions::default())?;
+    let nginx = Rich::make(stack.front(), 1000).await?;
+    let direct = nginx.at(stack.direct());
+    for kind in [Kind::Transfer, Kind::GetOverGrpc, Kind::GetOverRest] {
+        let (mut through, mut past) = (Vec::new(), Vec::new());
+        for round in 1..=rounds {
+            past.push(measure(&direct, kind, 64, span).await?);
+            through.push(measure(&nginx, kind, 64, span).await?);
+            println!("round {round}: {}, 64 callers, direct: {}", kind.name(), past[round - 1]);
+            println!("round {round}: {}, 64 callers, through nginx: {}", kind.name(), through[round - 1]);
+        }
+        let median = |calls: &[Calls]| report::median(calls.iter().map(Calls::per_second));
+        report::ratio(&format!("{}, through nginx / direct", kind.name()), median(&through), median(&past));
     }
     Ok(())
 }

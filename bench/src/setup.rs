@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use lastro_tests::client::Someone;
-use lastro_tests::{Postgres, Server};
+use lastro_tests::{Front, Postgres, Server};
 
 /// Where a server keeps things.
 pub enum Stores<'a> {
@@ -15,13 +15,49 @@ pub enum Stores<'a> {
 /// A server under measurement.
 pub struct Bench {
     pub server: Server,
-    /// Who owns the accounts.
-    pub someone: Someone,
-    pub accounts: Vec<String>,
+    /// Whose money moves.
+    pub rich: Rich,
     /// From exec to ready.
     pub start: Duration,
     pub idle_memory_mb: u64,
     _folder: tempfile::TempDir,
+}
+
+/// Somebody with accounts full of money, and where they are reached.
+#[derive(Clone)]
+pub struct Rich {
+    pub front: Front,
+    pub someone: Someone,
+    pub accounts: Vec<String>,
+}
+
+impl Rich {
+    /// Makes so many accounts and gives each money.
+    pub async fn make(front: Front, accounts: usize) -> Result<Self> {
+        let (api, administrator) = (front.api(), front.administrator().await?);
+        let someone = api.someone().await?;
+        let mut made = Vec::with_capacity(accounts);
+        while made.len() < accounts {
+            let batch = (0..AT_ONCE.min(accounts - made.len())).map(|_| {
+                let (api, token, administrator) = (api.clone(), someone.token.clone(), administrator.clone());
+                tokio::spawn(async move {
+                    let account = api.account(&token, "BRL").await?;
+                    api.deposit(&administrator, &account, "BRL", "1000000.00").await?;
+                    anyhow::Ok(account)
+                })
+            });
+            let batch: Vec<_> = batch.collect();
+            for account in batch {
+                made.push(account.await??);
+            }
+        }
+        Ok(Self { front, someone, accounts: made })
+    }
+
+    /// The same, reached in another way.
+    pub fn at(&self, front: Front) -> Self {
+        Self { front, ..self.clone() }
+    }
 }
 
 /// Accounts are made by so many at once.
@@ -41,24 +77,8 @@ impl Bench {
         let start = started.elapsed();
         tokio::time::sleep(Duration::from_secs(2)).await;
         let idle_memory_mb = memory_mb(server.pid(), "VmRSS")?;
-        let administrator = server.administrator().await?;
-        let someone = server.api().someone().await?;
-        let mut made = Vec::with_capacity(accounts);
-        while made.len() < accounts {
-            let batch = (0..AT_ONCE.min(accounts - made.len())).map(|_| {
-                let (api, token, administrator) = (server.api(), someone.token.clone(), administrator.clone());
-                tokio::spawn(async move {
-                    let account = api.account(&token, "BRL").await?;
-                    api.deposit(&administrator, &account, "BRL", "1000000.00").await?;
-                    anyhow::Ok(account)
-                })
-            });
-            let batch: Vec<_> = batch.collect();
-            for account in batch {
-                made.push(account.await??);
-            }
-        }
-        Ok(Self { server, someone, accounts: made, start, idle_memory_mb, _folder: folder })
+        let rich = Rich::make(server.front(), accounts).await?;
+        Ok(Self { server, rich, start, idle_memory_mb, _folder: folder })
     }
 
     /// The most that the server has taken so far.

@@ -17,6 +17,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
@@ -59,6 +60,9 @@ pub struct Drain {
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// What is in flight may take so long after the stop: longer than the longest wait.
 const DRAIN_MAX: Duration = Duration::from_secs(35);
+/// A connection younger than this has its first request on the way, perhaps still behind the handshake, and is not told before: hyper
+/// closes what has not said a word yet.
+const FIRST_REQUEST: Duration = Duration::from_millis(500);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const STREAMS_MAX: u32 = 4096;
 const WINDOW_BYTES: u32 = 1 << 20;
@@ -180,9 +184,14 @@ impl Connection {
         });
         let builder = builder();
         let mut connection = pin!(builder.serve_connection(TokioIo::new(io), closing));
+        let first_request = Instant::now() + FIRST_REQUEST;
+        let told = async {
+            self.told.cancelled().await;
+            tokio::time::sleep_until(first_request).await;
+        };
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
-            () = self.told.cancelled() => {
+            () = told => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }

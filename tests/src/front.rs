@@ -1,10 +1,10 @@
-//! Where a mesh is reached from outside, be it one process or nginx before many.
+//! Where a mesh is reached, be it one process, nginx before many, or a replica itself.
 
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 use crate::Api;
 
@@ -21,27 +21,40 @@ pub struct Front {
     pub authority: Option<PathBuf>,
     /// The administrator's credentials.
     pub admin_file: PathBuf,
+    /// What goes past nginx proves who it is: its certificate and key.
+    pub identity: Option<(PathBuf, PathBuf)>,
 }
 
 impl Front {
     /// The REST API.
     pub fn api(&self) -> Api {
-        match &self.authority {
-            None => Api::new(&self.rest),
-            Some(path) => {
-                let authority = std::fs::read(path).expect("the authority's certificate");
-                Api::secure(&self.rest, &authority).expect("a certificate")
-            }
+        Api::through(self.rest_client().expect("certificates that can be read"), &self.rest)
+    }
+
+    /// A client for REST.
+    pub fn rest_client(&self) -> Result<reqwest::Client> {
+        let mut client = reqwest::Client::builder().pool_max_idle_per_host(256).tcp_nodelay(true);
+        if let Some(authority) = &self.authority {
+            client = client.tls_certs_only([reqwest::Certificate::from_pem(&std::fs::read(authority)?)?]);
         }
+        if let Some((certificate, key)) = &self.identity {
+            // Its certificate has the service's name, not its address.
+            client = client.resolve("gateway", ([127, 0, 0, 1], 0).into());
+            client = client.identity(reqwest::Identity::from_pem(&[std::fs::read(certificate)?, std::fs::read(key)?].concat())?);
+        }
+        Ok(client.build()?)
     }
 
     /// A connection for generated clients.
     pub async fn channel(&self) -> Result<Channel> {
-        let endpoint = Endpoint::new(self.grpc.clone())?;
-        let endpoint = match &self.authority {
-            None => endpoint,
-            Some(path) => endpoint.tls_config(ClientTlsConfig::new().ca_certificate(Certificate::from_pem(std::fs::read(path)?)))?,
-        };
+        let mut endpoint = Endpoint::new(self.grpc.clone())?.tcp_nodelay(true);
+        if let Some(authority) = &self.authority {
+            let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(std::fs::read(authority)?));
+            if let Some((certificate, key)) = &self.identity {
+                tls = tls.domain_name("transactions").identity(Identity::from_pem(std::fs::read(certificate)?, std::fs::read(key)?));
+            }
+            endpoint = endpoint.tls_config(tls)?;
+        }
         Ok(endpoint.connect().await?)
     }
 

@@ -85,6 +85,7 @@ impl Server {
             ops: self.ops.clone(),
             authority: None,
             admin_file: self.data.join("admin.json"),
+            identity: None,
         }
     }
 

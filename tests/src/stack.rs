@@ -100,6 +100,18 @@ impl Stack {
             ops: self.ops("gateway-1"),
             authority: Some(self.path("certs/ca.pem")),
             admin_file: self.path("admin.json"),
+            identity: None,
+        }
+    }
+
+    /// Past nginx: REST at the first gateway, gRPC at the first replica of transactions, as the edge.
+    pub fn direct(&self) -> Front {
+        let port = |name: &str| self.lock()[name].port;
+        Front {
+            rest: format!("https://gateway:{}", port("gateway-1")),
+            grpc: format!("https://127.0.0.1:{}", port("transactions-1")),
+            identity: Some((self.path("certs/edge.pem"), self.path("certs/edge.key"))),
+            ..self.front()
         }
     }
 
