@@ -18,6 +18,7 @@ mod poison;
 mod rest;
 mod sessions;
 mod tokens;
+mod traces;
 mod transfers;
 mod users;
 
@@ -153,6 +154,7 @@ fn main() {
         move || shared.world(Kind::Stack)
     }));
     trials.extend(ha::trials());
+    trials.extend(traces::trials());
     trials.extend(bus::trials());
     trials.extend(cli::trials());
     for kind in [Kind::Embedded, Kind::Stack] {
