@@ -127,6 +127,7 @@ impl<S: Subscriber + for<'span> LookupSpan<'span>> Layer<S> for JsonLines {
             "message": line.message,
             "metadata": line.metadata,
         });
-        let _ = writeln!(self.writer.clone(), "{object}");
+        // In one piece: what is written in several is torn apart by what other threads write.
+        let _ = self.writer.clone().write_all(format!("{object}\n").as_bytes());
     }
 }
