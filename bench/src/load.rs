@@ -6,15 +6,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use hdrhistogram::Histogram;
+use http::{HeaderValue, Uri};
 use lastro_proto::transactions::v1::accounts_service_client::AccountsServiceClient;
 use lastro_proto::transactions::v1::transaction::{State, Type};
 use lastro_proto::transactions::v1::transactions_service_client::TransactionsServiceClient;
-use lastro_proto::transactions::v1::{CreateTransactionRequest, GetAccountRequest};
+use lastro_proto::transactions::v1::{CreateTransactionRequest, GetAccountRequest, Transaction};
 use lastro_proto::r#type::v1::Money;
 use tonic::Request;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
 
+use crate::raw::Connection;
 use crate::setup::Rich;
 
 /// Connections that callers share: one HTTP/2 connection is a bottleneck.
@@ -65,9 +67,12 @@ impl fmt::Display for Calls {
 #[derive(Clone)]
 struct Caller {
     channel: Channel,
+    /// In plain text, with the address of the method: nothing between the figures and what they measure.
+    raw: Option<(Connection, Uri)>,
     rest: reqwest::Client,
     rest_base: Arc<str>,
     bearer: MetadataValue<Ascii>,
+    bearer_header: HeaderValue,
     accounts: Arc<[String]>,
 }
 
@@ -95,7 +100,7 @@ impl Caller {
         while destination == source {
             destination = self.account();
         }
-        let request = self.request(CreateTransactionRequest {
+        let message = CreateTransactionRequest {
             external_id: uuid::Uuid::new_v4().to_string(),
             r#type: Type::Transfer as i32,
             source_account_id: source.to_owned(),
@@ -103,8 +108,11 @@ impl Caller {
             amount: Some(Money { currency_code: "BRL".to_owned(), amount: "0.01".to_owned() }),
             wait: Some(pbjson_types::Duration { seconds: 10, nanos: 0 }),
             ..CreateTransactionRequest::default()
-        });
-        let made = TransactionsServiceClient::new(self.channel.clone()).create_transaction(request).await?.into_inner();
+        };
+        let made: Transaction = match &self.raw {
+            Some((connection, uri)) => connection.call(uri.clone(), &self.bearer_header, &message).await?,
+            None => TransactionsServiceClient::new(self.channel.clone()).create_transaction(self.request(message)).await?.into_inner(),
+        };
         anyhow::ensure!(made.state() == State::Completed, "{made:?}");
         Ok(())
     }
@@ -121,19 +129,30 @@ impl Caller {
 }
 
 async fn callers(rich: &Rich, number: usize) -> Result<Vec<Caller>> {
-    let mut channels = Vec::new();
+    let (mut channels, mut raw) = (Vec::new(), Vec::new());
     for _ in 0..CONNECTIONS.min(number) {
         channels.push(rich.front.channel().await?);
+        raw.push(match rich.front.authority {
+            Some(_) => None,
+            None => {
+                let connection = Connection::open(rich.front.grpc_address()).await?;
+                let uri = connection.uri("/lastro.transactions.v1.TransactionsService/CreateTransaction")?;
+                Some((connection, uri))
+            }
+        });
     }
     let rest = rich.front.rest_client()?;
     let (accounts, rest_base): (Arc<[String]>, Arc<str>) = (rich.accounts.clone().into(), rich.front.rest.clone().into());
     let bearer: MetadataValue<Ascii> = format!("Bearer {}", rich.someone.token).parse()?;
+    let bearer_header = HeaderValue::from_str(bearer.to_str()?)?;
     Ok((0..number)
         .map(|index| Caller {
             channel: channels[index % channels.len()].clone(),
             rest: rest.clone(),
             rest_base: rest_base.clone(),
+            raw: raw[index % raw.len()].clone(),
             bearer: bearer.clone(),
+            bearer_header: bearer_header.clone(),
             accounts: accounts.clone(),
         })
         .collect())

@@ -4,6 +4,7 @@
 
 mod load;
 mod pgbench;
+mod raw;
 mod report;
 mod setup;
 
@@ -43,7 +44,8 @@ struct Options {
     without_pgbench: bool,
 }
 
-#[tokio::main]
+// One thread: the other core is for what is measured.
+#[tokio::main(flavor = "multi_thread", worker_threads = 1)]
 async fn main() -> Result<()> {
     let options = Options::parse();
     let wants = |part: &str| options.only.as_deref().is_none_or(|only| only == part);

@@ -18,6 +18,7 @@ pub fn trials() -> Vec<Trial> {
         Trial::test("cli::a_restart_keeps_everything_and_prints_no_password", || {
             failed(block_on(a_restart_keeps_everything_and_prints_no_password()))
         }),
+        Trial::test("cli::services_say_all_that_is_wrong", || failed(services_say_all_that_is_wrong())),
         Trial::test("cli::proto_writes_what_a_client_needs", || failed(proto_writes_what_a_client_needs())),
     ]
 }
@@ -55,6 +56,38 @@ fn all_mistakes_at_once() -> Result<()> {
         assert!(text.contains(part), "{part} in {text}");
     }
     assert!(!text.contains("secret"), "a URL may hold a password");
+    Ok(())
+}
+
+fn services_say_all_that_is_wrong() -> Result<()> {
+    let nothing = lastro(&["transactions"])?.1;
+    for part in [
+        "--customers: is needed",
+        "--tls-cert",
+        "--tls-key",
+        "--tls-ca",
+        "--tls-policy",
+        "--database-url or --database-url-file",
+        "--redis-url or --redis-url-file",
+    ] {
+        assert!(nothing.contains(part), "{part} in {nothing}");
+    }
+    // Plain text stays on this machine, in and out.
+    let stores = ["--database-url", "postgres://x@127.0.0.1:1", "--redis-url", "redis://127.0.0.1:1", "--plaintext", "true"];
+    for (service, addresses, said) in [
+        ("customers", &["--grpc", "0.0.0.0:0"][..], "listen in plain text on loopback"),
+        ("transactions", &["--grpc", "127.0.0.1:0", "--customers", "192.0.2.1:50051"], "192.0.2.1:50051 is not on this machine"),
+        ("transactions", &["--customers", "customers"], "\"customers\" is not host:port"),
+    ] {
+        let (output, text) = lastro(&[&[service][..], &stores, addresses].concat())?;
+        assert!(!output.status.success() && text.contains(said), "{said} in {text}");
+    }
+    // A secret comes once, and from a file that can be read.
+    let (_, text) =
+        lastro(&["customers", "--database-url", "postgres://u:secret@h", "--database-url-file", "/nowhere", "--redis-url-file", "/nowhere"])?;
+    assert!(text.contains("give one of them") && text.contains("--redis-url-file /nowhere") && !text.contains("secret"), "{text}");
+    let missing = lastro(&["migrate"])?.1;
+    assert!(missing.contains("--database-url"), "{missing}");
     Ok(())
 }
 
