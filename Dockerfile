@@ -5,7 +5,7 @@ WORKDIR /src
 COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,target=/src/target,sharing=locked \
-    cargo build --profile dist --locked --bin lastro && cp target/dist/lastro /lastro \
+    cargo build --release --locked --bin lastro && cp target/release/lastro /lastro \
     && mkdir -p /empty/var/lib/lastro
 
 FROM gcr.io/distroless/cc-debian12:nonroot

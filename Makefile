@@ -62,8 +62,8 @@ fmt: ## Format
 	$(CARGO) fmt --all
 
 bench: deps ## Settled transfers beside pgbench on one PostgreSQL, and more; prints ratios
-	$(CARGO) build --profile dist --locked --bin lastro --bin lastro-bench
-	. tools/test-env && ./target/dist/lastro-bench $(ARGS)
+	$(CARGO) build --release --locked --bin lastro --bin lastro-bench
+	. tools/test-env && ./target/release/lastro-bench $(ARGS)
 
 docs: ## Documentation of the crates
 	$(CARGO) doc --workspace --no-deps --locked

@@ -27,8 +27,7 @@ pub struct Server {
 /// The binary under test: of the same profile as this program, built if it is not.
 pub fn binary() -> Result<PathBuf> {
     let own = std::env::current_exe()?;
-    let folder =
-        own.ancestors().find(|path| ["debug", "release", "dist"].iter().any(|profile| path.ends_with(profile))).context("not in a target folder")?;
+    let folder = own.ancestors().find(|path| path.ends_with("debug") || path.ends_with("release")).context("not in a target folder")?;
     let binary = folder.join("lastro");
     if !binary.exists() {
         run(Command::new("cargo").args(["build", "--locked", "--bin", "lastro"]).current_dir(workspace()))?;
