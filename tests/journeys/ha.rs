@@ -42,6 +42,9 @@ enum Outcome {
     Refused(String),
     /// The caller's deadline passed: it was told so, or noticed itself.
     Late,
+    /// GOAWAY without an error, and the call not processed: HTTP/2's way to say "on another connection, please". nginx says so when it is
+    /// reloaded; grpc-go repeats such a call by itself, tonic's client leaves that to its caller.
+    Elsewhere,
     /// Anything else: what no caller should see.
     Broken(String),
 }
@@ -82,6 +85,7 @@ async fn over_grpc(channel: &Channel, someone: &Someone, key: &str, accounts: [&
         Err(status) if is_refusal(&status) => Outcome::Refused(format!("gRPC: {}", status.message())),
         // tonic's client calls its own deadline CANCELLED.
         Err(status) if matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled) => Outcome::Late,
+        Err(status) if format!("{status:?}").contains("GoAway(b\"\", NO_ERROR, Remote)") => Outcome::Elsewhere,
         Err(status) => Outcome::Broken(format!("{status:?}")),
     }
 }
@@ -205,12 +209,13 @@ async fn faults_under_load() -> Result<()> {
                 _ => None,
             })
             .collect();
-        let (mut late, mut refused, mut broken) = (0, BTreeMap::<String, u32>::new(), BTreeMap::<String, u32>::new());
+        let (mut late, mut elsewhere, mut refused, mut broken) = (0, 0, BTreeMap::<String, u32>::new(), BTreeMap::<String, u32>::new());
         for (_, outcome, _) in &outcomes {
             match outcome {
                 Outcome::Accepted(_) => {}
                 Outcome::Refused(why) => *refused.entry(why.clone()).or_default() += 1,
                 Outcome::Late => late += 1,
+                Outcome::Elsewhere => elsewhere += 1,
                 Outcome::Broken(how) => *broken.entry(how.chars().take(300).collect()).or_default() += 1,
             }
         }
@@ -218,7 +223,7 @@ async fn faults_under_load() -> Result<()> {
         let failures = outcomes.len() - promised.len();
         let per_thousand = failures * 1000 / outcomes.len().max(1);
         eprintln!(
-            "{what}: {} calls, {failures} not accepted ({}.{} %): {} UNAVAILABLE, {late} at their deadline, {} otherwise; slowest {slowest:.2?}",
+            "{what}: {} calls, {failures} not accepted ({}.{} %): {} UNAVAILABLE, {late} at their deadline, {elsewhere} sent to another connection, {} otherwise; slowest {slowest:.2?}",
             outcomes.len(),
             per_thousand / 10,
             per_thousand % 10,
