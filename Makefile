@@ -26,7 +26,7 @@ test: deps ## Unit tests and journeys, on SQLite and on real PostgreSQL and Redi
 
 test-faults: deps ## kill -9 under load, 20 times on each database; databases and Redis stopped under load
 	$(CARGO) build --locked --bin lastro
-	. tools/test-env && LASTRO_FAULT_ROUNDS=$${LASTRO_FAULT_ROUNDS:-20} $(CARGO) test --locked -p lastro-tests --test journeys -- --ignored --nocapture faults
+	. tools/test-env && LASTRO_FAULT_ROUNDS=$${LASTRO_FAULT_ROUNDS:-20} $(CARGO) test --locked -p lastro-tests --test journeys -- --ignored --nocapture faults::
 
 test-ha: deps ## Replicas killed, frozen and restarted, stores stopped, nginx reloaded: under load through nginx, on the stack without Docker
 	$(CARGO) build --locked --bin lastro
