@@ -1,5 +1,6 @@
 //! The command line. Every flag is also an environment variable, `LASTRO_…`; `--help` says what each is for.
 
+mod groups;
 mod service;
 mod up;
 

@@ -1,7 +1,6 @@
 //! The settings of services that run as processes of their own.
 
 use std::net::{SocketAddr, ToSocketAddrs as _};
-use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +10,8 @@ use lastro_mesh::config::{Invalid, Problems, Setting};
 use lastro_mesh::identity::Policy;
 use lastro_mesh::serve::Security;
 use lastro_mesh::tls::{Tls, TlsFiles};
+
+use super::groups::{CustomersGroup, GatewayGroup};
 
 /// What every process is told.
 #[derive(Args)]
@@ -82,15 +83,8 @@ pub struct CustomersArgs {
     process: ProcessArgs,
     #[command(flatten)]
     store: StoreArgs,
-    /// Seconds that an access token lives, 1 to 86400.
-    #[arg(long, env = "LASTRO_ACCESS_TOKEN_TTL", value_name = "SECONDS", default_value = "18000")]
-    access_token_ttl: Setting,
-    /// Seconds that a refresh token lives, 1 to 31536000.
-    #[arg(long, env = "LASTRO_REFRESH_TOKEN_TTL", value_name = "SECONDS", default_value = "604800")]
-    refresh_token_ttl: Setting,
-    /// Failed logins of one account until it has to wait, 1 to 1000.
-    #[arg(long, env = "LASTRO_LOGIN_FAILURES_MAX", value_name = "N", default_value = "10")]
-    login_failures_max: Setting,
+    #[command(flatten)]
+    customers: CustomersGroup,
     /// Whether gRPC reflection tells the public surface.
     #[arg(long, env = "LASTRO_REFLECTION", value_name = "BOOL", default_value = "false")]
     reflection: Setting,
@@ -126,15 +120,8 @@ pub struct GatewayArgs {
     /// Where transactions is, likewise.
     #[arg(long, env = "LASTRO_TRANSACTIONS", value_name = "ADDR", value_delimiter = ',')]
     transactions: Vec<String>,
-    /// REST requests per second from one address, 1 to 10000000.
-    #[arg(long, env = "LASTRO_RATE_LIMIT_PER_ADDRESS", value_name = "N", default_value = "100000")]
-    rate_limit_per_address: Setting,
-    /// REST requests per second by one user, 1 to 10000000.
-    #[arg(long, env = "LASTRO_RATE_LIMIT_PER_USER", value_name = "N", default_value = "100000")]
-    rate_limit_per_user: Setting,
-    /// Web origins whose scripts may call REST, such as https://app.example; * for all. May be given several times.
-    #[arg(long, env = "LASTRO_CORS_ORIGINS", value_name = "ORIGIN", value_delimiter = ',')]
-    cors_origins: Vec<String>,
+    #[command(flatten)]
+    edge: GatewayGroup,
 }
 
 /// [`ProcessArgs`], read and checked.
@@ -297,21 +284,14 @@ impl CustomersArgs {
         let grpc = problems.take::<SocketAddr>("--grpc", &self.grpc);
         let process = self.process.read(&mut problems, grpc, &[]);
         let store = self.store.read(&mut problems);
-        let access_ttl_s = problems.take_within("--access-token-ttl", &self.access_token_ttl, 1..=86_400);
-        let refresh_ttl_s = problems.take_within("--refresh-token-ttl", &self.refresh_token_ttl, 1..=31_536_000);
-        let login_failures_max = problems.take_within("--login-failures-max", &self.login_failures_max, 1..=1000);
+        let customers = self.customers.read(&mut problems);
         let reflection = problems.take::<bool>("--reflection", &self.reflection);
         problems.check()?;
         Ok(CustomersSettings {
             grpc: grpc.ok_or_else(missing)?,
             process: process.ok_or_else(missing)?,
             store: store.ok_or_else(missing)?,
-            customers: lastro_customers::Settings {
-                access_ttl_s: access_ttl_s.ok_or_else(missing)?,
-                refresh_ttl_s: refresh_ttl_s.ok_or_else(missing)?,
-                login_failures_max: login_failures_max.ok_or_else(missing)?,
-                ..lastro_customers::Settings::default()
-            },
+            customers: customers.ok_or_else(missing)?,
             reflection: reflection.ok_or_else(missing)?,
         })
     }
@@ -345,16 +325,15 @@ impl GatewayArgs {
         places(&mut problems, "--customers", &self.customers);
         places(&mut problems, "--transactions", &self.transactions);
         let process = self.process.read(&mut problems, rest, &[self.customers.clone(), self.transactions.clone()].concat());
-        let per_address = problems.take_within("--rate-limit-per-address", &self.rate_limit_per_address, 1..=10_000_000).and_then(NonZeroU32::new);
-        let per_user = problems.take_within("--rate-limit-per-user", &self.rate_limit_per_user, 1..=10_000_000).and_then(NonZeroU32::new);
+        let rate_limits = self.edge.read_limits(&mut problems);
         problems.check()?;
         Ok(GatewaySettings {
             rest: rest.ok_or_else(missing)?,
             process: process.ok_or_else(missing)?,
             customers: self.customers,
             transactions: self.transactions,
-            rate_limits: lastro_gateway::Limits { per_address: per_address.ok_or_else(missing)?, per_user: per_user.ok_or_else(missing)? },
-            cors_origins: self.cors_origins,
+            rate_limits: rate_limits.ok_or_else(missing)?,
+            cors_origins: self.edge.cors_origins,
         })
     }
 }

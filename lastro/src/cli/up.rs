@@ -1,11 +1,12 @@
 //! The settings of `lastro up`.
 
 use std::net::SocketAddr;
-use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use clap::Args;
 use lastro_mesh::config::{Invalid, Problems, Setting};
+
+use super::groups::{CustomersGroup, GatewayGroup};
 
 /// As given: every value is kept as text, so that all mistakes are reported at once.
 #[derive(Args)]
@@ -43,24 +44,10 @@ pub struct UpArgs {
     /// Calls that one service handles at once, 1 to 1000000; what exceeds it is refused with UNAVAILABLE.
     #[arg(long, env = "LASTRO_CONCURRENCY_MAX", value_name = "N", default_value = "4096")]
     concurrency_max: Setting,
-    /// REST requests per second from one address, 1 to 10000000.
-    #[arg(long, env = "LASTRO_RATE_LIMIT_PER_ADDRESS", value_name = "N", default_value = "100000")]
-    rate_limit_per_address: Setting,
-    /// REST requests per second by one user, 1 to 10000000.
-    #[arg(long, env = "LASTRO_RATE_LIMIT_PER_USER", value_name = "N", default_value = "100000")]
-    rate_limit_per_user: Setting,
-    /// Web origins whose scripts may call REST, such as https://app.example; * for all. May be given several times.
-    #[arg(long, env = "LASTRO_CORS_ORIGINS", value_name = "ORIGIN", value_delimiter = ',')]
-    cors_origins: Vec<String>,
-    /// Seconds that an access token lives, 1 to 86400.
-    #[arg(long, env = "LASTRO_ACCESS_TOKEN_TTL", value_name = "SECONDS", default_value = "18000")]
-    access_token_ttl: Setting,
-    /// Seconds that a refresh token lives, 1 to 31536000.
-    #[arg(long, env = "LASTRO_REFRESH_TOKEN_TTL", value_name = "SECONDS", default_value = "604800")]
-    refresh_token_ttl: Setting,
-    /// Failed logins of one account until it has to wait, 1 to 1000.
-    #[arg(long, env = "LASTRO_LOGIN_FAILURES_MAX", value_name = "N", default_value = "10")]
-    login_failures_max: Setting,
+    #[command(flatten)]
+    edge: GatewayGroup,
+    #[command(flatten)]
+    customers: CustomersGroup,
     /// Whether gRPC reflection tells the public surface.
     #[arg(long, env = "LASTRO_REFLECTION", value_name = "BOOL", default_value = "true")]
     reflection: Setting,
@@ -95,11 +82,8 @@ impl UpArgs {
         let trace_percent = problems.take_within("--trace-percent", &self.trace_percent, 0..=100);
         let database_connections = problems.take_within("--database-connections", &self.database_connections, 4..=1000);
         let concurrency_max = problems.take_within("--concurrency-max", &self.concurrency_max, 1..=1_000_000);
-        let per_address = problems.take_within("--rate-limit-per-address", &self.rate_limit_per_address, 1..=10_000_000).and_then(NonZeroU32::new);
-        let per_user = problems.take_within("--rate-limit-per-user", &self.rate_limit_per_user, 1..=10_000_000).and_then(NonZeroU32::new);
-        let access_ttl_s = problems.take_within("--access-token-ttl", &self.access_token_ttl, 1..=86_400);
-        let refresh_ttl_s = problems.take_within("--refresh-token-ttl", &self.refresh_token_ttl, 1..=31_536_000);
-        let login_failures_max = problems.take_within("--login-failures-max", &self.login_failures_max, 1..=1000);
+        let rate_limits = self.edge.read_limits(&mut problems);
+        let customers = self.customers.read(&mut problems);
         let reflection = problems.take::<bool>("--reflection", &self.reflection);
         for (name, url, schemes) in [
             ("--database-url", &self.database_url, &["postgres://", "postgresql://"][..]),
@@ -125,14 +109,9 @@ impl UpArgs {
             trace_percent: trace_percent.ok_or_else(missing)?,
             database_connections: database_connections.ok_or_else(missing)?,
             concurrency_max: concurrency_max.ok_or_else(missing)?,
-            rate_limits: lastro_gateway::Limits { per_address: per_address.ok_or_else(missing)?, per_user: per_user.ok_or_else(missing)? },
-            cors_origins: self.cors_origins,
-            customers: lastro_customers::Settings {
-                access_ttl_s: access_ttl_s.ok_or_else(missing)?,
-                refresh_ttl_s: refresh_ttl_s.ok_or_else(missing)?,
-                login_failures_max: login_failures_max.ok_or_else(missing)?,
-                ..lastro_customers::Settings::default()
-            },
+            rate_limits: rate_limits.ok_or_else(missing)?,
+            cors_origins: self.edge.cors_origins,
+            customers: customers.ok_or_else(missing)?,
             reflection: reflection.ok_or_else(missing)?,
         })
     }

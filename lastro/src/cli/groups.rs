@@ -1,0 +1,58 @@
+//! Groups of settings that `lastro up` and the processes of single services have in common.
+
+use std::num::NonZeroU32;
+
+use clap::Args;
+use lastro_mesh::config::{Problems, Setting};
+
+/// What customers is told of tokens and logins.
+#[derive(Args)]
+pub struct CustomersGroup {
+    /// Seconds that an access token lives, 1 to 86400.
+    #[arg(long, env = "LASTRO_ACCESS_TOKEN_TTL", value_name = "SECONDS", default_value = "18000")]
+    access_token_ttl: Setting,
+    /// Seconds that a refresh token lives, 1 to 31536000.
+    #[arg(long, env = "LASTRO_REFRESH_TOKEN_TTL", value_name = "SECONDS", default_value = "604800")]
+    refresh_token_ttl: Setting,
+    /// Failed logins of one account until it has to wait, 1 to 1000.
+    #[arg(long, env = "LASTRO_LOGIN_FAILURES_MAX", value_name = "N", default_value = "10")]
+    login_failures_max: Setting,
+}
+
+impl CustomersGroup {
+    /// The settings, or None with every mistake in `problems`.
+    pub fn read(&self, problems: &mut Problems) -> Option<lastro_customers::Settings> {
+        let access_ttl_s = problems.take_within("--access-token-ttl", &self.access_token_ttl, 1..=86_400);
+        let refresh_ttl_s = problems.take_within("--refresh-token-ttl", &self.refresh_token_ttl, 1..=31_536_000);
+        let login_failures_max = problems.take_within("--login-failures-max", &self.login_failures_max, 1..=1000);
+        Some(lastro_customers::Settings {
+            access_ttl_s: access_ttl_s?,
+            refresh_ttl_s: refresh_ttl_s?,
+            login_failures_max: login_failures_max?,
+            ..lastro_customers::Settings::default()
+        })
+    }
+}
+
+/// What the gateway is told of its callers.
+#[derive(Args)]
+pub struct GatewayGroup {
+    /// REST requests per second from one address, 1 to 10000000.
+    #[arg(long, env = "LASTRO_RATE_LIMIT_PER_ADDRESS", value_name = "N", default_value = "100000")]
+    rate_limit_per_address: Setting,
+    /// REST requests per second by one user, 1 to 10000000.
+    #[arg(long, env = "LASTRO_RATE_LIMIT_PER_USER", value_name = "N", default_value = "100000")]
+    rate_limit_per_user: Setting,
+    /// Web origins whose scripts may call REST, such as https://app.example; * for all. May be given several times.
+    #[arg(long, env = "LASTRO_CORS_ORIGINS", value_name = "ORIGIN", value_delimiter = ',')]
+    pub cors_origins: Vec<String>,
+}
+
+impl GatewayGroup {
+    /// The limits, or None with every mistake in `problems`.
+    pub fn read_limits(&self, problems: &mut Problems) -> Option<lastro_gateway::Limits> {
+        let per_address = problems.take_within("--rate-limit-per-address", &self.rate_limit_per_address, 1..=10_000_000).and_then(NonZeroU32::new);
+        let per_user = problems.take_within("--rate-limit-per-user", &self.rate_limit_per_user, 1..=10_000_000).and_then(NonZeroU32::new);
+        Some(lastro_gateway::Limits { per_address: per_address?, per_user: per_user? })
+    }
+}
