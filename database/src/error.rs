@@ -31,6 +31,17 @@ impl Error {
         matches!(self.kind, Kind::Unavailable | Kind::Conflict)
     }
 
+    /// A connection that is gone, or on which something was said that is not to be understood.
+    pub(crate) fn broken(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self { kind: Kind::Unavailable, source: source.into() }
+    }
+
+    /// What a PostgreSQL server answered. It ends the session after what is FATAL; whether it did what it was asked to is unknown then.
+    pub(crate) fn of_server(severity: &str, code: &str, text: &str) -> Self {
+        let kind = if matches!(severity, "FATAL" | "PANIC") { Kind::Unavailable } else { kind_of_code(code) };
+        Self { kind, source: format!("{severity} {code}: {text}").into() }
+    }
+
     /// An error of something else that a database needs.
     pub(crate) fn other(source: impl std::error::Error + Send + Sync + 'static) -> Self {
         Self { kind: Kind::Other, source: source.into() }
@@ -75,9 +86,16 @@ impl From<tokio_postgres::Error> for Error {
     }
 }
 
-impl From<deadpool_postgres::PoolError> for Error {
-    fn from(error: deadpool_postgres::PoolError) -> Self {
-        Self { kind: Kind::Unavailable, source: error.into() }
+impl From<std::io::Error> for Error {
+    fn from(error: std::io::Error) -> Self {
+        Self::broken(error)
+    }
+}
+
+impl From<deadpool::managed::PoolError<Error>> for Error {
+    fn from(error: deadpool::managed::PoolError<Error>) -> Self {
+        // Whatever keeps a connection from being opened says nothing about what is to be done with it.
+        Self::broken(error)
     }
 }
 

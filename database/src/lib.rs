@@ -2,13 +2,12 @@
 //! where transactions begin. Knows no table.
 
 pub mod error;
-mod pipelined;
+pub mod pipelined;
 
 use std::path::Path;
 use std::time::Duration;
 
 pub use error::{Error, Kind};
-pub use pipelined::Pool as PipelinedPool;
 pub use sea_orm::DatabaseTransaction as Transaction;
 use sea_orm::{
     ConnectionTrait, DatabaseConnection, DbBackend, FromQueryResult, SqliteTransactionMode, SqlxPostgresConnector, SqlxSqliteConnector, Statement,
@@ -31,7 +30,7 @@ pub struct Database {
     /// On PostgreSQL the same pool.
     reader: DatabaseConnection,
     /// On PostgreSQL, for the statements that money waits for.
-    pipelined: Option<PipelinedPool>,
+    pipelined: Option<pipelined::Pool>,
 }
 
 impl Database {
@@ -110,8 +109,8 @@ impl Database {
         self.is_postgres().then(|| self.writer.get_postgres_connection_pool())
     }
 
-    /// Connections of a driver that pipelines and copies, on PostgreSQL.
-    pub fn pipelined(&self) -> Option<&PipelinedPool> {
+    /// Connections that send a whole batch at once, on PostgreSQL.
+    pub fn pipelined(&self) -> Option<&pipelined::Pool> {
         self.pipelined.as_ref()
     }
 

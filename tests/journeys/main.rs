@@ -14,6 +14,7 @@ mod grpc;
 mod ha;
 mod idempotency;
 mod ledger;
+mod pipelined;
 mod poison;
 mod rest;
 mod sessions;
@@ -156,6 +157,7 @@ fn main() {
     trials.extend(ha::trials());
     trials.extend(traces::trials());
     trials.extend(bus::trials());
+    trials.extend(pipelined::trials());
     trials.extend(cli::trials());
     for kind in [Kind::Embedded, Kind::Stack] {
         let shared = shared.clone();

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::decision::{self, Origin};
 use super::{Accepted, BATCH_MAX, Job, NewOperation, Refused, Settler};
 use crate::domain::ledger::Balance;
-use crate::store::ledger::{Ledger, Lock, Writes, Written};
+use crate::store::ledger::{Ledger, Lock, Writes};
 use crate::store::operations::{self, Operation};
 
 /// How long a batch is tried against a database that is busy or away, before its callers are told.
@@ -214,12 +214,9 @@ impl Settler {
         }
         writes.balances = changed(&before, &balances);
         writes.inserted = stored.iter().collect();
-        if ledger.write(&writes).await? == Written::KeyExists {
-            ledger.rollback().await?;
-            return Err(Failure::KeyExists);
-        }
-        if let Err(error) = ledger.commit().await {
-            self.read_back(&stored, error).await?;
+        match ledger.commit(&writes).await {
+            Err(error) if error.kind == Kind::Unavailable => self.read_back(&stored, error).await?,
+            committed => committed?,
         }
         self.bus.wake();
         if stored.iter().any(|operation| !crate::domain::operation::is_terminal(operation.state)) {
@@ -228,7 +225,7 @@ impl Settler {
         Ok(stored)
     }
 
-    /// After a COMMIT whose answer was lost: a batch is stored whole or not at all, so that one of its ids tells.
+    /// After a COMMIT whose answer was lost, or never sent: a batch is stored whole or not at all, so that one of its ids tells.
     async fn read_back(&self, stored: &[Operation], commit_error: Error) -> Result<(), Failure> {
         let Some(first) = stored.first() else { return Ok(()) };
         let give_up = Instant::now() + READ_BACK_FOR;

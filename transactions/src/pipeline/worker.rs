@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::Settler;
 use super::batch::changed;
 use super::decision::{self, Origin};
-use crate::store::ledger::{Claim, Ledger, Lock, Writes};
+use crate::store::ledger::{Claim, DeadLetter, Ledger, Lock, Writes};
 use crate::store::operations::Operation;
 
 const SWEEP_EVERY: Duration = Duration::from_millis(250);
@@ -100,8 +100,7 @@ impl Settler {
         }
         writes.balances = changed(&before, &balances);
         writes.updated = claimed.iter().collect();
-        ledger.write(&writes).await?;
-        ledger.commit().await?;
+        ledger.commit(&writes).await?;
         self.bus.wake();
         self.settled.notify_waiters();
         Ok(())
@@ -114,14 +113,13 @@ impl Settler {
         let now_us = clock::now_us();
         let origin = Origin { correlation_id: format!("worker-{}", culprit.id.simple()), causation_id: None, now_us };
         let event = decision::wait_for_retry(&mut culprit, &origin);
-        let mut ledger = Ledger::begin(&self.database).await?;
-        let writes = Writes { updated: vec![&culprit], events: event.into_iter().collect(), ..Writes::default() };
-        ledger.write(&writes).await?;
+        let mut writes = Writes { updated: vec![&culprit], events: event.into_iter().collect(), ..Writes::default() };
         if culprit.attempts >= ATTEMPTS_MAX {
             tracing::error!(%error, operation = %culprit.id, attempts = culprit.attempts, "an operation becomes a dead letter");
             counter!("lastro_operations_dead_total").increment(1);
-            ledger.dead_letter(culprit.id, &error.to_string(), culprit.attempts, now_us).await?;
+            let error = error.to_string();
+            writes.dead_letters.push(DeadLetter { operation_id: culprit.id, error, attempts: culprit.attempts, create_time_us: now_us });
         }
-        ledger.commit().await
+        Ledger::begin(&self.database).await?.commit(&writes).await
     }
 }

@@ -56,14 +56,17 @@ pub struct Writes<'a> {
     pub postings: Vec<(Uuid, Posting)>,
     /// Accounts whose balance changed.
     pub balances: Vec<(Uuid, Balance)>,
+    pub dead_letters: Vec<DeadLetter>,
 }
 
-/// What became of writing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Written {
-    All,
-    /// An operation's key exists: nothing may be committed.
-    KeyExists,
+/// An operation that is given up until an operator retries it.
+#[derive(Debug, Clone)]
+pub struct DeadLetter {
+    pub operation_id: Uuid,
+    /// What the last attempt ended with.
+    pub error: String,
+    pub attempts: i64,
+    pub create_time_us: i64,
 }
 
 impl Ledger {
@@ -84,14 +87,6 @@ impl Ledger {
         }
     }
 
-    /// Writes everything; the operations first, since they tell whether a key exists.
-    pub async fn write(&mut self, writes: &Writes<'_>) -> Result<Written, Error> {
-        match self {
-            Self::Postgres(tx) => postgres::write(tx, writes).await,
-            Self::Sqlite(tx) => sqlite::write(tx, writes).await,
-        }
-    }
-
     /// Takes operations that wait to be settled and that nobody else has, oldest first; dead letters are left alone.
     pub async fn claim(&mut self, claim: Claim) -> Result<Vec<Operation>, Error> {
         match self {
@@ -100,22 +95,12 @@ impl Ledger {
         }
     }
 
-    /// Gives an operation up until an operator retries it.
-    pub async fn dead_letter(&mut self, operation_id: Uuid, error: &str, attempts: i64, now_us: i64) -> Result<(), Error> {
+    /// Writes everything and commits; the operations first, since they tell whether a key exists: an error of kind `Unique`. After an
+    /// error of kind `Unavailable` nobody knows whether it was committed; after any other it was not.
+    pub async fn commit(self, writes: &Writes<'_>) -> Result<(), Error> {
         match self {
-            Self::Postgres(tx) => tx.dead_letter(operation_id, error, attempts, now_us).await,
-            Self::Sqlite(tx) => {
-                let query = sqlx::query(DEAD_LETTER).bind(operation_id).bind(error).bind(attempts).bind(now_us);
-                Ok(query.execute(&mut **tx).await.map(|_| ())?)
-            }
-        }
-    }
-
-    /// Commits. After an error nobody knows whether it did.
-    pub async fn commit(self) -> Result<(), Error> {
-        match self {
-            Self::Postgres(tx) => tx.commit().await,
-            Self::Sqlite(tx) => Ok(tx.commit().await?),
+            Self::Postgres(tx) => postgres::commit(tx, writes).await,
+            Self::Sqlite(tx) => sqlite::commit(tx, writes).await,
         }
     }
 

@@ -68,27 +68,27 @@ pub(super) const COLUMNS: &str = "id, owner_id, external_id, request_hash, kind,
 
 impl Row {
     /// Of a row with [`COLUMNS`].
-    pub(super) fn from_postgres(row: &tokio_postgres::Row) -> Result<Self, tokio_postgres::Error> {
+    pub(super) fn from_postgres(row: &lastro_database::pipelined::Row) -> Result<Self, Error> {
         Ok(Self {
-            id: row.try_get(0)?,
-            owner_id: row.try_get(1)?,
-            external_id: row.try_get(2)?,
-            request_hash: row.try_get(3)?,
-            kind: row.try_get(4)?,
-            state: row.try_get(5)?,
-            reason: row.try_get(6)?,
-            currency_code: row.try_get(7)?,
-            amount: row.try_get(8)?,
-            source_account_id: row.try_get(9)?,
-            destination_account_id: row.try_get(10)?,
-            description: row.try_get(11)?,
-            metadata: row.try_get(12)?,
-            effective_time_us: row.try_get(13)?,
-            create_time_us: row.try_get(14)?,
-            update_time_us: row.try_get(15)?,
-            version: row.try_get(16)?,
-            hash: row.try_get(17)?,
-            attempts: row.try_get(18)?,
+            id: row.get(0)?,
+            owner_id: row.get(1)?,
+            external_id: row.get(2)?,
+            request_hash: row.get(3)?,
+            kind: row.get(4)?,
+            state: row.get(5)?,
+            reason: row.get(6)?,
+            currency_code: row.get(7)?,
+            amount: row.get(8)?,
+            source_account_id: row.get(9)?,
+            destination_account_id: row.get(10)?,
+            description: row.get(11)?,
+            metadata: row.get(12)?,
+            effective_time_us: row.get(13)?,
+            create_time_us: row.get(14)?,
+            update_time_us: row.get(15)?,
+            version: row.get(16)?,
+            hash: row.get(17)?,
+            attempts: row.get(18)?,
         })
     }
 

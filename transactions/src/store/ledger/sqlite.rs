@@ -8,7 +8,7 @@ use sqlx::sqlite::{SqliteArguments, SqlitePool};
 use sqlx::{Row as _, Sqlite, Transaction};
 use uuid::Uuid;
 
-use super::{Claim, Writes, Written};
+use super::{Claim, Writes};
 use crate::domain::ledger::Balance;
 use crate::store::operations::{self, Operation, metadata_to_text};
 
@@ -44,10 +44,16 @@ pub async fn lock(tx: &mut Tx, accounts: &[Uuid]) -> Result<HashMap<Uuid, Balanc
     Ok(balances)
 }
 
-pub async fn write(tx: &mut Tx, writes: &Writes<'_>) -> Result<Written, Error> {
-    if insert_operations(tx, &writes.inserted).await? < writes.inserted.len() as u64 {
-        return Ok(Written::KeyExists);
+pub async fn commit(mut tx: Tx, writes: &Writes<'_>) -> Result<(), Error> {
+    if let Err(error) = write(&mut tx, writes).await {
+        tx.rollback().await?;
+        return Err(error);
     }
+    Ok(tx.commit().await?)
+}
+
+async fn write(tx: &mut Tx, writes: &Writes<'_>) -> Result<(), Error> {
+    insert_operations(tx, &writes.inserted).await?;
     for operation in &writes.updated {
         let sql = "UPDATE operations SET state = ?, reason = ?, update_time_us = ?, version = ?, hash = ?, attempts = ? WHERE id = ?";
         let query = sqlx::query(sql).bind(operation.state as i64).bind(&operation.reason).bind(operation.update_time_us);
@@ -72,12 +78,16 @@ pub async fn write(tx: &mut Tx, writes: &Writes<'_>) -> Result<Written, Error> {
         query.bind(*id).bind(balance.posted).bind(balance.held).bind(balance.version).bind(balance.system).bind(balance.closed)
     })
     .await?;
-    Ok(Written::All)
+    for one in &writes.dead_letters {
+        let query = sqlx::query(super::DEAD_LETTER).bind(one.operation_id).bind(&one.error).bind(one.attempts).bind(one.create_time_us);
+        query.execute(&mut **tx).await?;
+    }
+    Ok(())
 }
 
-async fn insert_operations(tx: &mut Tx, operations: &[&Operation]) -> Result<u64, Error> {
+async fn insert_operations(tx: &mut Tx, operations: &[&Operation]) -> Result<(), Error> {
     let sql = format!("INSERT INTO operations ({}) VALUES ", operations::COLUMNS);
-    insert(tx, &sql, " ON CONFLICT (owner_id, external_id) DO NOTHING", 19, operations, |query, one| {
+    insert(tx, &sql, "", 19, operations, |query, one| {
         let query = query.bind(one.id).bind(one.owner_id).bind(one.external_id.clone()).bind(one.request_hash.to_vec()).bind(one.kind as i64);
         let query = query.bind(one.state as i64).bind(one.reason.clone()).bind(one.currency.code().to_owned()).bind(one.amount).bind(one.source);
         let query = query.bind(one.destination).bind(one.description.clone()).bind(metadata_to_text(&one.metadata)).bind(one.effective_time_us);
@@ -86,7 +96,7 @@ async fn insert_operations(tx: &mut Tx, operations: &[&Operation]) -> Result<u64
     .await
 }
 
-/// Inserts rows of `columns` values each; how many were inserted.
+/// Inserts rows of `columns` values each.
 async fn insert<T>(
     tx: &mut Tx,
     head: &str,
@@ -94,15 +104,14 @@ async fn insert<T>(
     columns: usize,
     rows: &[T],
     bind: impl for<'q> Fn(Bound<'q>, &T) -> Bound<'q>,
-) -> Result<u64, Error> {
+) -> Result<(), Error> {
     let row = format!("({})", vec!["?"; columns].join(", "));
-    let mut inserted = 0;
     for chunk in chunks(rows) {
         let sql = format!("{head}{}{tail}", vec![row.as_str(); chunk.len()].join(", "));
         let query = chunk.iter().fold(sqlx::query(sqlx::AssertSqlSafe(sql)), &bind);
-        inserted += query.execute(&mut **tx).await?.rows_affected();
+        query.execute(&mut **tx).await?;
     }
-    Ok(inserted)
+    Ok(())
 }
 
 /// Cuts rows into pieces of the sizes of CHUNKS, the largest first.
