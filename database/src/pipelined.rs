@@ -23,8 +23,8 @@ pub type Pool = managed::Pool<Manager>;
 /// A connection on loan from the pool.
 pub type Pooled = managed::Object<Manager>;
 
-/// Two batches in flight, a worker, and one to spare.
-const CONNECTIONS_MAX: usize = 4;
+/// Three batches in flight, a worker, and one to spare.
+const CONNECTIONS_MAX: usize = 5;
 const PORT_DEFAULT: u16 = 5432;
 
 /// Opens connections, and sees whether one is still good.

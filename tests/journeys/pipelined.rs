@@ -143,7 +143,7 @@ async fn what_the_server_ended_is_not_used_again(pool: &Pool) -> Result<()> {
     let error = run(&mut ended, &["SELECT 1"]).await.err().context("it has ended")?;
     anyhow::ensure!(error.kind == Kind::Unavailable, "{error}");
     drop((ended, other));
-    let all = [pool.get().await?, pool.get().await?, pool.get().await?, pool.get().await?];
+    let all = [pool.get().await?, pool.get().await?, pool.get().await?, pool.get().await?, pool.get().await?];
     for mut connection in all {
         anyhow::ensure!(run(&mut connection, &["SELECT pg_backend_pid()::bigint"]).await?[0].get::<i64>(0)? != session);
     }

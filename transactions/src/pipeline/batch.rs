@@ -44,11 +44,14 @@ enum Failure {
     Database(Error),
 }
 
-/// Takes batches from the queue until nobody can send any more. A second batch goes beside the first one only if it shares no account
-/// with it, and only once it is worth a commit of its own: half of what is in flight.
+/// At once on PostgreSQL: while one is flushed, the next is decided and a third is written (docs/PERFORMANCE.md has the figures).
+const IN_FLIGHT: usize = 3;
+
+/// Takes batches from the queue until nobody can send any more. A batch goes beside others only if it shares no account with them, and
+/// only once it is worth a commit of its own: half of the largest in flight.
 pub async fn run(settler: Arc<Settler>, mut jobs: mpsc::Receiver<Job>) {
     // SQLite has one writer: a second batch would only wait for it.
-    let at_once = if settler.database.is_postgres() { 2 } else { 1 };
+    let at_once = if settler.database.is_postgres() { IN_FLIGHT } else { 1 };
     let (mut waiting, mut arrived) = (Vec::new(), Vec::new());
     let (mut in_flight, mut running, mut open) = (JoinSet::new(), Vec::<InFlight>::new(), true);
     while open || !waiting.is_empty() || !in_flight.is_empty() {
