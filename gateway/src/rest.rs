@@ -28,6 +28,11 @@ pub const ADDRESS_HEADER: HeaderName = HeaderName::from_static("x-lastro-client-
 /// The status of a success that is not 200; the edge takes it off again.
 pub const STATUS_HEADER: HeaderName = HeaderName::from_static("x-lastro-status");
 
+/// How many seconds the proxy before us waits for an answer, where it waits for less than anybody may ask for.
+pub const PATIENCE_HEADER: HeaderName = HeaderName::from_static("x-lastro-patience");
+/// An answer has to be on its way so long before a proxy's patience ends.
+const PATIENCE_MARGIN: Duration = Duration::from_millis(200);
+
 /// For calls that wait for nothing.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -44,8 +49,14 @@ pub fn api(customers: &Outbound, transactions: &Outbound) -> Api {
     )
 }
 
-/// The call as it goes on to a service.
+/// What is told in [`PATIENCE_HEADER`].
+fn patience(headers: &HeaderMap) -> Option<Duration> {
+    headers.get(PATIENCE_HEADER)?.to_str().ok()?.parse().ok().map(Duration::from_secs)
+}
+
+/// The call as it goes on to a service. Its deadline lets us answer in our own words before a proxy gives us up.
 fn call(headers: &HeaderMap, timeout: Duration) -> Call {
+    let timeout = patience(headers).map_or(timeout, |patience| timeout.min(patience.saturating_sub(PATIENCE_MARGIN)));
     Call {
         correlation_id: CorrelationId::accept(headers.get(CORRELATION_HEADER)).unwrap_or_default(),
         trace: TraceContext::accept(headers.get(TRACEPARENT)).map_or_else(TraceContext::start, TraceContext::child),

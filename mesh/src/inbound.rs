@@ -2,6 +2,7 @@
 
 mod correlation;
 mod deadline;
+mod heartbeat;
 mod identity;
 mod shed;
 mod telemetry;
@@ -52,6 +53,8 @@ impl Inbound {
             .layer_fn(|inner| correlation::Correlation { inner, service: self.service })
             // Outside of everything that may refuse, so that refusals are counted and timed as well.
             .layer_fn(|inner| telemetry::Telemetry { inner, metrics: self.metrics.clone() })
+            // Outside of the deadline, which guards until the head of the answer, and inside of what judges its end.
+            .layer_fn(|inner| heartbeat::Heartbeat { inner })
             // Before any waiting, so that waiting counts.
             .layer_fn(|inner| deadline::Deadline { inner, timeout_default: self.timeout_default })
             // Before anything that costs, such as a signature.

@@ -11,16 +11,20 @@ use lastro_proto::internal::customers::v1::ListRevocationsRequest;
 use lastro_proto::internal::customers::v1::identity_service_client::IdentityServiceClient;
 use lastro_proto::transactions::v1::ListAccountsRequest;
 use lastro_proto::transactions::v1::accounts_service_client::AccountsServiceClient;
+use lastro_proto::transactions::v1::transaction::State;
+use lastro_proto::transactions::v1::transactions_service_client::TransactionsServiceClient;
 use lastro_tests::stack::Options;
 use lastro_tests::{Api, Stack, server};
 use libtest_mimic::Trial;
 use reqwest::Method;
 use serde_json::{Value, json};
+use sqlx::Connection as _;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use crate::faults::two_accounts;
+use crate::ha::{Outcome, over_grpc, over_rest, transfer_request};
 use crate::{World, block_on, failed};
 
 pub fn trials(world: impl Fn() -> Result<Arc<World>> + Clone + Send + 'static) -> Vec<Trial> {
@@ -35,6 +39,7 @@ pub fn trials(world: impl Fn() -> Result<Arc<World>> + Clone + Send + 'static) -
         shared("nothing_internal_is_outside", |world| block_on(nothing_internal_is_outside(world))),
         shared("services_may_not_change_tables", |world| block_on(services_may_not_change_tables(world))),
         Trial::test("stack::edge::nginx_speaks_the_callers_language", || failed(block_on(nginx_speaks_the_callers_language()))),
+        Trial::test("stack::edge::frozen_replicas_and_long_waits", || failed(block_on(frozen_replicas_and_long_waits()))),
         Trial::test("stack::edge::customers_away", || failed(block_on(customers_away()))),
     ]
 }
@@ -268,6 +273,80 @@ async fn is_closed(stack: &Stack, replica: &str) -> Result<bool> {
     let text = metrics.body.as_str().unwrap_or_default().to_owned();
     let found = text.lines().find_map(|line| line.strip_prefix(BREAKER)).with_context(|| format!("no {BREAKER} in {text}"))?;
     Ok(found.trim() == "0")
+}
+
+/// nginx gives a silent replica up within the deadline of those who wait for it, and yet lets a call wait for long.
+async fn frozen_replicas_and_long_waits() -> Result<()> {
+    let stack = Stack::start(Options::default())?;
+    let (front, api) = (stack.front(), stack.front().api());
+    let (someone, accounts) = two_accounts(&front).await?;
+    let (from, to) = (accounts[0].as_str(), accounts[1].as_str());
+
+    // Somebody else holds an account for seven seconds: what is asked to wait for six ends undecided, what waits longer is decided.
+    let url = format!("{}/lastro_transactions", stack.postgres.url());
+    let mut holder = sqlx::PgConnection::connect(&url).await?;
+    sqlx::raw_sql("BEGIN").execute(&mut holder).await?;
+    sqlx::query("SELECT 1 FROM balances WHERE account_id = $1 FOR UPDATE").bind(from.parse::<uuid::Uuid>()?).execute(&mut holder).await?;
+    let by_rest = async |key: &str, prefer: &str, wait: &str| {
+        let mut body = Api::transfer(key, from, to, "0.01");
+        body["wait"] = json!(wait);
+        let started = Instant::now();
+        let answer = api.json(Method::POST, "/api/v1/transactions", Some(&someone.token), &[("prefer", prefer)], Some(body)).await?;
+        anyhow::Ok((answer.status, answer.text("state")?, started.elapsed()))
+    };
+    let by_grpc = async |key: &str, wait: i64, deadline: u64| {
+        let mut request = transfer_request(&someone, key, [from, to], Duration::from_secs(deadline))?;
+        request.get_mut().wait = Some(pbjson_types::Duration { seconds: wait, nanos: 0 });
+        let (started, mut client) = (Instant::now(), TransactionsServiceClient::new(front.channel().await?));
+        let made = client.create_transaction(request).await?.into_inner();
+        anyhow::Ok((made.state(), started.elapsed()))
+    };
+    let release = async {
+        tokio::time::sleep(Duration::from_secs(7)).await;
+        sqlx::raw_sql("ROLLBACK").execute(&mut holder).await
+    };
+    let (preferred, in_body, short, deadline, long, long_rest, released) = tokio::join!(
+        by_rest("preferred", "wait=6", "0s"),
+        by_rest("in the body", "", "6s"),
+        by_grpc("six", 6, 20),
+        by_grpc("the deadline", 30, 6),
+        by_grpc("long", 30, 35),
+        by_rest("long over REST", "", "30s"),
+        release
+    );
+    released?;
+    let about_six = |elapsed: Duration| (5800..7000).contains(&elapsed.as_millis());
+    for (status, state, elapsed) in [preferred?, in_body?] {
+        assert!(status == 202 && state == "PENDING" && about_six(elapsed), "{status} {state} {elapsed:?}");
+    }
+    for (state, elapsed) in [short?, deadline?] {
+        assert!(state == State::Pending && about_six(elapsed), "{state:?} {elapsed:?}");
+    }
+    let ((state, elapsed), (status, said, elapsed_rest)) = (long?, long_rest?);
+    assert!(state == State::Completed && elapsed > Duration::from_secs(7), "{state:?} {elapsed:?}");
+    assert!((status, said.as_str()) == (201, "COMPLETED") && elapsed_rest > Duration::from_secs(7), "{status} {said} {elapsed_rest:?}");
+
+    // Frozen: nginx notices when nothing comes.
+    stack.signal("gateway-1", "STOP")?;
+    stack.signal("transactions-1", "STOP")?;
+    let mut calls = tokio::task::JoinSet::new();
+    for number in 0..24 {
+        let (api, channel, someone, accounts) = (api.clone(), front.channel().await?, someone.clone(), accounts.clone());
+        calls.spawn(async move {
+            let (key, accounts, started) = (format!("frozen {number}"), [accounts[0].as_str(), accounts[1].as_str()], Instant::now());
+            let outcome =
+                if number % 2 == 0 { over_rest(&api, &someone, &key, accounts).await } else { over_grpc(&channel, &someone, &key, accounts).await };
+            (outcome, started.elapsed())
+        });
+    }
+    let ended = calls.join_all().await;
+    stack.signal("gateway-1", "CONT")?;
+    stack.signal("transactions-1", "CONT")?;
+    for (outcome, elapsed) in &ended {
+        assert!(matches!(outcome, Outcome::Accepted(_) | Outcome::Refused(_)) && *elapsed < Duration::from_secs(5), "{outcome:?} after {elapsed:?}");
+    }
+    assert!(ended.iter().any(|(outcome, _)| matches!(outcome, Outcome::Refused(_))), "some of them must have met a frozen replica: {ended:?}");
+    Ok(())
 }
 
 async fn customers_away() -> Result<()> {

@@ -36,7 +36,7 @@ pub fn trials() -> Vec<Trial> {
 
 /// How one call ended.
 #[derive(Debug, Clone)]
-enum Outcome {
+pub enum Outcome {
     Accepted(String),
     /// UNAVAILABLE with RetryInfo, or a 503 problem; and how it was explained.
     Refused(String),
@@ -54,7 +54,7 @@ struct Load {
     callers: Vec<JoinHandle<Vec<(String, Outcome, Duration)>>>,
 }
 
-async fn over_rest(api: &Api, someone: &Someone, key: &str, accounts: [&str; 2]) -> Outcome {
+pub async fn over_rest(api: &Api, someone: &Someone, key: &str, accounts: [&str; 2]) -> Outcome {
     let body = Api::transfer(key, accounts[0], accounts[1], "0.01");
     match tokio::time::timeout(DEADLINE + Duration::from_millis(500), api.post("/api/v1/transactions", Some(&someone.token), body)).await {
         Err(_) => Outcome::Late,
@@ -68,18 +68,8 @@ async fn over_rest(api: &Api, someone: &Someone, key: &str, accounts: [&str; 2])
     }
 }
 
-async fn over_grpc(channel: &Channel, someone: &Someone, key: &str, accounts: [&str; 2]) -> Outcome {
-    let mut request = Request::new(CreateTransactionRequest {
-        external_id: key.to_owned(),
-        r#type: Type::Transfer as i32,
-        source_account_id: accounts[0].to_owned(),
-        destination_account_id: accounts[1].to_owned(),
-        amount: Some(Money { currency_code: "BRL".to_owned(), amount: "0.01".to_owned() }),
-        ..CreateTransactionRequest::default()
-    });
-    request.set_timeout(DEADLINE);
-    let Ok(token) = format!("Bearer {}", someone.token).parse() else { return Outcome::Broken("a token".to_owned()) };
-    request.metadata_mut().insert("authorization", token);
+pub async fn over_grpc(channel: &Channel, someone: &Someone, key: &str, accounts: [&str; 2]) -> Outcome {
+    let Ok(request) = transfer_request(someone, key, accounts, DEADLINE) else { return Outcome::Broken("a token".to_owned()) };
     match TransactionsServiceClient::new(channel.clone()).create_transaction(request).await {
         Ok(made) => Outcome::Accepted(made.into_inner().id),
         Err(status) if is_refusal(&status) => Outcome::Refused(format!("gRPC: {}", status.message())),
@@ -88,6 +78,21 @@ async fn over_grpc(channel: &Channel, someone: &Someone, key: &str, accounts: [&
         Err(status) if format!("{status:?}").contains("GoAway(b\"\", NO_ERROR, Remote)") => Outcome::Elsewhere,
         Err(status) => Outcome::Broken(format!("{status:?}")),
     }
+}
+
+/// One cent from the first account to the second.
+pub fn transfer_request(someone: &Someone, key: &str, accounts: [&str; 2], deadline: Duration) -> Result<Request<CreateTransactionRequest>> {
+    let mut request = Request::new(CreateTransactionRequest {
+        external_id: key.to_owned(),
+        r#type: Type::Transfer as i32,
+        source_account_id: accounts[0].to_owned(),
+        destination_account_id: accounts[1].to_owned(),
+        amount: Some(Money { currency_code: "BRL".to_owned(), amount: "0.01".to_owned() }),
+        ..CreateTransactionRequest::default()
+    });
+    request.set_timeout(deadline);
+    request.metadata_mut().insert("authorization", format!("Bearer {}", someone.token).parse()?);
+    Ok(request)
 }
 
 fn is_refusal(status: &Status) -> bool {
@@ -236,6 +241,9 @@ async fn faults_under_load() -> Result<()> {
         for (how, times) in &broken {
             eprintln!("  {times} × {how}");
             wrong.push(format!("{what}: {how}"));
+        }
+        if late > 0 {
+            wrong.push(format!("{what}: {late} calls ended at their deadline, and were not told UNAVAILABLE before"));
         }
         if slowest > DEADLINE + Duration::from_secs(1) {
             wrong.push(format!("{what}: an answer took {slowest:?}"));

@@ -14,12 +14,17 @@ use lastro_proto::transactions::v1::{
 };
 use rest_over_grpc::handling::{self, Context};
 
-use super::{TIMEOUT, answer, call, hand_on, request, set_location, set_status};
+use super::{TIMEOUT, answer, call, hand_on, patience, request, set_location, set_status};
 use crate::problem;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
+/// nginx takes the request, which it keeps, to this place of its configuration, and this answer goes no further. It cannot know before that
+/// a call is to wait for longer than it would: the wait may stand in the body.
+/// <https://nginx.org/en/docs/http/ngx_http_proxy_module.html#proxy_ignore_headers>
+const REDIRECT_HEADER: HeaderName = HeaderName::from_static("x-accel-redirect");
+const LONG_WAIT_PLACE: &str = "@long_wait";
 
 #[derive(Clone)]
 pub struct Transactions(pub TransactionsServiceClient<Outbound>);
@@ -40,6 +45,10 @@ impl TransactionsService for Transactions {
         // A wait out of range is the service's to refuse.
         let wait = message.wait.as_ref().and_then(|wait| u64::try_from(wait.seconds).ok()).unwrap_or_default().min(30);
         let waits = message.wait.as_ref().is_some_and(|wait| wait.seconds > 0 || wait.nanos > 0);
+        if patience(cx.request_headers()).is_some_and(|patience| patience < Duration::from_secs(wait + 1)) {
+            cx.insert_response_header(REDIRECT_HEADER, HeaderValue::from_static(LONG_WAIT_PLACE));
+            return Ok(Transaction::default());
+        }
         let mut call = call(cx.request_headers(), TIMEOUT + Duration::from_secs(wait));
         call.waits = waits;
 

@@ -83,6 +83,19 @@ impl Health {
         self.latency = Some((average, now));
     }
 
+    /// The latency to expect: what is long ago counts for less, so that an endpoint that was slow is tried again when nobody was sent there.
+    #[allow(clippy::float_arithmetic, reason = "an average of latencies is no money")]
+    fn expected(&self, now: Instant) -> Duration {
+        self.latency
+            .map_or(Duration::ZERO, |(average, at)| average.mul_f64((-now.saturating_duration_since(at).as_secs_f64() / DECAY.as_secs_f64()).exp()))
+    }
+
+    /// A caller lost its patience: a failure, and at least so slow.
+    fn kept_waiting(&mut self, waited: Duration, now: Instant) {
+        self.answered(waited, now);
+        self.failed(now);
+    }
+
     fn succeeded(&mut self) {
         (self.failures, self.ejections, self.ejected_until) = (0, 0, None);
     }
@@ -193,7 +206,7 @@ impl Endpoint {
 
     /// Nanoseconds until a further call would be answered, about.
     fn cost(&self) -> u128 {
-        let latency = self.health().latency.map_or(Duration::ZERO, |(average, _)| average).max(Duration::from_micros(1));
+        let latency = self.health().expected(Instant::now()).max(Duration::from_micros(1));
         latency.as_nanos() * (self.in_flight.load(Ordering::Relaxed) as u128 + 1)
     }
 }
@@ -218,7 +231,8 @@ impl Flight {
         self.endpoint.change(|health| match code {
             Code::Unavailable => health.failed(now),
             Code::Cancelled if self.waits || latency < PATIENCE => {}
-            Code::Cancelled | Code::DeadlineExceeded => health.failed(now),
+            Code::Cancelled | Code::DeadlineExceeded if self.waits => health.failed(now),
+            Code::Cancelled | Code::DeadlineExceeded => health.kept_waiting(latency, now),
             _ => {
                 health.succeeded();
                 // Patience is not latency.
@@ -233,9 +247,9 @@ impl Flight {
 impl Drop for Flight {
     fn drop(&mut self) {
         self.endpoint.in_flight.fetch_sub(1, Ordering::Relaxed);
-        if !self.ended && !self.waits && self.started.elapsed() >= PATIENCE {
-            let now = Instant::now();
-            self.endpoint.change(|health| health.failed(now));
+        let (now, waited) = (Instant::now(), self.started.elapsed());
+        if !self.ended && !self.waits && waited >= PATIENCE {
+            self.endpoint.change(|health| health.kept_waiting(waited, now));
         }
     }
 }
@@ -297,6 +311,17 @@ mod tests {
         let slow = balance.endpoints()[0].clone();
         slow.change(|health| health.answered(Duration::from_secs(1), Instant::now()));
         assert!((0..50).all(|_| balance.pick(&[]).is_some_and(|picked| picked.address != slow.address)));
+        let quick = balance.endpoints()[1].clone();
+        let answered = |endpoint: &Endpoint, ms| endpoint.change(|health| health.answered(Duration::from_millis(ms), Instant::now()));
+        answered(&quick, 2);
+        assert!(balance.pick(&[]).is_some_and(|picked| picked.address == quick.address));
+        // Nobody was sent to the slow one since; in the end it is tried again.
+        tokio::time::advance(8 * DECAY).await;
+        answered(&quick, 2);
+        assert!(balance.pick(&[]).is_some_and(|picked| picked.address == slow.address));
+        // Who waited in vain tells the next one.
+        slow.change(|health| health.kept_waiting(Duration::from_secs(2), Instant::now()));
+        assert!(balance.pick(&[]).is_some_and(|picked| picked.address == quick.address));
         assert!(balance.pick(&addresses(2)).is_none(), "both were tried");
         for endpoint in balance.endpoints().iter() {
             (0..FAILURES_MAX).for_each(|_| endpoint.change(|health| health.failed(Instant::now())));

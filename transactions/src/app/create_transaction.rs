@@ -8,7 +8,7 @@ use lastro_mesh::identity::User as Caller;
 use lastro_mesh::status::Problem;
 use lastro_proto::transactions::v1::{CreateTransactionRequest, OperationEvent, operation_event};
 use prost::Message as _;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use uuid::Uuid;
 
 use super::App;
@@ -21,6 +21,9 @@ use crate::store::operations::{self, Operation};
 
 /// What is left of the deadline is needed to answer.
 const ANSWER_MARGIN: Duration = Duration::from_millis(100);
+/// An operation that could not be stored within this, or within half of what is left of the deadline, is not waited for any longer: its
+/// caller learns in time that the ledger is busy, and a second attempt of a gateway has time too.
+const STORE_MAX: Duration = Duration::from_secs(2);
 /// Should the news of a settlement by another replica not reach us.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
@@ -34,9 +37,10 @@ pub async fn create_transaction(app: &App, call: &Call, caller: &Caller, request
 
     let answer_by = call.deadline.checked_sub(ANSWER_MARGIN).unwrap_or(call.deadline);
     let wait_until = answer_by.min(Instant::now() + submission.wait);
+    let store_for = STORE_MAX.min(answer_by.saturating_duration_since(Instant::now()) / 2);
     let new = new_operation(call, caller, submission);
     // The pipeline's work is its own: a caller that leaves does not cancel a commit in flight.
-    let accepted = timeout_at(answer_by, app.pipeline.submit(new)).await.unwrap_or(Err(Refused::Unavailable));
+    let accepted = timeout(store_for, app.pipeline.submit(new)).await.unwrap_or(Err(Refused::Unavailable));
     let mut accepted = accepted.map_err(|refused| match refused {
         Refused::KeyReused => Error::IdempotencyKeyReused,
         Refused::Unavailable => Error::LedgerUnavailable,
