@@ -18,6 +18,7 @@ use tower::{Service, ServiceExt as _};
 use super::breaker::Refused;
 use crate::call::Call;
 use crate::outcome;
+use crate::status::{Problem, UNAVAILABLE};
 
 const BACKOFF_BASE: Duration = Duration::from_millis(50);
 /// What is left of the deadline is needed to answer.
@@ -108,6 +109,7 @@ where
                     let patience = Instant::now() + ATTEMPT_TIMEOUT;
                     let worthwhile = |end: Instant| patience + ANSWER_MARGIN < end;
                     if deadline.is_none_or(worthwhile) && !answered_by(patience, answer.as_mut(), &mut early).await && budget.withdraw() {
+                        refused = Some(silence());
                         continue;
                     }
                 }
@@ -133,6 +135,12 @@ where
             unreachable!("the loop returns")
         })
     }
+}
+
+/// What is known of an attempt that was given up.
+fn silence() -> Response<Body> {
+    let problem = Problem::new(&UNAVAILABLE, "the service did not answer; whether the call was done is not known");
+    tonic::Status::from(problem.retry_after(Duration::from_secs(1))).into_http()
 }
 
 /// Waits for an answer until an instant; keeps it if it came.
@@ -178,5 +186,36 @@ mod tests {
         assert!(pause_before_retry(&headers(&[("grpc-status", "14")]), 1).is_some_and(|pause| pause <= BACKOFF_BASE));
         assert_eq!(pause_before_retry(&headers(&[("grpc-status", "14"), ("grpc-retry-pushback-ms", "700")]), 1), Some(Duration::from_millis(700)));
         assert_eq!(pause_before_retry(&headers(&[("grpc-status", "14"), ("grpc-retry-pushback-ms", "-1")]), 1), None);
+    }
+
+    /// When a call with a deadline of 3 s ended, in milliseconds, and how; the attempts answer after `answers`, or never.
+    async fn retried(waits: bool, answers: &'static [Option<u64>]) -> (u128, Code) {
+        let attempts = Arc::new(AtomicU32::new(0));
+        let inner = tower::service_fn(move |_: Request<Body>| {
+            let answer = answers[attempts.fetch_add(1, Ordering::Relaxed) as usize];
+            async move {
+                match answer {
+                    Some(after) => tokio::time::sleep(Duration::from_millis(after)).await,
+                    None => std::future::pending().await,
+                }
+                Ok(tonic::Status::ok("").into_http())
+            }
+        });
+        let mut request = Request::new(Body::empty());
+        request.extensions_mut().insert(Call { waits, ..Call::start(Duration::from_secs(3)) });
+        let started = Instant::now();
+        let call = Retry::new(inner, 3, |_| true).oneshot(request);
+        // The deadline layer stands outside of this one.
+        let response = tokio::time::timeout(Duration::from_secs(3), call).await;
+        let code = response.map_or(Code::DeadlineExceeded, |Ok(response)| outcome::code_in(response.headers()).expect("a status"));
+        (started.elapsed().as_millis(), code)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_attempt_without_an_answer_is_given_up() {
+        assert_eq!(retried(false, &[Some(1900)]).await, (1900, Code::Ok));
+        assert_eq!(retried(false, &[None, Some(500)]).await, (2500, Code::Ok));
+        assert_eq!(retried(false, &[None, None]).await, (2950, Code::Unavailable), "before its deadline it learns what is known");
+        assert_eq!(retried(true, &[Some(2900)]).await, (2900, Code::Ok), "who waits has patience");
     }
 }
