@@ -108,9 +108,11 @@ where
                 if !waits && attempt < attempts_max {
                     let patience = Instant::now() + ATTEMPT_TIMEOUT;
                     let worthwhile = |end: Instant| patience + ANSWER_MARGIN < end;
-                    if deadline.is_none_or(worthwhile) && !answered_by(patience, answer.as_mut(), &mut early).await && budget.withdraw() {
-                        refused = Some(silence());
-                        continue;
+                    if deadline.is_none_or(worthwhile) && !answered_by(patience, answer.as_mut(), &mut early).await {
+                        refused.get_or_insert_with(silence);
+                        if budget.withdraw() {
+                            continue;
+                        }
                     }
                 }
                 let response = match (early.take(), refused.take(), deadline) {
@@ -189,7 +191,7 @@ mod tests {
     }
 
     /// When a call with a deadline of 3 s ended, in milliseconds, and how; the attempts answer after `answers`, or never.
-    async fn retried(waits: bool, answers: &'static [Option<u64>]) -> (u128, Code) {
+    async fn retried(waits: bool, budget: RetryBudget, answers: &'static [Option<u64>]) -> (u128, Code) {
         let attempts = Arc::new(AtomicU32::new(0));
         let inner = tower::service_fn(move |_: Request<Body>| {
             let answer = answers[attempts.fetch_add(1, Ordering::Relaxed) as usize];
@@ -204,7 +206,7 @@ mod tests {
         let mut request = Request::new(Body::empty());
         request.extensions_mut().insert(Call { waits, ..Call::start(Duration::from_secs(3)) });
         let started = Instant::now();
-        let call = Retry::new(inner, 3, |_| true).oneshot(request);
+        let call = Retry { budget: Arc::new(budget), ..Retry::new(inner, 3, |_| true) }.oneshot(request);
         // The deadline layer stands outside of this one.
         let response = tokio::time::timeout(Duration::from_secs(3), call).await;
         let code = response.map_or(Code::DeadlineExceeded, |Ok(response)| outcome::code_in(response.headers()).expect("a status"));
@@ -213,9 +215,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_attempt_without_an_answer_is_given_up() {
-        assert_eq!(retried(false, &[Some(1900)]).await, (1900, Code::Ok));
-        assert_eq!(retried(false, &[None, Some(500)]).await, (2500, Code::Ok));
-        assert_eq!(retried(false, &[None, None]).await, (2950, Code::Unavailable), "before its deadline it learns what is known");
-        assert_eq!(retried(true, &[Some(2900)]).await, (2900, Code::Ok), "who waits has patience");
+        assert_eq!(retried(false, RetryBudget::new(), &[Some(1900)]).await, (1900, Code::Ok));
+        assert_eq!(retried(false, RetryBudget::new(), &[None, Some(500)]).await, (2500, Code::Ok));
+        assert_eq!(retried(false, RetryBudget::new(), &[None, None]).await, (2950, Code::Unavailable), "before its deadline it learns what is known");
+        let spent = || RetryBudget(AtomicU32::new(0));
+        assert_eq!(retried(false, spent(), &[None]).await, (2950, Code::Unavailable), "also where no other attempt may be made");
+        assert_eq!(retried(false, spent(), &[Some(2500)]).await, (2500, Code::Ok));
+        assert_eq!(retried(true, RetryBudget::new(), &[Some(2900)]).await, (2900, Code::Ok), "who waits has patience");
     }
 }
