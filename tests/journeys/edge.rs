@@ -9,10 +9,10 @@ use lastro_proto::customers::v1::GetJwksRequest;
 use lastro_proto::customers::v1::auth_service_client::AuthServiceClient;
 use lastro_proto::internal::customers::v1::ListRevocationsRequest;
 use lastro_proto::internal::customers::v1::identity_service_client::IdentityServiceClient;
-use lastro_proto::transactions::v1::ListAccountsRequest;
 use lastro_proto::transactions::v1::accounts_service_client::AccountsServiceClient;
 use lastro_proto::transactions::v1::transaction::State;
 use lastro_proto::transactions::v1::transactions_service_client::TransactionsServiceClient;
+use lastro_proto::transactions::v1::{CreateAccountRequest, ListAccountsRequest};
 use lastro_tests::stack::Options;
 use lastro_tests::{Api, Stack, server};
 use libtest_mimic::Trial;
@@ -66,24 +66,48 @@ async fn one_id_runs_through_every_log(world: &World) -> Result<()> {
     assert_ne!(malformed.header("x-correlation-id"), "not one!");
     for answer in [&with_ids, &without, &malformed] {
         assert_eq!(answer.headers.get_all("x-correlation-id").iter().count(), 1, "{answer:?}");
-        let (id, trace) = (answer.header("x-correlation-id"), answer.header("traceresponse").split('-').nth(1).context("a trace")?);
-        // Opening an account goes through all of them: customers confirms the owner. Logs are written in the background.
-        for service in ["nginx", "gateway", "transactions", "customers"] {
-            let since = Instant::now();
-            loop {
-                let names = stack.names().into_iter().filter(|name| name.starts_with(service));
-                let names: Vec<String> = if service == "nginx" { vec!["nginx".to_owned()] } else { names.collect() };
-                let logs = names.iter().map(|name| stack.log(name)).collect::<Result<Vec<_>>>()?.join("\n");
-                let found = lines_with(&logs, id);
-                if found.iter().any(|line| line["metadata"]["traceId"] == trace && line["service"] == service) {
-                    for field in ["timestamp", "level", "message"] {
-                        assert!(found[0][field].is_string(), "{field} in {}", found[0]);
-                    }
-                    break;
-                }
-                assert!(since.elapsed() < Duration::from_secs(5), "{id} and {trace} are not in the log of {service}: {found:?}");
-                tokio::time::sleep(Duration::from_millis(50)).await;
+        let trace = answer.header("traceresponse");
+        // Opening an account goes through all of them: customers confirms the owner.
+        is_in_the_logs(stack, answer.header("x-correlation-id"), trace, &["nginx", "gateway", "transactions", "customers"]).await?;
+    }
+
+    // gRPC goes straight to transactions.
+    let mut accounts = AccountsServiceClient::new(world.server.channel().await?);
+    for (id, parent) in [(given.as_str(), parent.as_str()), ("", ""), ("not one!", "00-0-0-0")] {
+        let mut request = tonic::Request::new(CreateAccountRequest { currency_code: "BRL".to_owned(), display_name: "x".to_owned() });
+        request.metadata_mut().insert("authorization", format!("Bearer {}", someone.token).parse()?);
+        for (name, value) in [("x-correlation-id", id), ("traceparent", parent)] {
+            if !value.is_empty() {
+                request.metadata_mut().insert(name, value.parse()?);
             }
+        }
+        let opened = accounts.create_account(request).await?;
+        let told = |name: &str| opened.metadata().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        assert_eq!(opened.metadata().get_all("x-correlation-id").iter().count(), 1, "{opened:?}");
+        assert!(if id == given { told("x-correlation-id") == id } else { told("x-correlation-id") != id }, "{opened:?}");
+        is_in_the_logs(stack, told("x-correlation-id"), told("traceresponse"), &["nginx", "transactions", "customers"]).await?;
+    }
+    Ok(())
+}
+
+/// Each of these services, whichever its replica, wrote a line with both ids. Logs are written in the background.
+async fn is_in_the_logs(stack: &Stack, id: &str, traceresponse: &str, services: &[&str]) -> Result<()> {
+    let trace = traceresponse.split('-').nth(1).context("a trace")?;
+    for service in services {
+        let since = Instant::now();
+        loop {
+            let names = stack.names().into_iter().filter(|name| name.starts_with(service));
+            let names: Vec<String> = if *service == "nginx" { vec!["nginx".to_owned()] } else { names.collect() };
+            let logs = names.iter().map(|name| stack.log(name)).collect::<Result<Vec<_>>>()?.join("\n");
+            let found = lines_with(&logs, id);
+            if found.iter().any(|line| line["metadata"]["traceId"] == trace && line["service"] == *service) {
+                for field in ["timestamp", "level", "message"] {
+                    assert!(found[0][field].is_string(), "{field} in {}", found[0]);
+                }
+                break;
+            }
+            assert!(since.elapsed() < Duration::from_secs(5), "{id} and {trace} are not in the log of {service}: {found:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
     Ok(())
