@@ -2,6 +2,9 @@
 //! the method table and the sources that `lastro proto` writes. Pure Rust: no `protoc` on the machine.
 #![allow(clippy::disallowed_methods, reason = "a build script is told everything by its environment")]
 
+#[path = "build/openapi.rs"]
+mod openapi;
+
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
@@ -25,6 +28,7 @@ const VALIDATE_IMPL: &str = "prost_protovalidate :: Validate for ";
 fn main() -> Result<()> {
     println!("cargo:rerun-if-changed={ROOT}");
     println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=build");
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
 
     let mut resolver = ChainFileResolver::new();
@@ -68,6 +72,7 @@ fn main() -> Result<()> {
         .compile()?;
     write_checks(&pool, &out)?;
     write_rest(&descriptors, &out)?;
+    openapi::complete(&pool, &out)?;
     write_methods(&pool, &out)
 }
 

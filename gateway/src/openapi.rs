@@ -16,6 +16,9 @@ pub fn document() -> Value {
     );
     document["components"]["securitySchemes"] = json!({ "bearer": { "type": "http", "scheme": "bearer", "bearerFormat": "JWT" } });
     document["components"]["schemas"]["Problem"] = problem_schema();
+    // Its key may come in a header.
+    let required = document["components"]["schemas"]["lastro.transactions.v1.CreateTransactionRequest"].get_mut("required");
+    required.and_then(Value::as_array_mut).into_iter().for_each(|required| required.retain(|name| name != "externalId"));
     for method in METHODS.iter().filter(|method| !method.http_path.is_empty()) {
         let verb = method.http_method.to_lowercase();
         if let Some(operation) = document.get_mut("paths").and_then(|paths| paths.get_mut(method.http_path)).and_then(|path| path.get_mut(&verb)) {
@@ -143,5 +146,34 @@ mod tests {
         }
         let created = &document["paths"]["/api/v1/transactions"]["post"]["responses"];
         assert!(["200", "201", "202", "400", "401", "404", "422"].iter().all(|status| created[status].is_object()), "{created}");
+    }
+
+    #[test]
+    fn the_rules_and_the_words_of_the_contracts_are_there() {
+        let document = document();
+        let schemas = &document["components"]["schemas"];
+        let create = &schemas["lastro.transactions.v1.CreateTransactionRequest"];
+        assert_eq!(create["required"], json!(["type", "amount"]), "the key may come in a header");
+        assert_eq!(create["additionalProperties"], json!(false));
+        assert_eq!(create["properties"]["type"]["enum"], json!(["DEPOSIT", "WITHDRAWAL", "TRANSFER"]));
+        assert_eq!(create["properties"]["externalId"]["maxLength"], json!(128));
+        assert_eq!(create["properties"]["metadata"]["propertyNames"]["minLength"], json!(1));
+        assert_eq!(create["properties"]["metadata"]["additionalProperties"]["maxLength"], json!(500));
+        let update = &schemas["lastro.customers.v1.UpdateUserRequest"];
+        assert_eq!((update.get("required"), update["properties"].get("id")), (None, None), "the id is in the path, and nothing has to change");
+        assert_eq!(update["properties"]["roles"]["items"]["enum"], json!(["USER", "ADMIN", "PROVIDER"]));
+        let list = &document["paths"]["/api/v1/transactions"]["get"]["parameters"][0];
+        assert_eq!(
+            (&list["schema"]["minimum"], &list["schema"]["maximum"], &list["description"]),
+            (&json!(0), &json!(1000), &json!("1 to 1000; 0 means 50."))
+        );
+        assert_eq!(document["paths"]["/api/v1/users/{id}"]["get"]["parameters"][0]["schema"]["format"], json!("uuid"));
+        // Every field of every message says what it is.
+        for (name, schema) in schemas.as_object().expect("schemas").iter().filter(|(name, _)| name.starts_with("lastro.")) {
+            assert!(schema["description"].is_string(), "{name}");
+            for (field, property) in schema["properties"].as_object().into_iter().flatten() {
+                assert!(property["description"].is_string(), "{name}.{field}");
+            }
+        }
     }
 }

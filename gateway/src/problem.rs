@@ -16,12 +16,15 @@ use tonic_types::{FieldViolation, StatusExt as _};
 /// As problem+json.
 pub fn response(problem: &Problem, correlation_id: &CorrelationId) -> Response<Bytes> {
     let reason = problem.reason;
-    let errors: Vec<Value> = problem.fields.iter().map(|one| json!({ "field": camel_case(&one.field), "description": one.description })).collect();
+    let fields: Vec<FieldViolation> = problem.fields.iter().map(|one| FieldViolation::new(camel_case(&one.field), &one.description)).collect();
+    let errors: Vec<Value> = fields.iter().map(|one| json!({ "field": one.field, "description": one.description })).collect();
+    // A detail that only names the fields names them as JSON does.
+    let detail = if problem.detail == status::detail_of(&problem.fields) { &status::detail_of(&fields) } else { &problem.detail };
     let body = json!({
         "type": format!("https://lastro.dev/problems/{}", reason.name.to_lowercase().replace('_', "-")),
         "title": reason.title,
         "status": reason.http_status,
-        "detail": problem.detail,
+        "detail": detail,
         "reason": reason.name,
         "correlationId": correlation_id.as_str(),
         "errors": errors,
@@ -89,13 +92,14 @@ fn find<'a>(body: &'a Value, key: &str) -> Option<&'a Value> {
     body.get(key).or_else(|| body.get("error")?.get(key))
 }
 
-/// `amount.currency_code` is `amount.currencyCode` in JSON.
+/// `amount.currency_code` is `amount.currencyCode` in JSON; what stands in brackets is a client's own.
 pub fn camel_case(path: &str) -> String {
     let mut text = String::with_capacity(path.len());
-    let mut upper = false;
+    let (mut upper, mut in_brackets) = (false, false);
     for character in path.chars() {
+        in_brackets = (in_brackets || character == '[') && character != ']';
         match character {
-            '_' => upper = true,
+            '_' if !in_brackets => upper = true,
             _ if upper => {
                 text.extend(character.to_uppercase());
                 upper = false;
@@ -128,6 +132,10 @@ mod tests {
     #[test]
     fn fields_are_named_as_in_json() {
         assert_eq!(camel_case("amount.currency_code"), "amount.currencyCode");
-        assert_eq!(camel_case("metadata[\"a_b\"]"), "metadata[\"aB\"]");
+        assert_eq!(camel_case("metadata[\"a_b\"].next_one"), "metadata[\"a_b\"].nextOne");
+        let body = |problem: &Problem| serde_json::from_slice::<Value>(response(problem, &CorrelationId::default()).body()).expect("JSON");
+        let problem = body(&Problem::field("page_token", "must be one"));
+        assert_eq!((&problem["detail"], &problem["errors"][0]["field"]), (&json!("pageToken must be one"), &json!("pageToken")));
+        assert_eq!(body(&Problem { detail: "a_b".to_owned(), ..Problem::field("page_token", "x") })["detail"], json!("a_b"));
     }
 }

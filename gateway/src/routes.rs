@@ -2,9 +2,11 @@
 
 use lastro_proto::methods::METHODS;
 
-/// The methods of the routes that this path fits, or none.
+/// The methods of the routes that this path fits, or none. A name that a route spells out is that route's alone: `/users/me` is no id.
 pub fn allowed(path: &str) -> Vec<&'static str> {
-    let routes = METHODS.iter().filter(|method| !method.http_path.is_empty() && fits(method.http_path, path));
+    let fitting = |template: &str| !template.is_empty() && fits(template, path);
+    let spelled_out = METHODS.iter().any(|method| method.http_path == path);
+    let routes = METHODS.iter().filter(|method| if spelled_out { method.http_path == path } else { fitting(method.http_path) });
     let mut allowed: Vec<&str> = routes.map(|method| method.http_method).collect();
     if allowed.contains(&"GET") {
         allowed.push("HEAD");
@@ -36,6 +38,7 @@ mod tests {
     fn knows_what_a_path_takes() {
         assert_eq!(allowed("/api/v1/users"), ["GET", "HEAD", "POST"]);
         assert_eq!(allowed("/api/v1/users/0190b3a2"), ["DELETE", "GET", "HEAD", "PATCH"]);
+        assert_eq!(allowed("/api/v1/users/me"), ["GET", "HEAD"]);
         assert_eq!(allowed("/api/v1/users/me:changePassword"), ["POST"]);
         assert_eq!(allowed("/api/v1/nothing"), [""; 0]);
         assert_eq!(allowed("/api/v1/users/"), [""; 0]);

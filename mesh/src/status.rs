@@ -107,14 +107,20 @@ impl Problem {
 
     /// INVALID_ARGUMENT for several fields.
     pub fn fields(fields: Vec<FieldViolation>) -> Self {
-        let named: Vec<String> = fields.iter().map(|one| format!("{} {}", one.field, one.description)).collect();
-        Self { fields, ..Self::new(&INVALID_ARGUMENT, named.join("; ")) }
+        let detail = detail_of(&fields);
+        Self { fields, ..Self::new(&INVALID_ARGUMENT, detail) }
     }
 
     /// The same, to be tried again after so long.
     pub fn retry_after(self, after: Duration) -> Self {
         Self { retry_after: Some(after), ..self }
     }
+}
+
+/// What is wrong with each of these fields, in one line.
+pub fn detail_of(fields: &[FieldViolation]) -> String {
+    let named: Vec<String> = fields.iter().map(|one| format!("{} {}", one.field, one.description)).collect();
+    named.join("; ")
 }
 
 impl Problem {
