@@ -2,3 +2,4 @@
 
 pub mod m0001_identity;
 pub mod m0002_key_rotation;
+pub mod m0003_events_may_repeat;

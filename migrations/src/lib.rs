@@ -19,7 +19,11 @@ pub struct CustomersMigrator;
 #[async_trait::async_trait]
 impl MigratorTrait for CustomersMigrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(customers::m0001_identity::Migration), Box::new(customers::m0002_key_rotation::Migration)]
+        vec![
+            Box::new(customers::m0001_identity::Migration),
+            Box::new(customers::m0002_key_rotation::Migration),
+            Box::new(customers::m0003_events_may_repeat::Migration),
+        ]
     }
 }
 

@@ -95,5 +95,10 @@ pub async fn logins_are_throttled(world: &World) -> Result<()> {
     // Even the right password has to wait now.
     let right = api.json(Method::POST, "/api/v1/auth/login", None, &[], Some(json!({ "email": someone.email, "password": PASSWORD }))).await?;
     assert_eq!(right.status, 429);
+    // Who keeps trying harms nobody else: a service that says no is not away.
+    for _ in 0..30 {
+        assert_eq!(api.post("/api/v1/auth/login", None, json!({ "email": nobody, "password": "wrong" })).await?.status, 429);
+    }
+    api.someone().await?;
     Ok(())
 }

@@ -28,6 +28,13 @@ pub async fn registers_and_reads(world: &World) -> Result<()> {
     assert_eq!(me.body, made.body);
     let renamed = api.json(Method::PATCH, &format!("/api/v1/users/{}", made.text("id")?), Some(&token), &[], Some(json!({ "name": "José" }))).await?;
     assert_eq!((renamed.status, renamed.text("name")?.as_str()), (200, "José"));
+    // And again, and back: what happens twice is told twice.
+    for name in ["Joseph", "José", "Joseph"] {
+        let renamed =
+            api.json(Method::PATCH, &format!("/api/v1/users/{}", made.text("id")?), Some(&token), &[], Some(json!({ "name": name }))).await?;
+        assert_eq!(renamed.status, 200, "{renamed:?}");
+    }
+    api.json(Method::PATCH, &format!("/api/v1/users/{}", made.text("id")?), Some(&token), &[], Some(json!({ "name": "José" }))).await?;
     // Without a version the current one is meant.
     assert_eq!(api.get("/api/users/me", Some(&token)).await?.text("name")?, "José");
     Ok(())
@@ -73,6 +80,11 @@ pub async fn administrators_manage_users(world: &World) -> Result<()> {
     let login = api.post("/api/v1/auth/login", None, json!({ "email": someone.email, "password": PASSWORD })).await?;
     assert_eq!((login.status, login.text("reason")?.as_str()), (401, "INVALID_CREDENTIALS"));
     api.json(Method::PATCH, &path, Some(&administrator), &[], Some(json!({ "disabled": false }))).await?;
+    // To and fro, as often as it takes.
+    for body in [json!({ "disabled": true, "roles": ["USER"] }), json!({ "disabled": false, "roles": ["USER", "PROVIDER"] })].iter().cycle().take(4) {
+        let changed = api.json(Method::PATCH, &path, Some(&administrator), &[], Some(body.clone())).await?;
+        assert_eq!(changed.status, 200, "{changed:?}");
+    }
     assert_eq!(api.post("/api/v1/auth/login", None, json!({ "email": someone.email, "password": PASSWORD })).await?.status, 200);
     Ok(())
 }

@@ -32,8 +32,8 @@ const FAILURES_MAX: u32 = 5;
 /// For how long, the first time; twice as long each time until it answers again.
 const EJECTED_FOR: Duration = Duration::from_secs(5);
 const EJECTED_MAX: Duration = Duration::from_secs(40);
-/// A call that is given up after so long without an answer counts against the endpoint; before that, its caller just left.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// A call that is given up after so long without an answer counts against the endpoint; before that, its caller just left, or had no time.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// The endpoints of one service.
 #[derive(Clone)]
@@ -230,7 +230,8 @@ impl Flight {
         let (now, latency) = (Instant::now(), self.started.elapsed());
         self.endpoint.change(|health| match code {
             Code::Unavailable => health.failed(now),
-            Code::Cancelled if self.waits || latency < PATIENCE => {}
+            Code::Cancelled if self.waits => {}
+            Code::Cancelled | Code::DeadlineExceeded if latency < PATIENCE => {}
             Code::Cancelled | Code::DeadlineExceeded if self.waits => health.failed(now),
             Code::Cancelled | Code::DeadlineExceeded => health.kept_waiting(latency, now),
             _ => {

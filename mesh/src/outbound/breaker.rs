@@ -192,11 +192,13 @@ impl Breaker {
 impl Permit {
     /// Tells how the call ended.
     pub fn report(mut self, code: Code) {
-        let slow = !self.waits && self.started.elapsed() >= self.breaker.settings.slow_after;
+        let elapsed = self.started.elapsed();
+        let slow = !self.waits && elapsed >= self.breaker.settings.slow_after;
         let outcome = match code {
-            Code::Unavailable | Code::DeadlineExceeded | Code::Internal | Code::Unknown | Code::DataLoss | Code::ResourceExhausted => {
-                Some(Outcome::Failed)
-            }
+            // It is away, too slow, or says what is no answer. Any other no is one to this request alone, also RESOURCE_EXHAUSTED and
+            // INTERNAL: whoever makes a service say it over and over must not take it away from everybody else.
+            Code::DeadlineExceeded if elapsed < PATIENCE => None,
+            Code::Unavailable | Code::DeadlineExceeded | Code::Unknown => Some(Outcome::Failed),
             // The caller went away: that says nothing about the service.
             Code::Cancelled => None,
             _ if slow => Some(Outcome::Slow),
@@ -227,6 +229,9 @@ impl Drop for Permit {
         self.settle(None);
     }
 }
+
+/// A deadline that is shorter says nothing about the service: anybody may set one of a millisecond.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Marks an answer that an open breaker gave: its time is for the caller to wait, and further attempts are of no use.
 #[derive(Debug, Clone, Copy)]
@@ -292,8 +297,24 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_deadline_opens_it_only_if_there_was_time() {
+        for (patience, state) in [(Duration::from_millis(1), State::Closed), (Duration::from_secs(1), State::Open)] {
+            let breaker = breaker();
+            for _ in 0..5 {
+                let permit = breaker.acquire(false).expect("closed until the fifth");
+                tokio::time::advance(patience).await;
+                permit.report(Code::DeadlineExceeded);
+            }
+            assert_eq!(breaker.state(), state, "{patience:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn answers_that_are_the_callers_fault_do_not_open_it() {
         let breaker = breaker();
+        for code in [Code::ResourceExhausted, Code::Internal, Code::DataLoss].repeat(5) {
+            assert!(call(&breaker, code), "nobody takes a service away by making it say no");
+        }
         for code in [Code::NotFound, Code::InvalidArgument, Code::Unauthenticated, Code::Cancelled, Code::AlreadyExists].repeat(5) {
             assert!(call(&breaker, code));
         }
