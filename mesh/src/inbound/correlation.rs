@@ -90,3 +90,26 @@ pub fn client_address(peer: &Peer, headers: &HeaderMap) -> IpAddr {
     let told = told.and_then(|list| list.rsplit(',').next()?.trim().parse::<IpAddr>().ok());
     told.unwrap_or_else(|| peer.address.ip()).to_canonical()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::policy::Policy;
+
+    #[test]
+    fn only_a_proxy_that_the_policy_names_is_believed_and_only_in_what_it_saw_itself() {
+        let policy = Policy::parse(r#"{"edge": {"may_call": [], "forwards_address": true}, "service": {"may_call": []}}"#).expect("a policy");
+        let peer = |name: &str| Peer { address: ([10, 0, 0, 1], 1).into(), caller: policy.caller(name) };
+        let address = |peer: &Peer, told: &[&'static str]| {
+            let headers = told.iter().map(|value| (FORWARDED_FOR.parse().expect("a name"), value.parse().expect("a value"))).collect();
+            client_address(peer, &headers).to_string()
+        };
+        assert_eq!(address(&peer("edge"), &["192.0.2.1"]), "192.0.2.1");
+        assert_eq!(address(&peer("edge"), &["198.51.100.7", "203.0.113.9, 192.0.2.1"]), "192.0.2.1", "what stands before is the client's word");
+        assert_eq!(address(&peer("edge"), &["nonsense"]), "10.0.0.1");
+        assert_eq!(address(&peer("edge"), &["::ffff:192.0.2.1"]), "192.0.2.1");
+        for silent in [peer("service"), peer("nobody")] {
+            assert_eq!(address(&silent, &["192.0.2.1"]), "10.0.0.1");
+        }
+    }
+}
