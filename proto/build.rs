@@ -13,7 +13,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use prost::Message as _;
-use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, MethodDescriptor, ReflectMessage as _, Value};
+use prost_reflect::{DescriptorPool, DynamicMessage, Kind, MessageDescriptor, MethodDescriptor, ReflectMessage as _, Value};
 use protox::file::{ChainFileResolver, GoogleFileResolver, IncludeFileResolver};
 
 /// Our files; what they import is found.
@@ -152,21 +152,59 @@ fn write_checks(pool: &DescriptorPool, out: &Path) -> Result<()> {
     let compact = compact.replace("prost_protovalidate::Validate for ", VALIDATE_IMPL);
     let requests: BTreeSet<String> =
         pool.services().flat_map(|service| service.methods().map(|method| method.input().full_name().to_owned()).collect::<Vec<_>>()).collect();
+    let inputs = openapi::inputs(pool);
     let mut code = String::new();
     for message in pool.all_messages().filter(|message| message.full_name().starts_with("lastro.") && !message.is_map_entry()) {
         let path = rust_path(&message);
         let spaced = path.replace("::", " :: ");
         let ruled = [&path, &spaced].iter().any(|path| compact.contains(&format!("{VALIDATE_IMPL}{path} {{")));
         let is_request = requests.contains(message.full_name());
-        let body = if ruled { "::lastro_mesh::codec::violations(::prost_protovalidate::Validate::validate(self))" } else { "Vec::new()" };
+        let rules = if ruled { "::lastro_mesh::codec::violations(::prost_protovalidate::Validate::validate(self))" } else { "Vec::new()" };
         writeln!(
             code,
-            "impl ::lastro_mesh::codec::Checked for {path} {{\n    const IS_REQUEST: bool = {is_request};\n    fn violations(&self) -> Vec<::lastro_mesh::codec::Violation> {{ {body} }}\n}}"
+            "impl ::lastro_mesh::codec::Checked for {path} {{\n    const IS_REQUEST: bool = {is_request};\n    \
+             fn violations(&self) -> Vec<::lastro_mesh::codec::Violation> {{ let mut broken = {rules}; self.nuls(&mut broken); broken }}\n    \
+             fn nuls(&self, broken: &mut Vec<::lastro_mesh::codec::Violation>) {{ let _ = &broken; {} }}\n}}",
+            if inputs.contains(message.full_name()) { nuls(&message)? } else { String::new() }
         )?;
         ensure!(ruled || !has_rules(&message), "{}: the generated validation was not found", message.full_name());
     }
     fs::write(out.join("checks.rs"), code)?;
     Ok(())
+}
+
+/// Looks for NUL in every text of a message that comes from a client.
+fn nuls(message: &MessageDescriptor) -> Result<String> {
+    let mut code = String::new();
+    for field in message.fields() {
+        let name = field.name();
+        let place = if name == "type" { "r#type" } else { name };
+        let look = match field.kind() {
+            Kind::String => format!("::lastro_mesh::codec::no_nul({name:?}, text, broken)"),
+            Kind::Message(of) if of.full_name().starts_with("lastro.") && !of.is_map_entry() => {
+                format!("::lastro_mesh::codec::no_nul_within({name:?}, text, broken)")
+            }
+            Kind::Message(of) if of.is_map_entry() => {
+                for side in [of.map_entry_key_field(), of.map_entry_value_field()] {
+                    ensure!(side.kind() == Kind::String, "{}: only maps of texts are looked through", field.full_name());
+                }
+                writeln!(
+                    code,
+                    "for text in self.{place}.keys().chain(self.{place}.values()) {{ ::lastro_mesh::codec::no_nul({name:?}, text, broken) }}"
+                )?;
+                continue;
+            }
+            _ => continue,
+        };
+        let optional = field.supports_presence();
+        ensure!(field.containing_oneof().is_none_or(|oneof| oneof.is_synthetic()), "{}: a oneof is not looked through", field.full_name());
+        if field.is_list() || optional {
+            writeln!(code, "for text in self.{place}.iter() {{ {look} }}")?;
+        } else {
+            writeln!(code, "{{ let text = &self.{place}; {look} }}")?;
+        }
+    }
+    Ok(code)
 }
 
 fn has_rules(message: &MessageDescriptor) -> bool {

@@ -14,10 +14,10 @@ use lastro_mesh::logs::otlp;
 use lastro_mesh::serve::Peer;
 use lastro_mesh::status::{INTERNAL, MALFORMED_MESSAGE, PERMISSION_DENIED, Problem, RATE_LIMITED};
 use lastro_mesh::trace::{TRACEPARENT, TRACERESPONSE, TraceContext};
-use lastro_proto::reasons::{BODY_TOO_LARGE, MALFORMED_JSON, METHOD_NOT_ALLOWED, NO_SUCH_ROUTE, UNSUPPORTED_MEDIA_TYPE};
+use lastro_proto::reasons::{BODY_TOO_LARGE, BODY_TOO_SLOW, MALFORMED_JSON, METHOD_NOT_ALLOWED, NO_SUCH_ROUTE, UNSUPPORTED_MEDIA_TYPE};
 use metrics::{Counter, Histogram, counter, histogram};
 use rest_over_grpc::transcoding::{HttpResponse, Transcode as _, TranscodeResponse};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 use tonic_types::FieldViolation;
 use tracing::Instrument as _;
@@ -219,23 +219,51 @@ fn current_version(target: &str) -> String {
     if versioned { target.to_owned() } else { format!("/api/v1/{rest}") }
 }
 
+/// A body that does not come holds a connection, and the end of the process.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
 async fn read_body(headers: &HeaderMap, body: Incoming) -> Result<Bytes, Problem> {
     let too_large = || Problem::new(&BODY_TOO_LARGE, format!("a request body has at most {BODY_BYTES_MAX} bytes"));
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
     if announced.is_some_and(|length| length > BODY_BYTES_MAX) {
         return Err(too_large());
     }
-    let body = match Limited::new(body, BODY_BYTES_MAX).collect().await {
-        Ok(body) => body.to_bytes(),
-        Err(error) if error.is::<http_body_util::LengthLimitError>() => return Err(too_large()),
-        Err(_) => return Err(Problem::new(&MALFORMED_MESSAGE, "the request body ended early")),
+    let body = match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, BODY_BYTES_MAX).collect()).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => return Err(too_large()),
+        Ok(Err(_)) => return Err(Problem::new(&MALFORMED_MESSAGE, "the request body ended early")),
+        Err(_) => return Err(Problem::new(&BODY_TOO_SLOW, format!("the request body did not come within {} s", BODY_TIMEOUT.as_secs()))),
     };
+    if headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
+        return Err(Problem::new(&UNSUPPORTED_MEDIA_TYPE, "send the body without a content-encoding"));
+    }
     let content_type = headers.get(header::CONTENT_TYPE).map(|value| value.to_str().unwrap_or_default());
     let essence = content_type.map(|value| value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase());
     if !body.is_empty() && essence.as_ref().is_some_and(|essence| essence != "application/json") {
         return Err(Problem::new(&UNSUPPORTED_MEDIA_TYPE, "send the header content-type: application/json"));
     }
-    Ok(body)
+    Ok(without_nulls(body))
+}
+
+/// In the JSON of protobuf `null` means that a field is not given, which the generated code does not read for every kind of field.
+fn without_nulls(body: Bytes) -> Bytes {
+    fn remove(value: &mut Value) {
+        match value {
+            Value::Object(members) => {
+                members.retain(|_, value| !value.is_null());
+                members.values_mut().for_each(remove);
+            }
+            Value::Array(items) => items.iter_mut().for_each(remove),
+            _ => {}
+        }
+    }
+    if !body.windows(4).any(|window| window == b"null") {
+        return body;
+    }
+    // What is no JSON is refused later, in the words of the one who reads it.
+    let Ok(mut value) = serde_json::from_slice::<Value>(&body) else { return body };
+    remove(&mut value);
+    value.to_string().into()
 }
 
 fn finish_unary(unary: HttpResponse, body: &[u8]) -> Result<Response<Bytes>, Problem> {

@@ -21,6 +21,22 @@ pub trait Checked {
     const IS_REQUEST: bool;
     /// Every broken rule.
     fn violations(&self) -> Vec<Violation>;
+    /// Adds the text that has a NUL in it: PostgreSQL stores none, and no store should take what the other refuses.
+    fn nuls(&self, _broken: &mut Vec<Violation>) {}
+}
+
+/// Adds a field with a NUL in its text.
+pub fn no_nul(field: &str, text: &str, broken: &mut Vec<Violation>) {
+    if text.contains('\0') {
+        broken.push(FieldViolation::new(field, "must not contain the character NUL"));
+    }
+}
+
+/// Adds what is wrong within a field.
+pub fn no_nul_within(field: &str, message: &impl Checked, broken: &mut Vec<Violation>) {
+    let mut inner = Vec::new();
+    message.nuls(&mut inner);
+    broken.extend(inner.into_iter().map(|one| FieldViolation::new(format!("{field}.{}", one.field), one.description)));
 }
 
 /// The violations of a generated validation as they go on the wire.

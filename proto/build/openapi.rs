@@ -34,7 +34,7 @@ pub fn complete(pool: &DescriptorPool, out: &Path) -> Result<()> {
 }
 
 /// Messages that come from clients: fields that are not in them are refused.
-fn inputs(pool: &DescriptorPool) -> BTreeSet<String> {
+pub fn inputs(pool: &DescriptorPool) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let mut open: Vec<MessageDescriptor> = pool.services().flat_map(|service| service.methods().map(|m| m.input()).collect::<Vec<_>>()).collect();
     while let Some(message) = open.pop() {

@@ -27,12 +27,18 @@ impl Serialize for Timestamp {
 impl<'de> Deserialize<'de> for Timestamp {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        let parsed: Result<jiff::Timestamp, _> = text.parse();
-        let parsed = parsed.map_err(|_| D::Error::custom(format!("{text:?} is no RFC 3339 time such as 2026-01-31T12:00:00Z")))?;
+        let parsed: Option<jiff::Timestamp> = text.parse().ok().filter(|_| has_an_offset_of_a_day(&text));
+        let parsed = parsed.ok_or(()).map_err(|_| D::Error::custom(format!("{text:?} is no RFC 3339 time such as 2026-01-31T12:00:00Z")))?;
         // jiff counts nanoseconds towards zero, protobuf always forwards.
         let (seconds, nanos) = (parsed.as_second(), parsed.subsec_nanosecond());
         Ok(if nanos < 0 { Self { seconds: seconds - 1, nanos: nanos + 1_000_000_000 } } else { Self { seconds, nanos } })
     }
+}
+
+/// RFC 3339 has offsets up to 23:59; the parser takes longer ones.
+fn has_an_offset_of_a_day(text: &str) -> bool {
+    let Some((_, offset)) = text.rsplit_once(['+', '-']).filter(|_| !text.ends_with(['Z', 'z'])) else { return true };
+    offset.split(':').next().and_then(|hours| hours.get(..2)?.parse::<u8>().ok()).is_none_or(|hours| hours < 24)
 }
 
 /// Unix microseconds as a timestamp.
@@ -60,6 +66,9 @@ mod tests {
         }
         let offset: Timestamp = serde_json::from_str("\"2023-11-14T19:13:20-03:00\"").expect("RFC 3339");
         assert_eq!(offset.seconds, 1_700_000_000);
-        assert!(serde_json::from_str::<Timestamp>("\"yesterday\"").is_err());
+        for text in ["yesterday", "2024-01-01", "", "2024-01-01T00:00:00+25:00", "2024-01-01T00:00:00-24:00"] {
+            assert!(serde_json::from_value::<Timestamp>(text.into()).is_err(), "{text}");
+        }
+        assert!(serde_json::from_value::<Timestamp>("2024-01-01T00:00:00+23:59".into()).is_ok());
     }
 }

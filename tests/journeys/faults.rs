@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use lastro_money::Currency;
 use lastro_tests::client::Someone;
-use lastro_tests::{Answer, Api, Front, Postgres, Redis, Server};
+use lastro_tests::{Answer, Api, Front, Postgres, Redis, Server, run};
 use libtest_mimic::Trial;
 use serde_json::Value;
 use tokio::task::JoinHandle;
@@ -21,6 +21,7 @@ pub fn trials() -> Vec<Trial> {
         fault("kill_nine_embedded", || block_on(kill_nine(None))),
         fault("kill_nine_postgres", || Postgres::start().and_then(|postgres| block_on(kill_nine(Some(postgres))))),
         fault("postgres_stopped_under_load", || block_on(postgres_stopped_under_load())),
+        fault("a_full_disk", || block_on(a_full_disk())),
         fault("redis_stopped_and_emptied", || block_on(redis_stopped_and_emptied())),
     ]
 }
@@ -169,6 +170,57 @@ async fn postgres_stopped_under_load() -> Result<()> {
     check_promises(&server.api(), &someone, &accounts, &promised).await?;
     Ledger::open(Some(&url), &server.data).await?.check().await?;
     eprintln!("PostgreSQL away for 10 s: {} accepted, {refused} refused with UNAVAILABLE, slowest answer {slowest:?}; nothing lost", promised.len());
+    Ok(())
+}
+
+/// On SQLite, in a folder of its own that is as large as we say.
+async fn a_full_disk() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mount = |options: &str| run(std::process::Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(folder.path()));
+    if let Err(error) = mount("size=6m") {
+        eprintln!("skipped: a full disk cannot be made here: {error:#}");
+        return Ok(());
+    }
+    let outcome = fill_and_free(folder.path(), mount).await;
+    run(std::process::Command::new("umount").arg("--lazy").arg(folder.path()))?;
+    outcome
+}
+
+async fn fill_and_free(folder: &std::path::Path, mount: impl Fn(&str) -> Result<String>) -> Result<()> {
+    let server = Server::start(&folder.join("data"), &[])?;
+    let (someone, accounts) = two_accounts(&server.front()).await?;
+    let api = server.api();
+    let (mut promised, mut refused) = (Vec::new(), 0);
+    let large: serde_json::Map<String, Value> = (0..50).map(|number| (format!("key {number}"), Value::String("x".repeat(500)))).collect();
+    for number in 0..200 {
+        let key = format!("full {number}");
+        let mut body = Api::transfer(&key, &accounts[0], &accounts[1], "0.01");
+        body["metadata"] = Value::Object(large.clone());
+        let answer = api.transact(&someone.token, body).await?;
+        match answer.status {
+            201 => promised.push((key, answer.text("id")?)),
+            503 if !answer.header("retry-after").is_empty() => refused += 1,
+            _ => anyhow::bail!("neither accepted nor UNAVAILABLE: {answer:?}"),
+        }
+        if refused == 3 {
+            break;
+        }
+    }
+    anyhow::ensure!(refused == 3 && !promised.is_empty(), "{} accepted, {refused} refused: the disk must have become full", promised.len());
+    mount("remount,size=60m")?;
+    let since = Instant::now();
+    loop {
+        let answer = api.transact(&someone.token, Api::transfer("room again", &accounts[0], &accounts[1], "0.01")).await?;
+        if answer.status < 300 {
+            promised.push(("room again".to_owned(), answer.text("id")?));
+            break;
+        }
+        anyhow::ensure!(answer.status == 503 && since.elapsed() < Duration::from_secs(15), "it does not heal: {answer:?}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    check_promises(&api, &someone, &accounts, &promised).await?;
+    Ledger::open(None, &server.data).await?.check().await?;
+    eprintln!("a full disk: {} accepted, {refused} refused with UNAVAILABLE; with room again it healed within {:?}", promised.len(), since.elapsed());
     Ok(())
 }
 

@@ -143,7 +143,7 @@ fn main() {
         idempotency: same_key_same_body, same_key_other_body, same_key_from_fifty_callers, keys_are_per_caller, key_in_header;
         ledger: the_ledger_adds_up;
         poison: one_bad_member_of_a_batch_is_parked;
-        rest: problems_and_statuses, limits_of_the_edge, cross_origin_requests, openapi_and_reference;
+        rest: problems_and_statuses, limits_of_the_edge, texts_and_nulls, cross_origin_requests, openapi_and_reference;
         sessions: refresh_rotates, reused_refresh_token_ends_the_session, logout_is_dead_everywhere, password_change_ends_sessions, logins_are_throttled;
         tokens: forged_and_stale_tokens_are_refused;
         transfers: deposit_transfer_withdraw, lacking_funds_is_an_answer, a_hundred_withdrawals_one_wins, amounts_that_are_none, waits,

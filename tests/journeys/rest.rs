@@ -3,6 +3,7 @@
 use anyhow::Result;
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::World;
 
@@ -62,6 +63,58 @@ pub async fn limits_of_the_edge(world: &World) -> Result<()> {
     let refused = statuses.iter().find(|answer| answer.status == 429).expect("more than five in a second");
     assert_eq!((refused.text("reason")?.as_str(), refused.header("retry-after")), ("RATE_LIMITED", "1"));
     assert_eq!(statuses[0].status, 401);
+
+    // A body that does not come is not waited for. Once is enough: it takes ten seconds.
+    if world.postgres.is_none() {
+        let mut stream = tokio::net::TcpStream::connect(world.server.rest.trim_start_matches("http://")).await?;
+        stream.write_all(b"POST /api/v1/users HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{").await?;
+        let mut answer = vec![0; 4096];
+        let read = tokio::time::timeout(std::time::Duration::from_secs(15), stream.read(&mut answer)).await??;
+        assert!(answer[..read].starts_with(b"HTTP/1.1 408"), "{}", String::from_utf8_lossy(&answer[..read]));
+    }
+    Ok(())
+}
+
+/// Both databases take the same texts, and JSON's null is a field that is not given.
+pub async fn texts_and_nulls(world: &World) -> Result<()> {
+    let api = world.server.api();
+    let someone = api.someone().await?;
+    let account = api.account(&someone.token, "BRL").await?;
+    for (path, body, field) in [
+        ("/api/v1/auth/login", json!({ "email": "a\0b", "password": "x" }), "email"),
+        ("/api/v1/users", json!({ "name": "a\0b", "email": "a@example.com", "password": "long enough" }), "name"),
+        ("/api/v1/accounts", json!({ "currencyCode": "BRL", "displayName": "\0" }), "displayName"),
+        (
+            "/api/v1/transactions",
+            json!({ "externalId": "a\0", "type": "WITHDRAWAL", "sourceAccountId": account, "amount": { "currencyCode": "BRL", "amount": "1" } }),
+            "externalId",
+        ),
+        (
+            "/api/v1/transactions",
+            json!({ "externalId": "a", "type": "WITHDRAWAL", "sourceAccountId": account, "amount": { "currencyCode": "BRL", "amount": "1" }, "metadata": { "k": "\0" } }),
+            "metadata",
+        ),
+        (
+            "/api/v1/transactions",
+            json!({ "externalId": "a", "type": "WITHDRAWAL", "sourceAccountId": account, "amount": { "currencyCode": "B\0", "amount": "1" } }),
+            "amount.currencyCode",
+        ),
+    ] {
+        let refused = api.post(path, Some(&someone.token), body).await?;
+        assert_eq!(refused.status, 400, "{refused:?}");
+        assert!(refused.body["errors"].as_array().expect("a list").iter().any(|error| error["field"] == field), "{field}: {refused:?}");
+    }
+    let nulls = json!({
+        "externalId": "nulls", "type": "WITHDRAWAL", "sourceAccountId": account, "destinationAccountId": null, "description": null,
+        "amount": { "currencyCode": "BRL", "amount": "1" }, "metadata": null, "effectiveTime": null, "wait": null, "hold": null,
+    });
+    let accepted = api.transact(&someone.token, nulls).await?;
+    assert_eq!((accepted.status, accepted.text("reason")?.as_str()), (201, "INSUFFICIENT_FUNDS"), "{accepted:?}");
+    let missing = api.post("/api/v1/users", None, json!({ "name": null, "email": "a@example.com", "password": "long enough" })).await?;
+    assert_eq!((missing.status, missing.body["errors"][0]["field"].clone()), (400, json!("name")), "{missing:?}");
+    let packed =
+        api.send(Method::POST, "/api/v1/users", &[("content-type", "application/json"), ("content-encoding", "gzip")], Some("x".to_owned())).await?;
+    assert_eq!(packed.status, 415, "{packed:?}");
     Ok(())
 }
 

@@ -95,6 +95,14 @@ pub async fn logins_are_throttled(world: &World) -> Result<()> {
     // Even the right password has to wait now.
     let right = api.json(Method::POST, "/api/v1/auth/login", None, &[], Some(json!({ "email": someone.email, "password": PASSWORD }))).await?;
     assert_eq!(right.status, 429);
+    // Nor does a stolen token guess the password.
+    let owner = api.someone().await?;
+    let mut guessed = Vec::new();
+    for _ in 0..11 {
+        let guess = json!({ "currentPassword": "wrong", "newPassword": "another long one" });
+        guessed.push(api.post("/api/v1/users/me:changePassword", Some(&owner.token), guess).await?.status);
+    }
+    assert_eq!((&guessed[..10], guessed[10]), (&[401; 10][..], 429));
     // Who keeps trying harms nobody else: a service that says no is not away.
     for _ in 0..30 {
         assert_eq!(api.post("/api/v1/auth/login", None, json!({ "email": nobody, "password": "wrong" })).await?.status, 429);

@@ -20,7 +20,7 @@ use crate::store::{failures, sessions, users};
 /// A session and its first pair of tokens.
 pub async fn login(app: &App, call: &Call, request: LoginRequest) -> Result<TokenResponse, Error> {
     let email = normalized_email(&request.email);
-    let email_hash: [u8; 32] = Sha256::digest(email.as_bytes()).into();
+    let email_hash = account_of(&email);
     throttle(app, call, &email_hash).await?;
 
     let user = users::by_email(app.database.reader(), &email).await?.filter(|user| !user.disabled);
@@ -32,7 +32,12 @@ pub async fn login(app: &App, call: &Call, request: LoginRequest) -> Result<Toke
     open_session(app, user.ok_or(Error::InvalidCredentials)?.id, &email_hash).await
 }
 
-async fn throttle(app: &App, call: &Call, email_hash: &[u8; 32]) -> Result<(), Error> {
+/// Under what failures of an account are counted, by its normalized address.
+pub(super) fn account_of(email: &str) -> [u8; 32] {
+    Sha256::digest(email.as_bytes()).into()
+}
+
+pub(super) async fn throttle(app: &App, call: &Call, email_hash: &[u8; 32]) -> Result<(), Error> {
     let pause_s = app.settings.login_pause_s;
     let by_address = call.address.and_then(|address| app.failures_by_address.get(&address));
     if by_address.is_some_and(|failures| failures.load(Ordering::Relaxed) >= app.settings.login_failures_per_address) {
@@ -47,7 +52,7 @@ async fn throttle(app: &App, call: &Call, email_hash: &[u8; 32]) -> Result<(), E
 }
 
 /// Committed although the call fails.
-async fn fail(app: &App, call: &Call, email_hash: &[u8; 32]) -> Result<(), Error> {
+pub(super) async fn fail(app: &App, call: &Call, email_hash: &[u8; 32]) -> Result<(), Error> {
     if let Some(address) = call.address {
         app.failures_by_address.get_with(address, Default::default).fetch_add(1, Ordering::Relaxed);
     }

@@ -19,11 +19,13 @@ use crate::domain::submission::{Submission, request_hash};
 use crate::pipeline::{Accepted, NewOperation, Refused};
 use crate::store::operations::{self, Operation};
 
-/// What is left of the deadline is needed to answer.
+/// What is left of the deadline is needed to answer; of a short one a quarter.
 const ANSWER_MARGIN: Duration = Duration::from_millis(100);
 /// An operation that could not be stored within this, or within half of what is left of the deadline, is not waited for any longer: its
 /// caller learns in time that the ledger is busy, and a second attempt of a gateway has time too.
 const STORE_MAX: Duration = Duration::from_secs(2);
+/// A short deadline is used whole.
+const STORE_MIN: Duration = Duration::from_millis(500);
 /// Should the news of a settlement by another replica not reach us.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
@@ -35,12 +37,12 @@ pub async fn create_transaction(app: &App, call: &Call, caller: &Caller, request
     }
     check_accounts(app, caller, &submission).await?;
 
-    let answer_by = call.deadline.checked_sub(ANSWER_MARGIN).unwrap_or(call.deadline);
+    let (answer_within, store_within) = shares(call.deadline.saturating_duration_since(Instant::now()));
+    let answer_by = Instant::now() + answer_within;
     let wait_until = answer_by.min(Instant::now() + submission.wait);
-    let store_for = STORE_MAX.min(answer_by.saturating_duration_since(Instant::now()) / 2);
     let new = new_operation(call, caller, submission);
     // The pipeline's work is its own: a caller that leaves does not cancel a commit in flight.
-    let accepted = timeout(store_for, app.pipeline.submit(new)).await.unwrap_or(Err(Refused::Unavailable));
+    let accepted = timeout(store_within, app.pipeline.submit(new)).await.unwrap_or(Err(Refused::Unavailable));
     let mut accepted = accepted.map_err(|refused| match refused {
         Refused::KeyReused => Error::IdempotencyKeyReused,
         Refused::Unavailable => Error::LedgerUnavailable,
@@ -48,6 +50,12 @@ pub async fn create_transaction(app: &App, call: &Call, caller: &Caller, request
     })?;
     wait_for_outcome(app, &mut accepted.operation, wait_until).await;
     Ok(accepted)
+}
+
+/// Of what is left of a deadline: what may pass until the answer, and until the operation is stored.
+fn shares(left: Duration) -> (Duration, Duration) {
+    let answer_within = left.saturating_sub(ANSWER_MARGIN.min(left / 4));
+    (answer_within, STORE_MAX.min(answer_within / 2).max(STORE_MIN.min(answer_within)))
 }
 
 /// The source is the caller's own, whoever it is; an account that is not is as good as none.
@@ -110,5 +118,24 @@ async fn wait_for_outcome(app: &App, operation: &mut Operation, until: Instant) 
         if let Ok(Some(now)) = operations::get(app.database.reader(), operation.id).await {
             *operation = now;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_short_deadline_is_used_whole_and_of_a_long_one_something_is_left_for_a_second_attempt() {
+        let shares_ms = |left| {
+            let (answer, store) = shares(Duration::from_millis(left));
+            (answer.as_millis(), store.as_millis())
+        };
+        assert_eq!(shares_ms(35_000), (34_900, 2_000));
+        assert_eq!(shares_ms(2_800), (2_700, 1_350));
+        assert_eq!(shares_ms(700), (600, 500));
+        assert_eq!(shares_ms(200), (150, 150));
+        assert_eq!(shares_ms(40), (30, 30));
+        assert_eq!(shares_ms(0), (0, 0));
     }
 }

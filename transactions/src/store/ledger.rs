@@ -8,7 +8,6 @@ use std::collections::HashMap;
 
 use lastro_database::{Database, Error};
 use lastro_events::Event;
-use sqlx::{Sqlite, Transaction};
 use uuid::Uuid;
 
 use super::operations::Operation;
@@ -17,7 +16,7 @@ use crate::domain::ledger::{Balance, Posting};
 /// The transaction of a batch.
 pub enum Ledger {
     Postgres(postgres::Tx),
-    Sqlite(Transaction<'static, Sqlite>),
+    Sqlite(sqlite::Tx),
 }
 
 /// Both databases read it.
@@ -74,7 +73,7 @@ impl Ledger {
     pub async fn begin(database: &Database) -> Result<Self, Error> {
         match (database.pipelined(), database.sqlite()) {
             (Some(pool), _) => Ok(Self::Postgres(postgres::Tx::begin(pool).await?)),
-            (None, Some(pool)) => Ok(Self::Sqlite(sqlite::begin(pool).await?)),
+            (None, Some(pool)) => Ok(Self::Sqlite(sqlite::Tx::begin(pool).await?)),
             (None, None) => Err(Error::corrupt("neither of the two databases")),
         }
     }
@@ -108,7 +107,7 @@ impl Ledger {
     pub async fn rollback(self) -> Result<(), Error> {
         match self {
             Self::Postgres(tx) => tx.rollback().await,
-            Self::Sqlite(tx) => Ok(tx.rollback().await?),
+            Self::Sqlite(tx) => tx.rollback().await,
         }
     }
 }

@@ -3,24 +3,56 @@
 use std::collections::HashMap;
 
 use lastro_database::Error;
+use sqlx::pool::PoolConnection;
 use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqlitePool};
-use sqlx::{Row as _, Sqlite, Transaction};
+use sqlx::{Row as _, Sqlite};
 use uuid::Uuid;
 
 use super::{Claim, Writes};
 use crate::domain::ledger::Balance;
 use crate::store::operations::{self, Operation, metadata_to_text};
 
-type Tx = Transaction<'static, Sqlite>;
 type Bound<'q> = Query<'q, Sqlite, SqliteArguments>;
 
 /// Rows to a statement: each size is one prepared statement a table.
 const CHUNKS: [usize; 3] = [32, 8, 1];
 
-#[allow(clippy::disallowed_methods, reason = "the settling batch binds rows, which needs the driver's own transaction")]
-pub async fn begin(pool: &SqlitePool) -> Result<Tx, Error> {
-    Ok(pool.begin_with("BEGIN IMMEDIATE").await?)
+/// A transaction. Whatever does not end it well ends its connection: on a full disk COMMIT fails, and nobody knows where the session stands.
+pub struct Tx {
+    connection: PoolConnection<Sqlite>,
+    ended: bool,
+}
+
+impl Drop for Tx {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.connection.close_on_drop();
+        }
+    }
+}
+
+impl Tx {
+    pub async fn begin(pool: &SqlitePool) -> Result<Self, Error> {
+        let mut tx = Self { connection: pool.acquire().await?, ended: false };
+        tx.run("BEGIN IMMEDIATE").await?;
+        Ok(tx)
+    }
+
+    pub async fn rollback(self) -> Result<(), Error> {
+        self.end("ROLLBACK").await
+    }
+
+    async fn end(mut self, how: &'static str) -> Result<(), Error> {
+        self.run(how).await?;
+        self.ended = true;
+        Ok(())
+    }
+
+    async fn run(&mut self, sql: &'static str) -> Result<(), Error> {
+        sqlx::query(sql).execute(&mut *self.connection).await?;
+        Ok(())
+    }
 }
 
 /// The one writer holds everything already.
@@ -30,7 +62,7 @@ pub async fn lock(tx: &mut Tx, accounts: &[Uuid]) -> Result<HashMap<Uuid, Balanc
         let places = vec!["?"; chunk.len()].join(", ");
         let sql = format!("SELECT account_id, posted, held, version, system, closed FROM balances WHERE account_id IN ({places})");
         let query = chunk.iter().fold(sqlx::query(sqlx::AssertSqlSafe(sql)), |query, id| query.bind(*id));
-        for row in query.fetch_all(&mut **tx).await? {
+        for row in query.fetch_all(&mut *tx.connection).await? {
             let balance = Balance {
                 posted: row.try_get(1)?,
                 held: row.try_get(2)?,
@@ -46,10 +78,11 @@ pub async fn lock(tx: &mut Tx, accounts: &[Uuid]) -> Result<HashMap<Uuid, Balanc
 
 pub async fn commit(mut tx: Tx, writes: &Writes<'_>) -> Result<(), Error> {
     if let Err(error) = write(&mut tx, writes).await {
-        tx.rollback().await?;
+        // What went wrong is in `error`.
+        let _ = tx.rollback().await;
         return Err(error);
     }
-    Ok(tx.commit().await?)
+    tx.end("COMMIT").await
 }
 
 async fn write(tx: &mut Tx, writes: &Writes<'_>) -> Result<(), Error> {
@@ -57,7 +90,7 @@ async fn write(tx: &mut Tx, writes: &Writes<'_>) -> Result<(), Error> {
     for operation in &writes.updated {
         let sql = "UPDATE operations SET state = ?, reason = ?, update_time_us = ?, version = ?, hash = ?, attempts = ? WHERE id = ?";
         let query = sqlx::query(sql).bind(operation.state as i64).bind(&operation.reason).bind(operation.update_time_us);
-        query.bind(operation.version).bind(operation.hash.to_vec()).bind(operation.attempts).bind(operation.id).execute(&mut **tx).await?;
+        query.bind(operation.version).bind(operation.hash.to_vec()).bind(operation.attempts).bind(operation.id).execute(&mut *tx.connection).await?;
     }
     let sql =
         "INSERT INTO operation_events (id, aggregate_id, version, kind, payload, digest, correlation_id, causation_id, recorded_us, hash) VALUES ";
@@ -80,7 +113,7 @@ async fn write(tx: &mut Tx, writes: &Writes<'_>) -> Result<(), Error> {
     .await?;
     for one in &writes.dead_letters {
         let query = sqlx::query(super::DEAD_LETTER).bind(one.operation_id).bind(&one.error).bind(one.attempts).bind(one.create_time_us);
-        query.execute(&mut **tx).await?;
+        query.execute(&mut *tx.connection).await?;
     }
     Ok(())
 }
@@ -109,7 +142,7 @@ async fn insert<T>(
     for chunk in chunks(rows) {
         let sql = format!("{head}{}{tail}", vec![row.as_str(); chunk.len()].join(", "));
         let query = chunk.iter().fold(sqlx::query(sqlx::AssertSqlSafe(sql)), &bind);
-        query.execute(&mut **tx).await?;
+        query.execute(&mut *tx.connection).await?;
     }
     Ok(())
 }
@@ -132,7 +165,7 @@ pub async fn claim(tx: &mut Tx, claim: Claim) -> Result<Vec<Operation>, Error> {
         claim.limit
     );
     let rows: Vec<operations::Row> =
-        sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(claim.after).bind(claim.failed_before_us).fetch_all(&mut **tx).await?;
+        sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(claim.after).bind(claim.failed_before_us).fetch_all(&mut *tx.connection).await?;
     rows.into_iter().map(operations::Row::read).collect()
 }
 
