@@ -12,7 +12,7 @@ use lastro_mesh::call::{CORRELATION_HEADER, CorrelationId};
 use lastro_mesh::inbound::client_address;
 use lastro_mesh::logs::otlp;
 use lastro_mesh::serve::Peer;
-use lastro_mesh::status::{INTERNAL, MALFORMED_MESSAGE, PERMISSION_DENIED, Problem, RATE_LIMITED};
+use lastro_mesh::status::{INTERNAL, INVALID_ARGUMENT, MALFORMED_MESSAGE, PERMISSION_DENIED, Problem, RATE_LIMITED};
 use lastro_mesh::trace::{TRACEPARENT, TRACERESPONSE, TraceContext};
 use lastro_proto::reasons::{BODY_TOO_LARGE, BODY_TOO_SLOW, MALFORMED_JSON, METHOD_NOT_ALLOWED, NO_SUCH_ROUTE, UNSUPPORTED_MEDIA_TYPE};
 use metrics::{Counter, Histogram, counter, histogram};
@@ -176,6 +176,7 @@ impl Edge {
         if !allowed.contains(&method.as_str()) {
             return Err(Problem::new(&METHOD_NOT_ALLOWED, format!("this resource takes {}", allowed.join(", "))));
         }
+        check_query(&target)?;
         let body = read_body(&parts.headers, body).await?;
         parts.headers.remove(header::CONTENT_LENGTH);
         let answered = self.api.try_transcode(method.as_str(), &target, parts.headers, &body).await;
@@ -285,18 +286,48 @@ const NOT_A_MESSAGE: &str = "request did not match the expected message: ";
 
 /// The transcoder could not read the request: says which field, if the message or the place in it tells.
 fn malformed(message: &str, body: &[u8]) -> Problem {
-    let unknown = message.split_once("unknown field `").and_then(|(_, rest)| rest.split_once('`')).map(|(name, _)| name.to_owned());
-    let (field, description) = match (unknown, json_path::place(message)) {
-        (Some(name), _) => (name, "is not known here; remove it".to_owned()),
-        (None, Some((line, column))) => {
-            let what = message.rsplit_once(" at line ").map_or(message, |(what, _)| what);
-            (json_path::path_at(body, line, column), what.trim_start_matches(NOT_A_MESSAGE).to_owned())
-        }
-        (None, None) => (String::new(), message.to_owned()),
+    let what = message.rsplit_once(" at line ").map_or(message, |(what, _)| what).trim_start_matches(NOT_A_MESSAGE);
+    let at = json_path::place(message).map(|(line, column)| json_path::path_at(body, line, column)).unwrap_or_default();
+    let named = |what: &str| what.split_once('`').and_then(|(_, rest)| rest.split_once('`')).map(|(name, _)| name.to_owned()).unwrap_or_default();
+    let within = |name: String| if at.is_empty() { name } else { format!("{at}.{name}") };
+    let (field, description) = if what.starts_with("unknown field") {
+        (within(named(what)), "is not known here; remove it".to_owned())
+    } else if what.starts_with("duplicate field") {
+        (within(named(what)), "is given twice; send it once".to_owned())
+    } else if body.is_empty() {
+        // Of the path or the query, then.
+        return Problem::new(&INVALID_ARGUMENT, what);
+    } else {
+        (at, in_plain_words(what))
     };
     let detail = if field.is_empty() { description.clone() } else { format!("{field}: {description}") };
     let fields = if field.is_empty() { Vec::new() } else { vec![FieldViolation::new(field, description)] };
     Problem { fields, ..Problem::new(&MALFORMED_JSON, detail) }
+}
+
+/// The parser speaks of the types of our code where it means an object.
+fn in_plain_words(what: &str) -> String {
+    match what.split_once("expected struct ") {
+        Some((before, _)) => format!("{before}expected an object"),
+        None => what.replace("expected expected", "expected"),
+    }
+}
+
+/// What a query must be before it is a message: each parameter once, and a number where one is meant.
+fn check_query(target: &str) -> Result<(), Problem> {
+    let query = target.split_once('?').map(|(_, query)| query).unwrap_or_default();
+    let mut seen = Vec::new();
+    for pair in query.split('&') {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        if seen.contains(&name) && !name.is_empty() {
+            return Err(Problem::field(name, "is given twice; send it once"));
+        }
+        seen.push(name);
+        if openapi::is_number(name) && value.parse::<i32>().is_err() {
+            return Err(Problem::field(name, "must be a whole number"));
+        }
+    }
+    Ok(())
 }
 
 fn refuse(problem: &Problem, path: &str, correlation_id: &CorrelationId) -> Response<Bytes> {

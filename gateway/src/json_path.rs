@@ -1,6 +1,7 @@
 //! Where in a JSON text a parser stopped: names the field in an error that only knows its line and column.
 
-/// The path of the field at this place: `amount.currencyCode`, `items[2].quantity`. Empty at the top.
+/// The path of the field at this place: `amount.currencyCode`, `items[2].quantity`. Empty at the top; before the colon of a field it is the
+/// path of what the field stands in.
 pub fn path_at(json: &[u8], line: usize, column: usize) -> String {
     let start: usize = json.split(|byte| *byte == b'\n').take(line.saturating_sub(1)).map(|line| line.len() + 1).sum();
     let end = (start + column).min(json.len());
@@ -16,7 +17,8 @@ pub fn path_at(json: &[u8], line: usize, column: usize) -> String {
             }
             b',' => match path.last_mut() {
                 Some(Step::Index(index)) => *index += 1,
-                Some(Step::Field(_)) | None => {}
+                Some(Step::Field(name)) => name.clear(),
+                None => {}
             },
             b':' => {
                 if let Some(Step::Field(name)) = path.last_mut() {
@@ -71,6 +73,8 @@ mod tests {
         assert_eq!(path_at(json, 1, column("5")), "amount.currencyCode");
         assert_eq!(path_at(json, 1, column("true")), "items[1].n");
         assert_eq!(path_at(json, 1, column("\"x,y:z\"")), "a");
+        assert_eq!(path_at(json, 1, column("\"currencyCode\"")), "amount", "a name that was not expected");
+        assert_eq!(path_at(json, 1, column("\"items\"")), "");
         assert_eq!(path_at(json, 9, 999), "");
         assert_eq!(path_at(b"{\n \"b\": 7}", 2, 7), "b");
     }

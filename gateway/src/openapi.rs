@@ -1,5 +1,8 @@
 //! `/openapi.json`: what the contracts generate, joined, with what only REST has: true statuses, problem+json, security, headers.
 
+use std::collections::BTreeSet;
+use std::sync::LazyLock;
+
 use lastro_mesh::identity::Access;
 use lastro_proto::methods::{METHODS, Method};
 use lastro_proto::{OPENAPI_CUSTOMERS, OPENAPI_TRANSACTIONS};
@@ -26,6 +29,18 @@ pub fn document() -> Value {
         }
     }
     document
+}
+
+/// Whether a query parameter of this name is a number. The contracts agree on that wherever they use a name.
+pub fn is_number(parameter: &str) -> bool {
+    static NUMBERS: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
+        let document = document();
+        let operations = document["paths"].as_object().into_iter().flat_map(Map::values).filter_map(Value::as_object).flat_map(Map::values);
+        let parameters = operations.filter_map(|operation| operation["parameters"].as_array()).flatten();
+        let numbers = parameters.filter(|one| one["in"] == "query" && one["schema"]["type"] == "integer");
+        numbers.filter_map(|one| one["name"].as_str().map(str::to_owned)).collect()
+    });
+    NUMBERS.contains(parameter)
 }
 
 /// Adds what is missing; objects are joined.

@@ -1,7 +1,7 @@
 //! Times on the wire are `google.protobuf.Timestamp`; inside they are Unix microseconds. The message is our own so that its JSON is what
 //! the protobuf JSON mapping asks for: UTC, written with `Z`.
 
-use serde::de::Error as _;
+use serde::de::{Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 const MICROS: i64 = 1_000_000;
@@ -26,12 +26,26 @@ impl Serialize for Timestamp {
 
 impl<'de> Deserialize<'de> for Timestamp {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let parsed: Option<jiff::Timestamp> = text.parse().ok().filter(|_| has_an_offset_of_a_day(&text));
-        let parsed = parsed.ok_or(()).map_err(|_| D::Error::custom(format!("{text:?} is no RFC 3339 time such as 2026-01-31T12:00:00Z")))?;
+        // By a visitor, whose errors know their place in the text.
+        deserializer.deserialize_str(Rfc3339)
+    }
+}
+
+struct Rfc3339;
+
+impl Visitor<'_> for Rfc3339 {
+    type Value = Timestamp;
+
+    fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("an RFC 3339 time such as 2026-01-31T12:00:00Z")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Timestamp, E> {
+        let parsed: Option<jiff::Timestamp> = text.parse().ok().filter(|_| has_an_offset_of_a_day(text));
+        let parsed = parsed.ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))?;
         // jiff counts nanoseconds towards zero, protobuf always forwards.
         let (seconds, nanos) = (parsed.as_second(), parsed.subsec_nanosecond());
-        Ok(if nanos < 0 { Self { seconds: seconds - 1, nanos: nanos + 1_000_000_000 } } else { Self { seconds, nanos } })
+        Ok(if nanos < 0 { Timestamp { seconds: seconds - 1, nanos: nanos + 1_000_000_000 } } else { Timestamp { seconds, nanos } })
     }
 }
 

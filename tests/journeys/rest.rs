@@ -23,6 +23,27 @@ pub async fn problems_and_statuses(world: &World) -> Result<()> {
         let malformed = api.send(Method::POST, "/api/v1/users", &[("content-type", "application/json")], Some(body.to_owned())).await?;
         assert_eq!((malformed.status, malformed.header("content-type")), (400, "application/problem+json"), "{body}: {malformed:?}");
     }
+    for (body, field) in [
+        (r#"{"effectiveTime":"2024-01-01"}"#, "effectiveTime"),
+        (r#"{"externalId":"a","amount":{"amount":"1","x":1}}"#, "amount.x"),
+        (r#"{"type":"DEPOSIT","amount":{"amount":"1"},"type":"WITHDRAWAL"}"#, "type"),
+        (r#"{"amount":5}"#, "amount"),
+        (r#"{"metadata":{"a":5}}"#, "metadata.a"),
+    ] {
+        let headers = [("content-type", "application/json"), ("authorization", &format!("Bearer {}", someone.token))];
+        let malformed = api.send(Method::POST, "/api/v1/transactions", &headers, Some(body.to_owned())).await?;
+        assert_eq!((malformed.status, &malformed.body["errors"][0]["field"]), (400, &json!(field)), "{malformed:?}");
+    }
+    for (query, field) in [
+        ("pageSize=abc", "pageSize"),
+        ("pageSize=1.0", "pageSize"),
+        ("pageSize=99999999999", "pageSize"),
+        ("pageSize=1&pageSize=2", "pageSize"),
+        ("x=1", "x"),
+    ] {
+        let malformed = api.get(&format!("/api/v1/accounts?{query}"), Some(&someone.token)).await?;
+        assert_eq!((malformed.status, &malformed.body["errors"][0]["field"]), (400, &json!(field)), "{malformed:?}");
+    }
     let charset = api.send(Method::POST, "/api/v1/users", &[("content-type", "application/json; charset=utf-8")], Some("{}".to_owned())).await?;
     assert_eq!(charset.text("reason")?, "INVALID_ARGUMENT");
 
