@@ -198,7 +198,7 @@ async fn fill_and_free(folder: &std::path::Path, mount: impl Fn(&str) -> Result<
         body["metadata"] = Value::Object(large.clone());
         let answer = api.transact(&someone.token, body).await?;
         match answer.status {
-            201 => promised.push((key, answer.text("id")?)),
+            200..=202 => promised.push((key, answer.text("id")?)),
             503 if !answer.header("retry-after").is_empty() => refused += 1,
             _ => anyhow::bail!("neither accepted nor UNAVAILABLE: {answer:?}"),
         }
