@@ -17,14 +17,14 @@ use lastro_mesh::trace::{TRACEPARENT, TRACERESPONSE, TraceContext};
 use lastro_proto::reasons::{BODY_TOO_LARGE, BODY_TOO_SLOW, MALFORMED_JSON, METHOD_NOT_ALLOWED, NO_SUCH_ROUTE, UNSUPPORTED_MEDIA_TYPE};
 use metrics::{Counter, Histogram, counter, histogram};
 use rest_over_grpc::transcoding::{HttpResponse, Transcode as _, TranscodeResponse};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::time::Instant;
 use tonic_types::FieldViolation;
 use tracing::Instrument as _;
 
 use crate::limits::Limiter;
 use crate::rest::{self, ADDRESS_HEADER, STATUS_HEADER};
-use crate::{BODY_BYTES_MAX, Settings, docs, json_path, openapi, problem, routes};
+use crate::{BODY_BYTES_MAX, Settings, docs, json_path, nulls, openapi, problem, routes};
 
 /// The gateway's one request handler.
 pub struct Edge {
@@ -177,7 +177,7 @@ impl Edge {
             return Err(Problem::new(&METHOD_NOT_ALLOWED, format!("this resource takes {}", allowed.join(", "))));
         }
         check_query(&target)?;
-        let body = read_body(&parts.headers, body).await?;
+        let body = nulls::without(read_body(&parts.headers, body).await?, method.as_str(), path);
         parts.headers.remove(header::CONTENT_LENGTH);
         let answered = self.api.try_transcode(method.as_str(), &target, parts.headers, &body).await;
         match answered {
@@ -243,28 +243,7 @@ async fn read_body(headers: &HeaderMap, body: Incoming) -> Result<Bytes, Problem
     if !body.is_empty() && essence.as_ref().is_some_and(|essence| essence != "application/json") {
         return Err(Problem::new(&UNSUPPORTED_MEDIA_TYPE, "send the header content-type: application/json"));
     }
-    Ok(without_nulls(body))
-}
-
-/// In the JSON of protobuf `null` means that a field is not given, which the generated code does not read for every kind of field.
-fn without_nulls(body: Bytes) -> Bytes {
-    fn remove(value: &mut Value) {
-        match value {
-            Value::Object(members) => {
-                members.retain(|_, value| !value.is_null());
-                members.values_mut().for_each(remove);
-            }
-            Value::Array(items) => items.iter_mut().for_each(remove),
-            _ => {}
-        }
-    }
-    if !body.windows(4).any(|window| window == b"null") {
-        return body;
-    }
-    // What is no JSON is refused later, in the words of the one who reads it.
-    let Ok(mut value) = serde_json::from_slice::<Value>(&body) else { return body };
-    remove(&mut value);
-    value.to_string().into()
+    Ok(body)
 }
 
 fn finish_unary(unary: HttpResponse, body: &[u8]) -> Result<Response<Bytes>, Problem> {

@@ -5,6 +5,7 @@ mod docs;
 mod edge;
 mod json_path;
 mod limits;
+mod nulls;
 mod openapi;
 mod problem;
 mod rest;

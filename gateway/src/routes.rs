@@ -1,19 +1,29 @@
 //! Which methods a path takes: for 405 with `Allow`, and to tell it from 404.
 
-use lastro_proto::methods::METHODS;
+use lastro_proto::methods::{METHODS, Method};
 
-/// The methods of the routes that this path fits, or none. A name that a route spells out is that route's alone: `/users/me` is no id.
+/// The methods of the routes that this path fits, or none.
 pub fn allowed(path: &str) -> Vec<&'static str> {
-    let fitting = |template: &str| !template.is_empty() && fits(template, path);
-    let spelled_out = METHODS.iter().any(|method| method.http_path == path);
-    let routes = METHODS.iter().filter(|method| if spelled_out { method.http_path == path } else { fitting(method.http_path) });
-    let mut allowed: Vec<&str> = routes.map(|method| method.http_method).collect();
+    let mut allowed: Vec<&str> = fitting(path).map(|method| method.http_method).collect();
     if allowed.contains(&"GET") {
         allowed.push("HEAD");
     }
     allowed.sort_unstable();
     allowed.dedup();
     allowed
+}
+
+/// The route of a request, as the contracts write its path.
+pub fn template(method: &str, path: &str) -> Option<&'static str> {
+    fitting(path).find(|one| one.http_method == method).map(|one| one.http_path)
+}
+
+/// A name that a route spells out is that route's alone: `/users/me` is no id.
+fn fitting(path: &str) -> impl Iterator<Item = &'static Method> {
+    let spelled_out = METHODS.iter().any(|method| method.http_path == path);
+    METHODS
+        .iter()
+        .filter(move |method| !method.http_path.is_empty() && if spelled_out { method.http_path == path } else { fits(method.http_path, path) })
 }
 
 fn fits(template: &str, path: &str) -> bool {
