@@ -237,18 +237,23 @@ fn write_methods(pool: &DescriptorPool, out: &Path) -> Result<()> {
     let mut table = String::from("&[\n");
     for service in pool.services() {
         for method in service.methods() {
-            let (http_method, http_path) = http_rule(&method).unwrap_or_default();
+            let (http_method, http_path, body) = http_rule(&method).unwrap_or_default();
+            ensure!(body.is_empty() || body == "*", "{}: only body: \"*\" is read, or no body at all", method.full_name());
+            let (path_fields, query) = rest_fields(&method, &http_path, &body)?;
             let access = access(&method)?;
             // IDEMPOTENCY_UNKNOWN is 0.
             let retry_safe =
                 method.method_descriptor_proto().options.as_ref().is_some_and(|options| options.idempotency_level.unwrap_or_default() != 0);
             writeln!(
                 table,
-                "    Method {{ service: {:?}, name: {:?}, path: \"/{}/{}\", access: {access}, http_method: {http_method:?}, http_path: {http_path:?}, retry_safe: {retry_safe} }},",
+                "    Method {{ service: {:?}, name: {:?}, path: \"/{}/{}\", access: {access}, http_method: {http_method:?}, http_path: {http_path:?}, retry_safe: {retry_safe}, \
+                 takes_body: {}, path_fields: &{path_fields:?}, query: &[{query}], input: {:?} }},",
                 service.full_name(),
                 method.name(),
                 service.full_name(),
                 method.name(),
+                !body.is_empty(),
+                method.input().full_name(),
             )?;
         }
     }
@@ -273,15 +278,33 @@ fn access(method: &MethodDescriptor) -> Result<String> {
     })
 }
 
-fn http_rule(method: &MethodDescriptor) -> Option<(String, String)> {
+/// Where the fields of a request come from over REST: those that stand in the path, and those that are read from the query, as Rust code.
+fn rest_fields(method: &MethodDescriptor, http_path: &str, body: &str) -> Result<(Vec<String>, String)> {
+    let (mut in_path, mut query) = (Vec::new(), String::new());
+    for field in method.input().fields() {
+        if http_path.contains(&format!("{{{}}}", field.name())) {
+            in_path.push(field.json_name().to_owned());
+        } else if !http_path.is_empty() && body.is_empty() {
+            let scalar = !field.is_list() && !field.is_map() && !matches!(field.kind(), Kind::Message(_));
+            ensure!(scalar, "{}: only scalar fields are read from a query", field.full_name());
+            let is_number = field.kind() == Kind::Int32;
+            write!(query, "Parameter {{ name: {:?}, proto_name: {:?}, is_number: {is_number} }}, ", field.json_name(), field.name())?;
+        }
+    }
+    Ok((in_path, query))
+}
+
+/// Method, path and body of the REST route.
+fn http_rule(method: &MethodDescriptor) -> Option<(String, String, String)> {
     let rule = extension(method, "google.api.http")?;
+    let body = rule.get_field_by_name("body").and_then(|body| body.as_str().map(str::to_owned)).unwrap_or_default();
     ["get", "put", "post", "delete", "patch"].iter().find_map(|verb| {
         let field = rule.descriptor().get_field_by_name(verb)?;
         if !rule.has_field(&field) {
             return None;
         }
         match rule.get_field(&field).into_owned() {
-            Value::String(path) => Some((verb.to_uppercase(), path)),
+            Value::String(path) => Some((verb.to_uppercase(), path, body.clone())),
             _ => None,
         }
     })

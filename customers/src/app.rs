@@ -1,6 +1,7 @@
 //! The use cases of customers: one file each, one database transaction each.
 
 pub mod admin;
+mod attempts;
 pub mod change_password;
 pub mod confirm_owner;
 pub mod create_user;
@@ -18,22 +19,20 @@ pub mod rotate_keys;
 mod tokens;
 pub mod update_user;
 
-use std::net::IpAddr;
-use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
-use std::time::Duration;
-
 use lastro_database::{Database, Transaction};
 use lastro_events::NewEvent;
 use lastro_events::bus::Bus;
 use lastro_mesh::call::Call;
 use lastro_mesh::clock;
-use lastro_mesh::identity::{PublicKey, RevokedSessions, User as Caller};
+use lastro_mesh::identity::{PublicKey, Revocations, User as Caller};
+use lastro_mesh::outbound::Outbound;
 use lastro_proto::customers::v1::{UserEvent, user_event};
-use moka::sync::Cache;
+use lastro_proto::internal::transactions::v1::owners_service_client::OwnersServiceClient;
 use prost::Message as _;
+use tokio::sync::Mutex;
 use uuid::Uuid;
 
+use self::list_revocations::list_revocations;
 use crate::{EVENTS, Error, Settings, store};
 
 /// What every use case works with.
@@ -41,27 +40,31 @@ pub struct App {
     pub(crate) database: Database,
     pub(crate) bus: Bus,
     pub(crate) settings: Settings,
-    pub(crate) revoked: RevokedSessions,
+    pub(crate) revoked: Revocations,
+    transactions: OwnersServiceClient<Outbound>,
+    attempts: attempts::Attempts,
     passwords: password::Passwords,
     signer: tokens::Signer,
-    /// Failed logins by address in the last minute.
-    failures_by_address: Cache<IpAddr, Arc<AtomicU32>>,
+    /// How far this replica has learned what is revoked.
+    learned: Mutex<String>,
 }
 
 impl App {
-    /// On a migrated database.
-    pub async fn start(database: Database, bus: Bus, settings: Settings) -> Result<Self, Error> {
+    /// On a migrated database, with the way to transactions. Knows every token that is dead before it answers anybody.
+    pub async fn start(database: Database, bus: Bus, transactions: Outbound, settings: Settings) -> Result<Self, Error> {
         let signer = tokens::Signer::load(&database).await?;
         let app = Self {
             passwords: password::Passwords::new()?,
             signer,
-            revoked: RevokedSessions::default(),
-            failures_by_address: Cache::builder().max_capacity(100_000).time_to_live(Duration::from_secs(60)).build(),
+            revoked: Revocations::default(),
+            transactions: OwnersServiceClient::new(transactions),
+            attempts: attempts::Attempts::new(database.clone(), &settings),
+            learned: Mutex::default(),
             database,
             bus,
             settings,
         };
-        app.learn_revocations(0).await?;
+        app.learn_revocations().await?;
         Ok(app)
     }
 
@@ -76,15 +79,21 @@ impl App {
         self.signer.refresh(&self.database).await
     }
 
-    /// Takes what is revoked since an instant from the database, where other replicas write as well.
-    pub async fn learn_revocations(&self, since_us: i64) -> Result<(), Error> {
-        let revoked = store::sessions::revoked_since(self.database.reader(), since_us, clock::now_s()).await?;
-        self.revoked.insert(revoked.into_iter().map(|session| (session.id, session.forget_after_s)));
-        Ok(())
+    /// Learns from the database, where other replicas write as well, what was revoked since it last did, all of it.
+    pub async fn learn_revocations(&self) -> Result<(), Error> {
+        let mut cursor = self.learned.lock().await;
+        loop {
+            let page = list_revocations(self, &cursor).await?;
+            self.revoked.insert(page.revocations);
+            *cursor = page.cursor;
+            if !page.more {
+                return Ok(());
+            }
+        }
     }
 }
 
-/// Appends an event to a user's stream; the caller holds the user, or has just made it.
+/// Appends an event to a user's stream. The caller has locked the user's row, or has just inserted it.
 async fn tell(tx: &Transaction, call: &Call, user_id: Uuid, kind: &'static str, event: user_event::Event) -> Result<(), Error> {
     let event = NewEvent {
         id: Uuid::now_v7(),

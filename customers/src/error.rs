@@ -18,6 +18,15 @@ pub enum Error {
     /// Another user has the address.
     #[error("the email address is taken")]
     EmailTaken,
+    /// The address was registered with this key, by another request.
+    #[error("the idempotency key was used for another request; use a new key, or send the same request")]
+    IdempotencyKeyReused,
+    /// An account of the user has money, or a transaction that is not settled yet.
+    #[error("an account of the user has money, or a transaction of it is not settled yet; move the money first")]
+    UserHasMoney,
+    /// Transactions could not be asked.
+    #[error("{0}")]
+    Transactions(Box<tonic::Status>),
     /// The last administrator would be gone.
     #[error("this is the last administrator")]
     LastAdministrator,
@@ -49,6 +58,12 @@ impl From<Error> for Problem {
             Error::AdministratorsOnly(_) => Self::new(&PERMISSION_DENIED, text),
             Error::UserNotFound => Self::new(&NOT_FOUND, text),
             Error::EmailTaken => Self::new(&reasons::EMAIL_TAKEN, text),
+            Error::IdempotencyKeyReused => Self::new(&reasons::IDEMPOTENCY_KEY_REUSED, text),
+            Error::UserHasMoney => Self::new(&reasons::USER_HAS_MONEY, text),
+            Error::Transactions(status) => {
+                tracing::warn!(error = %status.message(), code = ?status.code(), "transactions could not be asked");
+                Self::new(&UNAVAILABLE, "the user's accounts cannot be closed right now").because_of("transactions")
+            }
             Error::LastAdministrator => Self::new(&reasons::LAST_ADMINISTRATOR, text),
             Error::LoginThrottled { retry_after_s } => {
                 Self::new(&reasons::LOGIN_THROTTLED, text).retry_after(std::time::Duration::from_secs(retry_after_s))

@@ -8,12 +8,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Error;
 use crate::app::App;
-use crate::store::{failures, sessions};
+use crate::store::{failures, refresh_tokens, sessions};
 
 /// What other replicas revoke is known here after so long.
 const LEARN_EVERY: Duration = Duration::from_secs(1);
-/// Longer than a transaction can last.
-const OVERLAP_US: i64 = 15_000_000;
 /// In ticks of LEARN_EVERY.
 const FORGET_EVERY: u32 = 600;
 const FAILURES_KEPT_US: i64 = 24 * 3600 * 1_000_000;
@@ -29,7 +27,7 @@ pub async fn run(app: &App, stop: CancellationToken) {
         }
         // On SQLite there is no other replica.
         if app.database.is_postgres()
-            && let Err(error) = app.learn_revocations(clock::now_us() - OVERLAP_US).await
+            && let Err(error) = app.learn_revocations().await
         {
             tracing::warn!(%error, "revoked sessions could not be read");
         }
@@ -48,6 +46,7 @@ async fn forget(app: &App) -> Result<(), Error> {
     let now_us = clock::now_us();
     let tx = app.database.begin().await?;
     sessions::forget(&tx, now_us).await?;
+    refresh_tokens::forget_used(&tx, now_us - app.settings.refresh_ttl_s * 1_000_000).await?;
     failures::forget(&tx, now_us - FAILURES_KEPT_US).await?;
     tx.commit().await.map_err(lastro_database::Error::from)?;
     app.revoked.forget_before(now_us / 1_000_000);

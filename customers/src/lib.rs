@@ -13,7 +13,8 @@ use std::sync::Arc;
 use lastro_database::Database;
 use lastro_events::EventStore;
 use lastro_events::bus::Bus;
-use lastro_mesh::identity::{PublicKey, RevokedSessions};
+use lastro_mesh::identity::{PublicKey, Revocations};
+use lastro_mesh::outbound::Outbound;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
@@ -27,7 +28,7 @@ pub const NAME: &str = "customers";
 /// What customers tells the others.
 pub const EVENTS: EventStore = EventStore { table: "user_events", topic: NAME };
 
-/// How long things live, in seconds.
+/// How long things live, in seconds, and how many there may be.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// An access token.
@@ -40,11 +41,23 @@ pub struct Settings {
     pub login_pause_s: i64,
     /// Failed logins from one address in a minute.
     pub login_failures_per_address: u32,
+    /// The refresh token that was traded last may be traded again for so long, since the answer may have been lost.
+    pub refresh_reuse_grace_s: i64,
+    /// Sessions that a user has at once; the oldest go.
+    pub sessions_per_user_max: u32,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { access_ttl_s: 5 * 3600, refresh_ttl_s: 7 * 24 * 3600, login_failures_max: 10, login_pause_s: 60, login_failures_per_address: 100 }
+        Self {
+            access_ttl_s: 5 * 3600,
+            refresh_ttl_s: 7 * 24 * 3600,
+            login_failures_max: 10,
+            login_pause_s: 60,
+            login_failures_per_address: 100,
+            refresh_reuse_grace_s: 10,
+            sessions_per_user_max: 1000,
+        }
     }
 }
 
@@ -53,9 +66,9 @@ impl Default for Settings {
 pub struct Customers(Arc<app::App>);
 
 impl Customers {
-    /// A service on its migrated database, which has a signing key.
-    pub async fn start(database: Database, bus: Bus, settings: Settings) -> Result<Self, Error> {
-        Ok(Self(Arc::new(app::App::start(database, bus, settings).await?)))
+    /// A service on its migrated database, which has a signing key, with the way to transactions.
+    pub async fn start(database: Database, bus: Bus, transactions: Outbound, settings: Settings) -> Result<Self, Error> {
+        Ok(Self(Arc::new(app::App::start(database, bus, transactions, settings).await?)))
     }
 
     /// Makes the first signing key where there is none.
@@ -89,8 +102,8 @@ impl Customers {
         self.0.public_keys().await
     }
 
-    /// The sessions that are dead, as this service knows them.
-    pub fn revoked(&self) -> RevokedSessions {
+    /// The tokens that are dead, as this service knows them.
+    pub fn revoked(&self) -> Revocations {
         self.0.revoked.clone()
     }
 

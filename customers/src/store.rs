@@ -2,5 +2,6 @@
 
 pub mod failures;
 pub mod keys;
+pub mod refresh_tokens;
 pub mod sessions;
 pub mod users;

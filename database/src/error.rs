@@ -2,11 +2,15 @@
 
 use sea_orm::{DbErr, RuntimeErr};
 
+use crate::read_only;
+
 /// What a caller can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// The database is away or refuses connections: try again later. After COMMIT the outcome is unknown.
     Unavailable,
+    /// The database takes no writes now: try again later. Nothing was written.
+    ReadOnly,
     /// The transaction lost against another one: run it again at once.
     Conflict,
     /// A row with this key exists.
@@ -28,7 +32,12 @@ pub struct Error {
 impl Error {
     /// Whether the same work may succeed when it is done again.
     pub fn is_transient(&self) -> bool {
-        matches!(self.kind, Kind::Unavailable | Kind::Conflict)
+        matches!(self.kind, Kind::Unavailable | Kind::ReadOnly | Kind::Conflict)
+    }
+
+    /// The same, where doing the same work again is known to be of no use.
+    pub fn not_transient(self) -> Self {
+        Self { kind: Kind::Other, ..self }
     }
 
     /// A connection that is gone, or on which something was said that is not to be understood.
@@ -42,9 +51,20 @@ impl Error {
         Self { kind, source: format!("{severity} {code}: {text}").into() }
     }
 
+    /// A session that takes no writes.
+    pub(crate) fn read_only(text: &str) -> Self {
+        Self { kind: Kind::ReadOnly, source: text.into() }
+    }
+
     /// An error of something else that a database needs.
     pub(crate) fn other(source: impl std::error::Error + Send + Sync + 'static) -> Self {
         Self { kind: Kind::Other, source: source.into() }
+    }
+
+    /// Whether a statement changed the rows that it was meant to change. What it meant was read under a lock before, so that anything else is a
+    /// defect, and the transaction must not be committed.
+    pub fn expect_rows(meant: u64, changed: u64) -> Result<(), Self> {
+        if meant == changed { Ok(()) } else { Err(Self::corrupt(format!("a statement changed {changed} rows and meant {meant}"))) }
     }
 
     /// A row that does not read as what it should be.
@@ -121,14 +141,22 @@ fn kind(error: &sqlx::Error) -> Kind {
 fn kind_of_code(code: &str) -> Kind {
     match code {
         "23505" => Kind::Unique,
+        read_only::SQLSTATE => {
+            read_only::note();
+            Kind::ReadOnly
+        }
+        // SQLITE_READONLY and its extended forms.
+        "8" | "264" | "520" | "776" | "1032" | "1288" | "1544" => Kind::ReadOnly,
         // Serialization failure, deadlock, lock not available, statement cancelled. https://www.postgresql.org/docs/15/errcodes-appendix.html
         "40001" | "40P01" | "55P03" | "57014" => Kind::Conflict,
         // SQLITE_BUSY, SQLITE_LOCKED and their extended forms. https://www.sqlite.org/rescode.html
         "5" | "6" | "261" | "262" | "517" => Kind::Conflict,
         // SQLITE_FULL, SQLITE_IOERR: a full disk may have room again.
         "13" | "10" | "778" | "1034" => Kind::Unavailable,
-        // Connection exceptions, insufficient resources, operator intervention, idle transaction ended.
-        code if ["08", "53", "57"].iter().any(|class| code.starts_with(class)) || code == "25P03" => Kind::Unavailable,
+        // Connection exceptions, insufficient resources, operator intervention, idle transaction ended; and what keeps a session from being opened:
+        // the role, its password, or the database.
+        "3D000" => Kind::Unavailable,
+        code if ["08", "28", "53", "57"].iter().any(|class| code.starts_with(class)) || code == "25P03" => Kind::Unavailable,
         _ => Kind::Other,
     }
 }

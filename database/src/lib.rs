@@ -3,6 +3,8 @@
 
 pub mod error;
 pub mod pipelined;
+mod read_only;
+pub mod url;
 
 use std::path::Path;
 use std::time::Duration;
@@ -13,14 +15,13 @@ use sea_orm::{
     ConnectionTrait, DatabaseConnection, DbBackend, FromQueryResult, SqliteTransactionMode, SqlxPostgresConnector, SqlxSqliteConnector, Statement,
     TransactionOptions, TransactionTrait as _, Value,
 };
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgPool, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions as _, Connection as _};
+pub use url::{PostgresUrl, UrlError};
 
 /// How long a caller waits for a connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(1);
-/// A frozen replica must not hold its locks, and a caller gets its answer within its deadline.
-const POSTGRES_SESSION: [(&str, &str); 3] = [("idle_in_transaction_session_timeout", "2s"), ("lock_timeout", "1s"), ("statement_timeout", "5s")];
 
 /// A service's database. Cheap to clone; all clones share their connections.
 #[derive(Clone)]
@@ -57,20 +58,20 @@ impl Database {
     }
 
     /// Opens the database `name` on the PostgreSQL server of `url`, and makes it where it is missing and the role may.
-    pub async fn open_postgres(url: &str, name: &str, connections_max: u32) -> Result<Self, Error> {
-        let server: PgConnectOptions = url.parse()?;
-        make_if_missing(&server, &server.clone().database(name).disable_statement_logging(), name).await?;
+    pub async fn open_postgres(url: &PostgresUrl, name: &str, connections_max: u32) -> Result<Self, Error> {
+        make_if_missing(url, name).await?;
         Self::connect_postgres(url, name, connections_max)
     }
 
     /// As [`open_postgres`](Self::open_postgres), of a database that somebody else makes. Connects when first used.
-    pub fn connect_postgres(url: &str, name: &str, connections_max: u32) -> Result<Self, Error> {
-        let server: PgConnectOptions = url.parse()?;
-        let options = server.database(name).options(POSTGRES_SESSION).application_name("lastro").disable_statement_logging();
+    pub fn connect_postgres(url: &PostgresUrl, name: &str, connections_max: u32) -> Result<Self, Error> {
+        // A frozen replica must not hold its locks, and a caller gets its answer within its deadline.
+        let options = url.for_sqlx(name).options(url::SESSION).disable_statement_logging();
         let pool = PgPoolOptions::new()
             .max_connections(connections_max)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .test_before_acquire(false)
+            .before_acquire(|_, connection| Box::pin(std::future::ready(Ok(read_only::may_be_used(connection.age)))))
             .connect_lazy_with(options);
         let pool = SqlxPostgresConnector::from_sqlx_postgres_pool(pool);
         Ok(Self { writer: pool.clone(), reader: pool, pipelined: Some(pipelined::pool(url, name)?) })
@@ -119,9 +120,23 @@ impl Database {
         (!self.is_postgres()).then(|| self.writer.get_sqlite_connection_pool())
     }
 
-    /// Whether the database answers.
+    /// Whether the database answers and takes writes, on every pool that writes.
     pub async fn ping(&self) -> Result<(), Error> {
-        Ok(self.writer.execute_unprepared("SELECT 1").await.map(|_| ())?)
+        let Some(pipelined) = &self.pipelined else {
+            return Ok(self.writer.execute_unprepared("SELECT 1").await.map(|_| ())?);
+        };
+        #[derive(FromQueryResult)]
+        struct Takes {
+            writes: bool,
+        }
+        let takes: Option<Takes> = one(&self.writer, read_only::TAKES_WRITES, []).await?;
+        let on_pipelined = pipelined::takes_writes(pipelined).await?;
+        if on_pipelined && takes.is_some_and(|takes| takes.writes) { Ok(()) } else { Err(read_only::seen()) }
+    }
+
+    /// No connection that is open now is used again.
+    pub fn distrust_connections(&self) {
+        read_only::note();
     }
 
     /// Ends every connection; on SQLite the log is written back into the file.
@@ -134,16 +149,16 @@ impl Database {
     }
 }
 
-async fn make_if_missing(server: &PgConnectOptions, options: &PgConnectOptions, name: &str) -> Result<(), Error> {
+async fn make_if_missing(url: &PostgresUrl, name: &str) -> Result<(), Error> {
     const NO_SUCH_DATABASE: &str = "3D000";
     const EXISTS_ALREADY: [&str; 2] = ["42P04", "23505"];
     let code = |error: &sqlx::Error| error.as_database_error().and_then(|error| error.code().map(std::borrow::Cow::into_owned)).unwrap_or_default();
-    match options.connect().await {
+    match url.for_sqlx(name).disable_statement_logging().connect().await {
         Ok(connection) => return Ok(connection.close().await?),
         Err(error) if code(&error) == NO_SUCH_DATABASE => {}
         Err(error) => return Err(error.into()),
     }
-    let mut connection = server.clone().database("postgres").disable_statement_logging().connect().await?;
+    let mut connection = url.for_sqlx("postgres").disable_statement_logging().connect().await?;
     let made = sqlx::query(sqlx::AssertSqlSafe(format!("CREATE DATABASE \"{}\"", name.replace('"', "\"\"")))).execute(&mut connection).await;
     connection.close().await?;
     match made {

@@ -15,7 +15,7 @@ pub use connection::{Connection, Pipeline, Statement};
 pub use copy::CopyRows;
 pub use row::Row;
 
-use crate::{ACQUIRE_TIMEOUT, Error, POSTGRES_SESSION};
+use crate::{ACQUIRE_TIMEOUT, Error, PostgresUrl, read_only};
 use connection::Stream;
 
 /// Connections that are reused.
@@ -25,7 +25,6 @@ pub type Pooled = managed::Object<Manager>;
 
 /// Three batches in flight, a worker, and one to spare.
 const CONNECTIONS_MAX: usize = 5;
-const PORT_DEFAULT: u16 = 5432;
 
 /// Opens connections, and sees whether one is still good.
 #[derive(Debug)]
@@ -34,31 +33,29 @@ pub struct Manager {
 }
 
 /// Connects when first used.
-pub fn pool(url: &str, name: &str) -> Result<Pool, Error> {
-    let mut config: Config = url.parse()?;
-    // Every statement of a batch names its rows by key. A planner that has no statistics yet would read a small table whole instead.
-    let by_key = [("enable_seqscan", "off"), ("enable_hashjoin", "off"), ("enable_mergejoin", "off")];
-    let settings: Vec<String> = POSTGRES_SESSION.iter().chain(&by_key).map(|(name, value)| format!("-c {name}={value}")).collect();
-    config.dbname(name).application_name("lastro").options(settings.join(" "));
-    let pool = Pool::builder(Manager { config }).max_size(CONNECTIONS_MAX);
+pub fn pool(url: &PostgresUrl, name: &str) -> Result<Pool, Error> {
+    let pool = Pool::builder(Manager { config: url.for_pipelined(name) }).max_size(CONNECTIONS_MAX);
     let pool = pool.wait_timeout(Some(ACQUIRE_TIMEOUT)).create_timeout(Some(ACQUIRE_TIMEOUT));
     pool.runtime(Runtime::Tokio1).build().map_err(Error::other)
 }
 
+/// Whether a session of the pool takes writes. True when all are busy moving money just now.
+pub async fn takes_writes(pool: &Pool) -> Result<bool, Error> {
+    let mut connection = match pool.get().await {
+        Err(managed::PoolError::Timeout(managed::TimeoutType::Wait)) => return Ok(true),
+        connection => connection?,
+    };
+    let statement = connection.prepare(read_only::TAKES_WRITES).await?;
+    let mut pipeline = connection.pipeline();
+    pipeline.execute(&statement, &[]);
+    pipeline.send().await?.first().map_or(Ok(false), |row| row.get(0))
+}
+
 impl Manager {
-    /// The first of the URL's hosts that can be reached.
+    /// The server of the URL.
     async fn reach(&self) -> Result<Box<dyn Stream>, Error> {
-        let mut last = None;
-        for (index, host) in self.config.get_hosts().iter().enumerate() {
-            // One port for each host, or one for all.
-            let ports = self.config.get_ports();
-            let port = ports.get(index).or(ports.first()).copied().unwrap_or(PORT_DEFAULT);
-            match reach(host, port).await {
-                Ok(stream) => return Ok(stream),
-                Err(error) => last = Some(error),
-            }
-        }
-        Err(last.map_or_else(|| Error::corrupt("a URL of a database names no host"), Error::from))
+        let (host, port) = self.config.get_hosts().first().zip(self.config.get_ports().first()).ok_or_else(|| Error::corrupt("no host"))?;
+        Ok(reach(host, *port).await?)
     }
 }
 
@@ -86,7 +83,11 @@ impl managed::Manager for Manager {
         Ok(Connection::new(stream))
     }
 
-    async fn recycle(&self, connection: &mut Connection, _: &Metrics) -> RecycleResult<Error> {
-        if connection.is_idle() { Ok(()) } else { Err(RecycleError::message("ended by the server, or left in the middle of something")) }
+    async fn recycle(&self, connection: &mut Connection, metrics: &Metrics) -> RecycleResult<Error> {
+        if connection.is_idle() && read_only::may_be_used(metrics.age()) {
+            Ok(())
+        } else {
+            Err(RecycleError::message("ended by the server, or left in the middle of something"))
+        }
     }
 }

@@ -92,6 +92,17 @@ impl EventStore {
         rows.into_iter().map(|row| Ok(row.event()?.1)).collect()
     }
 
+    /// The cursor after which every event lies that cannot be seen yet: whoever reads the service's tables from now on, and then the events after
+    /// it, misses nothing. Some that can be seen may lie after it as well.
+    pub async fn end(&self, database: &Database) -> Result<Cursor, Error> {
+        let sql = if database.is_postgres() {
+            "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS xid, 0::bigint AS seq".to_owned()
+        } else {
+            format!("SELECT 0 AS xid, coalesce(max(seq), 0) AS seq FROM {}", self.table)
+        };
+        Ok(one(database.reader(), &sql, []).await?.unwrap_or_default())
+    }
+
     /// Up to `limit` events after a cursor, in the order in which no later call can find one before.
     pub async fn after(&self, database: &Database, cursor: Cursor, limit: u32) -> Result<Vec<(Cursor, Event)>, Error> {
         let rows: Vec<Row> = if database.is_postgres() {

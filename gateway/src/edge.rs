@@ -24,7 +24,7 @@ use tracing::Instrument as _;
 
 use crate::limits::Limiter;
 use crate::rest::{self, ADDRESS_HEADER, STATUS_HEADER};
-use crate::{BODY_BYTES_MAX, Settings, docs, json_path, nulls, openapi, problem, routes};
+use crate::{BODY_BYTES_MAX, Settings, body, docs, headers, json_path, openapi, problem, query, routes};
 
 /// The gateway's one request handler.
 pub struct Edge {
@@ -82,8 +82,8 @@ impl Edge {
     /// Answers one request.
     pub async fn handle(&self, mut request: Request<Incoming>, peer: &Peer) -> Response<Bytes> {
         let (started, address) = (Instant::now(), client_address(peer, request.headers()));
-        let correlation_id = CorrelationId::accept(request.headers().get(CORRELATION_HEADER)).unwrap_or_default();
-        let received = TraceContext::accept(request.headers().get(TRACEPARENT));
+        let correlation_id = CorrelationId::accept(request.headers()).unwrap_or_default();
+        let received = TraceContext::of(request.headers());
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let origin = request.headers().get(header::ORIGIN).cloned();
 
@@ -176,15 +176,18 @@ impl Edge {
         if !allowed.contains(&method.as_str()) {
             return Err(Problem::new(&METHOD_NOT_ALLOWED, format!("this resource takes {}", allowed.join(", "))));
         }
-        check_query(&target)?;
-        let body = nulls::without(read_body(&parts.headers, body).await?, method.as_str(), path);
+        let no_such_route = || Problem::new(&NO_SUCH_ROUTE, "no resource has this path; /docs lists them");
+        let route = routes::find(method.as_str(), path).ok_or_else(no_such_route)?;
+        headers::check(&parts.headers)?;
+        let target = format!("{path}{}", query::read(route, target.split_once('?').map(|(_, query)| query).unwrap_or_default())?);
+        let body = body::read(route, read_body(&parts.headers, body).await?)?;
         parts.headers.remove(header::CONTENT_LENGTH);
         let answered = self.api.try_transcode(method.as_str(), &target, parts.headers, &body).await;
         match answered {
             Some(TranscodeResponse::Unary(unary)) => finish_unary(unary, &body),
             Some(_) => Err(Problem::new(&INTERNAL, "internal error")),
             // The path fits a route that the transcoder does not: a variable that is empty or malformed.
-            None => Err(Problem::new(&NO_SUCH_ROUTE, "no resource has this path; /docs lists them")),
+            None => Err(no_such_route()),
         }
     }
 
@@ -290,23 +293,6 @@ fn in_plain_words(what: &str) -> String {
         Some((before, _)) => format!("{before}expected an object"),
         None => what.replace("expected expected", "expected"),
     }
-}
-
-/// What a query must be before it is a message: each parameter once, and a number where one is meant.
-fn check_query(target: &str) -> Result<(), Problem> {
-    let query = target.split_once('?').map(|(_, query)| query).unwrap_or_default();
-    let mut seen = Vec::new();
-    for pair in query.split('&') {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        if seen.contains(&name) && !name.is_empty() {
-            return Err(Problem::field(name, "is given twice; send it once"));
-        }
-        seen.push(name);
-        if openapi::is_number(name) && value.parse::<i32>().is_err() {
-            return Err(Problem::field(name, "must be a whole number"));
-        }
-    }
-    Ok(())
 }
 
 fn refuse(problem: &Problem, path: &str, correlation_id: &CorrelationId) -> Response<Bytes> {

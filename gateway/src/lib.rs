@@ -1,13 +1,15 @@
 //! The gateway: HTTP/JSON to gRPC from the annotations in the protos, OpenAPI, and the edge's security. Knows no rule of the services;
 //! their errors pass through as problem+json.
 
+mod body;
 mod docs;
 mod edge;
+mod headers;
 mod json_path;
 mod limits;
-mod nulls;
 mod openapi;
 mod problem;
+mod query;
 mod rest;
 mod routes;
 mod serve;

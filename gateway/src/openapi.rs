@@ -1,8 +1,5 @@
 //! `/openapi.json`: what the contracts generate, joined, with what only REST has: true statuses, problem+json, security, headers.
 
-use std::collections::BTreeSet;
-use std::sync::LazyLock;
-
 use lastro_mesh::identity::Access;
 use lastro_proto::methods::{METHODS, Method};
 use lastro_proto::{OPENAPI_CUSTOMERS, OPENAPI_TRANSACTIONS};
@@ -29,18 +26,6 @@ pub fn document() -> Value {
         }
     }
     document
-}
-
-/// Whether a query parameter of this name is a number. The contracts agree on that wherever they use a name.
-pub fn is_number(parameter: &str) -> bool {
-    static NUMBERS: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
-        let document = document();
-        let operations = document["paths"].as_object().into_iter().flat_map(Map::values).filter_map(Value::as_object).flat_map(Map::values);
-        let parameters = operations.filter_map(|operation| operation["parameters"].as_array()).flatten();
-        let numbers = parameters.filter(|one| one["in"] == "query" && one["schema"]["type"] == "integer");
-        numbers.filter_map(|one| one["name"].as_str().map(str::to_owned)).collect()
-    });
-    NUMBERS.contains(parameter)
 }
 
 /// Adds what is missing; objects are joined.
@@ -89,7 +74,8 @@ fn complete(operation: &mut Value, method: &Method) {
     }
     match method.name {
         "CreateTransaction" => problems.push("422"),
-        "CreateUser" | "UpdateUser" | "CreateAccount" => problems.push("409"),
+        "CreateUser" | "CreateAccount" => problems.extend(["409", "422"]),
+        "UpdateUser" | "DeleteUser" => problems.push("409"),
         "Login" | "Refresh" => problems.push("401"),
         _ => {}
     }
@@ -97,20 +83,20 @@ fn complete(operation: &mut Value, method: &Method) {
         responses.insert(status.to_owned(), problem.clone());
     }
     operation["responses"] = Value::Object(responses);
-    if method.name == "CreateTransaction" {
+    if successes(method).iter().any(|(status, _)| *status == "201") {
         let header = |name: &str, description: &str| json!({ "name": name, "in": "header", "required": false, "description": description, "schema": { "type": "string" } });
         let parameters = operation["parameters"].as_array().cloned().unwrap_or_default();
-        let added = [
-            header("Idempotency-Key", "In place of externalId; if both are given they must be the same."),
-            header("Prefer", "`wait=5`: answer when the outcome is known, after 5 seconds at the latest; at most 30. Beats the body."),
-        ];
+        let mut added = vec![header("Idempotency-Key", "In place of externalId; if both are given they must be the same.")];
+        if method.name == "CreateTransaction" {
+            added.push(header("Prefer", "`wait=5`: answer when the outcome is known, after 5 seconds at the latest; at most 30. Beats the body."));
+        }
         operation["parameters"] = Value::Array(parameters.into_iter().chain(added).collect());
     }
 }
 
 fn successes(method: &Method) -> &'static [(&'static str, &'static str)] {
     match method.name {
-        "CreateUser" | "CreateAccount" => &[("201", "Made.")],
+        "CreateUser" | "CreateAccount" => &[("200", "A repetition, by its idempotency key, of a call that made it."), ("201", "Made.")],
         "DeleteUser" => &[("204", "Gone.")],
         "CreateTransaction" => &[
             ("200", "A repetition of a transaction whose outcome is known."),

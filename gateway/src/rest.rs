@@ -2,6 +2,7 @@
 
 mod accounts;
 mod auth;
+mod idempotency;
 mod transactions;
 mod users;
 
@@ -9,10 +10,10 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use lastro_mesh::call::{CORRELATION_HEADER, Call, CorrelationId};
+use lastro_mesh::call::{Call, CorrelationId};
 use lastro_mesh::inbound::ClientAddress;
 use lastro_mesh::outbound::Outbound;
-use lastro_mesh::trace::{TRACEPARENT, TraceContext};
+use lastro_mesh::trace::TraceContext;
 use lastro_proto::customers::v1::auth_service_client::AuthServiceClient;
 use lastro_proto::customers::v1::users_service_client::UsersServiceClient;
 use lastro_proto::rest::Transcoder;
@@ -27,6 +28,9 @@ use crate::problem;
 pub const ADDRESS_HEADER: HeaderName = HeaderName::from_static("x-lastro-client-address");
 /// The status of a success that is not 200; the edge takes it off again.
 pub const STATUS_HEADER: HeaderName = HeaderName::from_static("x-lastro-status");
+
+/// The key of a request that creates something (draft-ietf-httpapi-idempotency-key-header).
+pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// How many seconds the proxy before us waits for an answer, where it waits for less than anybody may ask for.
 pub const PATIENCE_HEADER: HeaderName = HeaderName::from_static("x-lastro-patience");
@@ -58,8 +62,8 @@ fn patience(headers: &HeaderMap) -> Option<Duration> {
 fn call(headers: &HeaderMap, timeout: Duration) -> Call {
     let timeout = patience(headers).map_or(timeout, |patience| timeout.min(patience.saturating_sub(PATIENCE_MARGIN)));
     Call {
-        correlation_id: CorrelationId::accept(headers.get(CORRELATION_HEADER)).unwrap_or_default(),
-        trace: TraceContext::accept(headers.get(TRACEPARENT)).map_or_else(TraceContext::start, TraceContext::child),
+        correlation_id: CorrelationId::accept(headers).unwrap_or_default(),
+        trace: TraceContext::of(headers).map_or_else(TraceContext::start, TraceContext::child),
         token: headers.get(http::header::AUTHORIZATION).cloned(),
         address: headers.get(ADDRESS_HEADER).and_then(|value| value.to_str().ok()?.parse::<IpAddr>().ok()),
         ..Call::start(timeout)

@@ -13,9 +13,9 @@ pub fn allowed(path: &str) -> Vec<&'static str> {
     allowed
 }
 
-/// The route of a request, as the contracts write its path.
-pub fn template(method: &str, path: &str) -> Option<&'static str> {
-    fitting(path).find(|one| one.http_method == method).map(|one| one.http_path)
+/// The route of a request.
+pub fn find(method: &str, path: &str) -> Option<&'static Method> {
+    fitting(path).find(|one| one.http_method == method)
 }
 
 /// A name that a route spells out is that route's alone: `/users/me` is no id.

@@ -31,6 +31,9 @@ const POLICY: &str = r#"{
     "may_call": ["/lastro.customers.v1.*", "/lastro.transactions.v1.*"],
     "forwards_address": true
   },
+  "customers": {
+    "may_call": ["/lastro.internal.transactions.v1.OwnersService/*"]
+  },
   "transactions": {
     "may_call": ["/lastro.internal.customers.v1.IdentityService/*", "/lastro.customers.v1.AuthService/GetJwks"]
   },

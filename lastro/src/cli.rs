@@ -7,6 +7,7 @@ mod up;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use lastro_database::PostgresUrl;
 
 pub use service::{CustomersArgs, GatewayArgs, ProcessSettings, StoreSettings, TransactionsArgs};
 pub use up::{UpArgs, UpSettings};
@@ -70,9 +71,10 @@ pub struct ServerArgs {
 
 impl ServerArgs {
     /// The URL, from wherever it was given.
-    pub fn url(&self) -> anyhow::Result<String> {
+    pub fn url(&self) -> anyhow::Result<PostgresUrl> {
         let mut problems = lastro_mesh::config::Problems::default();
         let url = service::given_or_in_file(&mut problems, "--database-url", self.database_url.as_deref(), self.database_url_file.as_deref());
+        let url = url.and_then(|url| groups::read_postgres_url(&mut problems, "--database-url", &url));
         problems.check()?;
         url.ok_or_else(|| anyhow::anyhow!("--database-url or --database-url-file is needed"))
     }

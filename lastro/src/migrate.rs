@@ -4,15 +4,17 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use lastro_customers::Customers;
-use lastro_database::Database;
+use lastro_customers::{Customers, NAME};
+use lastro_database::{Database, PostgresUrl};
 use lastro_events::bus::Bus;
 use lastro_events::bus::embedded::EmbeddedBus;
+use lastro_mesh::outbound::Late;
 use lastro_migrations::{CustomersMigrator, MigratorTrait, TransactionsMigrator};
 use sqlx::PgConnection;
 
 use crate::admin;
 use crate::cli::MigrateArgs;
+use crate::routes::outbound;
 
 /// Connections that each step may use.
 const CONNECTIONS: u32 = 4;
@@ -28,7 +30,9 @@ pub async fn migrate(args: MigrateArgs) -> Result<()> {
     if let Some(file) = &args.admin_file {
         // Nobody listens: what it tells is in its event table, and the service's relay publishes it.
         let nobody = Bus::Embedded(EmbeddedBus::new(std::collections::HashMap::new()));
-        let service = Customers::start(customers.clone(), nobody, lastro_customers::Settings::default()).await?;
+        // Nor is anybody deleted here.
+        let transactions = outbound(NAME, lastro_transactions::NAME, Late::default(), 1);
+        let service = Customers::start(customers.clone(), nobody, transactions, lastro_customers::Settings::default()).await?;
         admin::ensure_from_file(&service, file).await?;
     }
     tokio::join!(customers.close(), transactions.close());
@@ -38,7 +42,7 @@ pub async fn migrate(args: MigrateArgs) -> Result<()> {
 }
 
 /// One service's database, with its roles if there are passwords for them; opened as its owner.
-async fn prepare<M: MigratorTrait>(server: &Database, url: &str, name: &str, passwords: Option<&Path>) -> Result<Database> {
+async fn prepare<M: MigratorTrait>(server: &Database, url: &PostgresUrl, name: &str, passwords: Option<&Path>) -> Result<Database> {
     let Some(passwords) = passwords else {
         let database = Database::open_postgres(url, name, CONNECTIONS).await.with_context(|| format!("the database {name} cannot be made"))?;
         lastro_migrations::run::<M>(&database).await.with_context(|| format!("the tables of {name} cannot be made"))?;
@@ -59,7 +63,7 @@ async fn prepare<M: MigratorTrait>(server: &Database, url: &str, name: &str, pas
     make_role(&mut connection, service, &password(service)?).await.with_context(|| format!("the role {service} cannot be made"))?;
     make_database(&mut connection, name, &owner, service).await.with_context(|| format!("the database {name} cannot be made"))?;
     drop(connection);
-    let database = Database::connect_postgres(&as_role(url, &owner, &owner_password), name, CONNECTIONS)?;
+    let database = Database::connect_postgres(&url.with_role(&owner, &owner_password), name, CONNECTIONS)?;
     lastro_migrations::run::<M>(&database).await.with_context(|| format!("the tables of {name} cannot be made"))?;
     lastro_migrations::grant(&database, service).await.with_context(|| format!("the rights of {service} cannot be granted"))?;
     Ok(database)
@@ -87,24 +91,4 @@ async fn make_database(connection: &mut PgConnection, name: &str, owner: &str, s
 
 async fn run(connection: &mut PgConnection, sql: String) -> Result<(), sqlx::Error> {
     sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(connection).await.map(|_| ())
-}
-
-/// The same server, as another role.
-fn as_role(url: &str, role: &str, password: &str) -> String {
-    let (scheme, rest) = url.split_once("://").unwrap_or(("postgres", url));
-    let place = rest.rsplit_once('@').map_or(rest, |(_, place)| place);
-    let encoded: String =
-        password.bytes().map(|byte| if byte.is_ascii_alphanumeric() { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect();
-    format!("{scheme}://{role}:{encoded}@{place}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::as_role;
-
-    #[test]
-    fn another_role_of_the_same_server() {
-        assert_eq!(as_role("postgres://a:b@host:1/x", "c", "d'@/é"), "postgres://c:d%27%40%2F%C3%A9@host:1/x");
-        assert_eq!(as_role("postgresql://host:1", "c", "d"), "postgresql://c:d@host:1");
-    }
 }

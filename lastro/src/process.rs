@@ -137,12 +137,18 @@ async fn keep_metrics(metrics: PrometheusHandle, stop: CancellationToken) {
 }
 
 async fn watch_database(check: &'static str, database: Database, health: Health, stop: CancellationToken) {
+    let mut answered = true;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(PING_EVERY) => {}
         }
         let answers = tokio::time::timeout(PING_TIMEOUT, database.ping()).await.is_ok_and(|pinged| pinged.is_ok());
+        if answers && !answered {
+            // What was opened before may remember what is over, such as that it takes no writes.
+            database.distrust_connections();
+        }
+        answered = answers;
         health.set(check, answers);
     }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use lastro_database::Database;
-use lastro_mesh::identity::{RevokedSessions, TokenVerifier};
+use lastro_mesh::identity::{Revocations, TokenVerifier};
 use lastro_mesh::inbound::GrpcService;
 use lastro_mesh::outbound::{Far, far};
 use lastro_mesh::serve::{Drain, Listener, Security};
@@ -66,7 +66,7 @@ fn tls_of(security: &Security) -> Option<Arc<Tls>> {
 }
 
 /// Verifies tokens with the keys of customers, which are kept fresh, and on disk where there is a folder for it.
-fn verifier(process: &Process, name: &'static str, customers: &Far, settings: &ProcessSettings, revoked: RevokedSessions) -> Arc<TokenVerifier> {
+fn verifier(process: &Process, name: &'static str, customers: &Far, settings: &ProcessSettings, revoked: Revocations) -> Arc<TokenVerifier> {
     let disk: Option<PathBuf> = settings.data.as_ref().map(|folder| folder.join(format!("{name}.jwks.json")));
     let keys = keys_of_customers(outbound(name, lastro_customers::NAME, customers.clone(), settings.concurrency_max));
     let verifier = Arc::new(TokenVerifier::new(keys, disk, revoked));

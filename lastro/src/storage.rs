@@ -1,7 +1,7 @@
 //! The services' databases, by one rule: `lastro_<service>` on the PostgreSQL server of a URL, else `<service>.db` in the data folder.
 
 use anyhow::{Context as _, Result};
-use lastro_database::Database;
+use lastro_database::{Database, PostgresUrl};
 use lastro_migrations::{CustomersMigrator, TransactionsMigrator};
 
 use crate::data_dir::DataDir;
@@ -14,7 +14,7 @@ pub struct Storage {
 
 impl Storage {
     /// On PostgreSQL.
-    pub async fn open_postgres(url: &str, connections_max: u32) -> Result<Self> {
+    pub async fn open_postgres(url: &PostgresUrl, connections_max: u32) -> Result<Self> {
         let open = async |service: &str| {
             let name = format!("lastro_{service}");
             Database::open_postgres(url, &name, connections_max).await.with_context(|| format!("the database {name} cannot be opened"))

@@ -12,8 +12,8 @@ use lastro_events::bus::embedded::EmbeddedBus;
 use lastro_events::bus::redis_streams::RedisBus;
 use lastro_events::relay::Relay;
 use lastro_gateway::Gateway;
-use lastro_mesh::identity::{RevokedSessions, TokenVerifier};
-use lastro_mesh::outbound::near;
+use lastro_mesh::identity::{Revocations, TokenVerifier};
+use lastro_mesh::outbound::{Late, near};
 use lastro_mesh::serve::Listener;
 use lastro_transactions::Transactions;
 
@@ -40,26 +40,32 @@ pub async fn up(args: UpArgs) -> Result<()> {
     let bus = start_bus(&settings, &storage, &process)?;
 
     Customers::ensure_first_key(&storage.customers).await?;
-    let customers = Customers::start(storage.customers.clone(), bus.clone(), settings.customers.clone()).await?;
+    // The two call each other: customers is made first, and told later where transactions is.
+    let transactions_inside = Late::default();
+    let to_transactions = |caller| outbound(caller, lastro_transactions::NAME, transactions_inside.clone(), settings.concurrency_max);
+    let customers =
+        Customers::start(storage.customers.clone(), bus.clone(), to_transactions(lastro_customers::NAME), settings.customers.clone()).await?;
     let customers_verifier = Arc::new(TokenVerifier::new(own_keys(&customers), None, customers.revoked()));
     let customers_inbound = inbound(lastro_customers::NAME, &customers_verifier, settings.concurrency_max);
     let to_customers_inside = customers_inbound.wrap(customers.all_routes());
     let customers_outside = customers_inbound.wrap(customers.public_routes());
 
     let to_customers = |caller| outbound(caller, lastro_customers::NAME, near(to_customers_inside.clone(), caller), settings.concurrency_max);
-    let revoked = RevokedSessions::default();
+    let revoked = Revocations::default();
     let transactions_verifier = Arc::new(TokenVerifier::new(
         keys_of_customers(to_customers(lastro_transactions::NAME)),
         Some(data.private_file("transactions.jwks.json")?),
         revoked.clone(),
     ));
-    let transactions =
-        Transactions::start(storage.transactions.clone(), bus, lastro_customers::EVENTS, to_customers(lastro_transactions::NAME), revoked).await?;
+    let (database, to_its_customers, its_settings) =
+        (storage.transactions.clone(), to_customers(lastro_transactions::NAME), settings.transactions.clone());
+    let transactions = Transactions::start(database, bus, lastro_customers::EVENTS, to_its_customers, revoked, its_settings).await?;
     let transactions_inbound = inbound(lastro_transactions::NAME, &transactions_verifier, settings.concurrency_max);
     let transactions_service = transactions_inbound.wrap(transactions.public_routes());
+    transactions_inside.set(transactions_inbound.wrap(transactions.all_routes()), lastro_customers::NAME);
 
     let gateway_keys = keys_of_customers(to_customers(lastro_gateway::NAME));
-    let gateway_verifier = Arc::new(TokenVerifier::new(gateway_keys, None, RevokedSessions::default()));
+    let gateway_verifier = Arc::new(TokenVerifier::new(gateway_keys, None, Revocations::default()));
     let gateway = Gateway::new(lastro_gateway::Settings {
         customers: to_customers(lastro_gateway::NAME),
         transactions: outbound(

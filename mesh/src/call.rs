@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderValue;
+use http::header::AsHeaderName;
+use http::{HeaderMap, HeaderValue};
 use tokio::time::Instant;
 
 use crate::identity::Principal;
@@ -75,6 +76,13 @@ impl Call {
     }
 }
 
+/// Whether a header is given more than once with different values: which of them is meant cannot be told.
+pub fn is_ambiguous(headers: &HeaderMap, name: impl AsHeaderName) -> bool {
+    let mut values = headers.get_all(name).iter();
+    let first = values.next();
+    values.any(|value| Some(value) != first)
+}
+
 /// `[A-Za-z0-9._-]{1,64}`: made where a caller gave none, or none that fits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CorrelationId(Arc<str>);
@@ -85,8 +93,9 @@ impl CorrelationId {
         Self(uuid::Uuid::now_v7().simple().to_string().into())
     }
 
-    /// The caller's, if it may be kept.
-    pub fn accept(header: Option<&HeaderValue>) -> Option<Self> {
+    /// The caller's, if it may be kept. Of two that differ neither may.
+    pub fn accept(headers: &HeaderMap) -> Option<Self> {
+        let header = headers.get(CORRELATION_HEADER).filter(|_| !is_ambiguous(headers, CORRELATION_HEADER));
         let text = header?.to_str().ok()?;
         let fits = (1..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
         fits.then(|| Self(text.into()))
@@ -119,12 +128,18 @@ impl std::fmt::Display for CorrelationId {
 mod tests {
     use super::*;
 
+    fn headers(ids: &[&str]) -> HeaderMap {
+        let name = || CORRELATION_HEADER.parse::<http::HeaderName>().expect("a name");
+        ids.iter().map(|id| (name(), HeaderValue::from_str(id).expect("ascii"))).collect()
+    }
+
     #[test]
     fn keeps_ids_that_fit_and_replaces_others() {
         for (text, kept) in [("abc-1._Z", true), (&"x".repeat(64), true), ("", false), (&"x".repeat(65), false), ("a b", false), ("a/b", false)] {
-            let header = HeaderValue::from_str(text).expect("ascii");
-            assert_eq!(CorrelationId::accept(Some(&header)).is_some(), kept, "{text:?}");
+            assert_eq!(CorrelationId::accept(&headers(&[text])).is_some(), kept, "{text:?}");
         }
-        assert_eq!(CorrelationId::accept(None), None);
+        assert_eq!(CorrelationId::accept(&headers(&[])), None);
+        assert!(CorrelationId::accept(&headers(&["a", "a"])).is_some());
+        assert_eq!(CorrelationId::accept(&headers(&["a", "b"])), None);
     }
 }

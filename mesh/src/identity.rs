@@ -9,7 +9,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 pub use policy::{Caller, Policy};
-pub use revocations::RevokedSessions;
+pub use revocations::{Revocation, Revocations};
 pub use token::{Claims, KeySource, PublicKey, TokenVerifier};
 
 /// What a method asks of its caller; from the proto annotation.
@@ -53,6 +53,8 @@ pub struct User {
     pub expires_s: i64,
     /// Claim `permissions`.
     pub permissions: Vec<String>,
+    /// Claim `ver`.
+    pub token_version: i64,
 }
 
 impl User {

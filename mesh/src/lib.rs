@@ -13,6 +13,7 @@ pub mod metrics;
 pub mod outbound;
 pub mod outcome;
 pub mod page;
+pub mod private_headers;
 pub mod serve;
 pub mod shutdown;
 pub mod status;

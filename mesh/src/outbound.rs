@@ -6,6 +6,7 @@ mod bulkhead;
 mod connect;
 mod deadline;
 mod discover;
+mod late;
 mod retry;
 mod telemetry;
 
@@ -24,6 +25,7 @@ use tower::{Service, ServiceBuilder};
 use self::balance::Balance;
 pub use self::breaker::{Breaker, BreakerSettings, State as BreakerState};
 pub use self::discover::check_place;
+pub use self::late::Late;
 pub use self::retry::RetryBudget;
 use crate::identity::LocalPeer;
 use crate::inbound::GrpcService;

@@ -24,6 +24,7 @@ use tower::ServiceExt as _;
 
 use crate::identity::policy::{Caller, Policy};
 use crate::inbound::GrpcService;
+use crate::private_headers;
 use crate::tls::{self, Tls};
 
 /// Who is at the other end of the connection.
@@ -130,6 +131,13 @@ where
     }
 }
 
+/// Whether the other end is a part of Lastro, which speaks the headers that only parts of Lastro speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ours {
+    Yes,
+    No,
+}
+
 /// One connection: when the process stops, and when this connection is told so.
 struct Connection {
     stop: CancellationToken,
@@ -146,8 +154,8 @@ impl Connection {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         match security {
-            Security::Open => self.serve(stream, service(Peer { address, caller: None })).await,
-            Security::Loopback => self.serve(stream, service(Peer { address, caller: Some(Caller::on_loopback()) })).await,
+            Security::Open => self.serve(stream, service(Peer { address, caller: None }), Ours::No).await,
+            Security::Loopback => self.serve(stream, service(Peer { address, caller: Some(Caller::on_loopback()) }), Ours::Yes).await,
             Security::Mutual(tls, policy) => {
                 let stream = match tokio::time::timeout(HEADER_TIMEOUT, tls.accept(stream)).await {
                     Ok(Ok(stream)) => stream,
@@ -156,14 +164,14 @@ impl Connection {
                 };
                 let name = tls::caller_name(&stream).unwrap_or_default();
                 match policy.caller(&name) {
-                    Some(caller) => self.serve(stream, service(Peer { address, caller: Some(caller) })).await,
+                    Some(caller) => self.serve(stream, service(Peer { address, caller: Some(caller) }), Ours::Yes).await,
                     None => tracing::warn!(%address, name, "a connection of a caller that the policy does not list was refused"),
                 }
             }
         }
     }
 
-    async fn serve<I, S, B>(self, io: I, service: S)
+    async fn serve<I, S, B>(self, io: I, service: S, ours: Ours)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Send + 'static,
@@ -172,10 +180,16 @@ impl Connection {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let stop = self.stop;
-        let closing = service_fn(move |request: Request<Incoming>| {
+        let closing = service_fn(move |mut request: Request<Incoming>| {
+            if ours == Ours::No {
+                private_headers::remove(request.headers_mut());
+            }
             let (version, answer, stop) = (request.version(), service.call(request), stop.clone());
             async move {
                 let mut response = answer.await?;
+                if ours == Ours::No {
+                    private_headers::remove(response.headers_mut());
+                }
                 if version < Version::HTTP_2 && stop.is_cancelled() {
                     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 }

@@ -1,6 +1,8 @@
 //! W3C trace context: <https://www.w3.org/TR/trace-context/>.
 
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue};
+
+use crate::call::is_ambiguous;
 
 /// The header that carries it.
 pub const TRACEPARENT: &str = "traceparent";
@@ -25,8 +27,12 @@ impl TraceContext {
         Self { trace_id: rand::random::<u128>().max(1), span_id: rand::random::<u64>().max(1), sampled: false }
     }
 
-    /// The caller's, if it is well-formed: `00-<32 hex>-<16 hex>-<2 hex>`.
-    pub fn accept(header: Option<&HeaderValue>) -> Option<Self> {
+    /// The caller's, if there is one that is well-formed: `00-<32 hex>-<16 hex>-<2 hex>`.
+    pub fn of(headers: &HeaderMap) -> Option<Self> {
+        Self::accept(headers.get(TRACEPARENT).filter(|_| !is_ambiguous(headers, TRACEPARENT)))
+    }
+
+    fn accept(header: Option<&HeaderValue>) -> Option<Self> {
         let text = header?.to_str().ok()?;
         let mut parts = text.split('-');
         let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);

@@ -23,6 +23,7 @@ impl MigratorTrait for CustomersMigrator {
             Box::new(customers::m0001_identity::Migration),
             Box::new(customers::m0002_key_rotation::Migration),
             Box::new(customers::m0003_events_may_repeat::Migration),
+            Box::new(customers::m0004_revocations_and_refresh_tokens::Migration),
         ]
     }
 }
@@ -33,7 +34,7 @@ pub struct TransactionsMigrator;
 #[async_trait::async_trait]
 impl MigratorTrait for TransactionsMigrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(transactions::m0001_ledger::Migration)]
+        vec![Box::new(transactions::m0001_ledger::Migration), Box::new(transactions::m0002_owners_and_keys::Migration)]
     }
 }
 
@@ -94,8 +95,17 @@ pub async fn grant(database: &Database, role: &str) -> Result<(), Error> {
     struct Table {
         tablename: String,
     }
-    let tables: Vec<Table> = lastro_database::all(database.writer(), "SELECT tablename::text FROM pg_tables WHERE schemaname = 'public'", []).await?;
-    let mut statements = vec![format!("GRANT USAGE ON SCHEMA public TO {role}"), format!("GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role}")];
+    #[derive(FromQueryResult)]
+    struct Schema {
+        name: String,
+    }
+    let tables: Vec<Table> =
+        lastro_database::all(database.writer(), "SELECT tablename::text FROM pg_tables WHERE schemaname = current_schema()", []).await?;
+    // Where the tables were made: `public`, unless the URL says otherwise.
+    let schema: Option<Schema> = lastro_database::one(database.writer(), "SELECT quote_ident(current_schema()) AS name", []).await?;
+    let schema = schema.map_or_else(|| "public".to_owned(), |schema| schema.name);
+    let mut statements =
+        vec![format!("GRANT USAGE ON SCHEMA {schema} TO {role}"), format!("GRANT USAGE ON ALL SEQUENCES IN SCHEMA {schema} TO {role}")];
     for Table { tablename: table } in tables {
         let rights = match table.as_str() {
             table if READ_ONLY.contains(&table) => "SELECT",

@@ -1,3 +1,4 @@
 //! Tables of transactions.
 
 pub mod m0001_ledger;
+pub mod m0002_owners_and_keys;

@@ -43,6 +43,12 @@ mod generated {
                     include!(concat!(env!("OUT_DIR"), "/lastro.internal.customers.v1.serde.rs"));
                 }
             }
+            pub mod transactions {
+                pub mod v1 {
+                    include!(concat!(env!("OUT_DIR"), "/lastro.internal.transactions.v1.rs"));
+                    include!(concat!(env!("OUT_DIR"), "/lastro.internal.transactions.v1.serde.rs"));
+                }
+            }
         }
     }
     include!(concat!(env!("OUT_DIR"), "/validate_impl.rs"));

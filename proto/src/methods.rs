@@ -19,6 +19,25 @@ pub struct Method {
     pub http_path: &'static str,
     /// Whether a second call does no harm: `idempotency_level` in the proto.
     pub retry_safe: bool,
+    /// Whether the REST route reads the whole message from the body (`body: "*"`). Then nothing of it comes from the query.
+    pub takes_body: bool,
+    /// The fields that stand in the path of the REST route, by their names in JSON. They stand nowhere else.
+    pub path_fields: &'static [&'static str],
+    /// The fields that the REST route reads from the query.
+    pub query: &'static [Parameter],
+    /// Full name of the request message.
+    pub input: &'static str,
+}
+
+/// A field that a REST route reads from its query.
+#[derive(Debug, Clone, Copy)]
+pub struct Parameter {
+    /// Its name in JSON: `pageSize`.
+    pub name: &'static str,
+    /// Its name in the proto, which is read as well: `page_size`.
+    pub proto_name: &'static str,
+    /// Whether it is a whole number of 32 bits.
+    pub is_number: bool,
 }
 
 /// Every RPC of every package, in the order of the files.

@@ -18,6 +18,8 @@ lastro_mesh::reasons! {
     IDEMPOTENCY_KEY_REUSED: AlreadyExists, 422, Caller, "The idempotency key was used for another request";
     /// The user may not own an account.
     OWNER_NOT_ALLOWED: FailedPrecondition, 409, Caller, "The user may not own an account";
+    /// A user has money, or a transaction of its own is not settled yet.
+    USER_HAS_MONEY: FailedPrecondition, 409, Caller, "The user still has money";
     /// The feature is in the contract but not offered yet.
     NOT_OFFERED: Unimplemented, 501, Operator, "Not offered yet";
     /// The header and the body say different things.

@@ -98,7 +98,7 @@ impl Rig {
             (Database::open_sqlite(&folder.path().join("test.db")).await?, None)
         } else {
             let postgres = Postgres::start()?;
-            (Database::open_postgres(&postgres.url(), "bus", 16).await?, Some(postgres))
+            (Database::open_postgres(&postgres.url().parse()?, "bus", 16).await?, Some(postgres))
         };
         lastro_migrations::run::<TransactionsMigrator>(&database).await?;
         let (stop, seen) = (CancellationToken::new(), Seen::default());

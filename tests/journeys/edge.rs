@@ -74,7 +74,8 @@ async fn one_id_runs_through_every_log(world: &World) -> Result<()> {
     // gRPC goes straight to transactions.
     let mut accounts = AccountsServiceClient::new(world.server.channel().await?);
     for (id, parent) in [(given.as_str(), parent.as_str()), ("", ""), ("not one!", "00-0-0-0")] {
-        let mut request = tonic::Request::new(CreateAccountRequest { currency_code: "BRL".to_owned(), display_name: "x".to_owned() });
+        let mut request =
+            tonic::Request::new(CreateAccountRequest { currency_code: "BRL".to_owned(), display_name: "x".to_owned(), external_id: String::new() });
         request.metadata_mut().insert("authorization", format!("Bearer {}", someone.token).parse()?);
         for (name, value) in [("x-correlation-id", id), ("traceparent", parent)] {
             if !value.is_empty() {
@@ -130,8 +131,9 @@ async fn callers_prove_who_they_are(world: &World) -> Result<()> {
     let foreign = foreign.path().join("certs");
     lastro_tests::run(std::process::Command::new(server::binary()?).arg("certs").arg(&foreign))?;
     let jwks = async |channel: Channel| AuthServiceClient::new(channel).get_jwks(GetJwksRequest {}).await.map(|_| ());
-    let revocations =
-        async |channel: Channel| IdentityServiceClient::new(channel).list_revocations(ListRevocationsRequest { since: 0 }).await.map(|_| ());
+    let revocations = async |channel: Channel| {
+        IdentityServiceClient::new(channel).list_revocations(ListRevocationsRequest { cursor: String::new() }).await.map(|_| ())
+    };
     let accounts = async |channel: Channel| AccountsServiceClient::new(channel).list_accounts(ListAccountsRequest::default()).await.map(|_| ());
 
     // Without a certificate of our authority not even a public method answers.
@@ -198,7 +200,7 @@ async fn nothing_internal_is_outside(world: &World) -> Result<()> {
         }
     }
     let channel = world.server.channel().await?;
-    let revocations = IdentityServiceClient::new(channel.clone()).list_revocations(ListRevocationsRequest { since: 0 }).await;
+    let revocations = IdentityServiceClient::new(channel.clone()).list_revocations(ListRevocationsRequest { cursor: String::new() }).await;
     assert_eq!(revocations.expect_err("not outside").code(), Code::Unimplemented);
     // Reflection, while its setting is on, tells of nothing internal: the journey with grpcurl looks.
     Ok(())
@@ -208,7 +210,7 @@ async fn services_may_not_change_tables(world: &World) -> Result<()> {
     use sea_orm::ConnectionTrait as _;
     for service in ["customers", "transactions"] {
         let url = std::fs::read_to_string(world.stack().path(&format!("{service}.url")))?;
-        let own = lastro_database::Database::connect_postgres(url.trim(), &format!("lastro_{service}"), 4)?;
+        let own = lastro_database::Database::connect_postgres(&url.trim().parse()?, &format!("lastro_{service}"), 4)?;
         own.ping().await?;
         let events = if service == "customers" { "user_events" } else { "operation_events" };
         let insert = "INSERT INTO signing_keys (kid, private_key, public_key, state, create_time_us) VALUES ('x', '', '', '', 0)";
@@ -228,7 +230,7 @@ async fn services_may_not_change_tables(world: &World) -> Result<()> {
         }
         // Nor see another service's database.
         let others = if service == "customers" { "lastro_transactions" } else { "lastro_customers" };
-        assert!(lastro_database::Database::connect_postgres(url.trim(), others, 4)?.ping().await.is_err());
+        assert!(lastro_database::Database::connect_postgres(&url.trim().parse()?, others, 4)?.ping().await.is_err());
     }
     // A second run of the command changes nothing: whoever has a token keeps it.
     let someone = world.server.api().someone().await?;

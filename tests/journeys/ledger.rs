@@ -41,8 +41,8 @@ impl Ledger {
     /// On PostgreSQL where there is a URL, else in the data folder.
     pub async fn open(url: Option<&str>, data: &std::path::Path) -> Result<Self> {
         let open = async |service: &str| match url {
-            Some(url) => Database::open_postgres(url, &format!("lastro_{service}"), 4).await,
-            None => Database::open_sqlite(&data.join(format!("{service}.db"))).await,
+            Some(url) => anyhow::Ok(Database::open_postgres(&url.parse()?, &format!("lastro_{service}"), 4).await?),
+            None => Ok(Database::open_sqlite(&data.join(format!("{service}.db"))).await?),
         };
         Ok(Self { transactions: open("transactions").await?, customers: open("customers").await? })
     }

@@ -14,6 +14,7 @@ mod grpc;
 mod ha;
 mod idempotency;
 mod ledger;
+mod meaning;
 mod pipelined;
 mod poison;
 mod rest;
@@ -142,13 +143,18 @@ fn main() {
         grpc: moves_money_over_grpc, errors_carry_details, serves_health_and_reflection, internal_methods_are_not_served;
         idempotency: same_key_same_body, same_key_other_body, same_key_from_fifty_callers, keys_are_per_caller, key_in_header;
         ledger: the_ledger_adds_up;
+        meaning: every_route_has_one_channel, every_method_has_one_caller_and_one_deadline, what_stands_beside_a_transfer_changes_nothing,
+            a_key_is_honoured_wherever_something_is_created, pages_end_by_bytes;
         poison: one_bad_member_of_a_batch_is_parked;
         rest: problems_and_statuses, limits_of_the_edge, texts_and_nulls, cross_origin_requests, openapi_and_reference;
-        sessions: refresh_rotates, reused_refresh_token_ends_the_session, logout_is_dead_everywhere, password_change_ends_sessions, logins_are_throttled;
+        sessions: refresh_rotates, reused_refresh_token_ends_the_session, the_last_traded_refresh_token_may_come_again,
+            a_token_that_was_never_given_ends_nothing, attempts_are_counted_before_they_are_made, a_user_with_40000_sessions_can_be_disabled,
+            the_oldest_session_goes, no_revocation_is_forgotten, logout_is_dead_everywhere, password_change_ends_sessions, logins_are_throttled;
         tokens: forged_and_stale_tokens_are_refused;
         transfers: deposit_transfer_withdraw, lacking_funds_is_an_answer, a_hundred_withdrawals_one_wins, amounts_that_are_none, waits,
             histories_and_events, what_others_may_see;
-        users: registers_and_reads, validates, administrators_manage_users, the_last_administrator_stays, a_deleted_user_is_anonymous;
+        users: registers_and_reads, validates, administrators_manage_users, the_last_administrator_stays, a_deleted_user_is_anonymous,
+            registering_is_idempotent_by_key;
     };
     trials.extend(edge::trials({
         let shared = shared.clone();

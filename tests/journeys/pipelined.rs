@@ -15,7 +15,7 @@ pub fn trials() -> Vec<Trial> {
     vec![Trial::test("pipelined", || {
         failed(block_on(async {
             let postgres = Postgres::start()?;
-            let database = Database::open_postgres(&postgres.url(), "pipelined", 4).await?;
+            let database = Database::open_postgres(&postgres.url().parse()?, "pipelined", 4).await?;
             lastro_database::execute(database.writer(), "CREATE TABLE t (id bigint PRIMARY KEY, name text, bytes bytea, other uuid)", []).await?;
             let pool = database.pipelined().context("a pool")?;
             values_come_back_as_they_went(pool).await?;
@@ -24,7 +24,7 @@ pub fn trials() -> Vec<Trial> {
             what_the_server_ended_is_not_used_again(pool).await?;
             what_was_left_in_the_middle_is_not_used_again(pool).await?;
             no_answer_is_an_answer_in_the_end(pool).await?;
-            anyhow::ensure!(pipelined::pool("postgres://nobody@127.0.0.1:1", "none")?.get().await.is_err(), "nobody listens there");
+            anyhow::ensure!(pipelined::pool(&"postgres://nobody@127.0.0.1:1".parse()?, "none")?.get().await.is_err(), "nobody listens there");
             Ok(())
         }))
     })]

@@ -1,6 +1,7 @@
 //! Users: who somebody is.
 
 use anyhow::Result;
+use lastro_tests::Api;
 use lastro_tests::client::PASSWORD;
 use reqwest::Method;
 use serde_json::json;
@@ -106,15 +107,65 @@ pub async fn a_deleted_user_is_anonymous(world: &World) -> Result<()> {
     let (api, administrator) = (world.server.api(), world.server.administrator().await?);
     let someone = api.someone().await?;
     let account = api.account(&someone.token, "BRL").await?;
+    let empty = api.account(&someone.token, "BRL").await?;
     api.deposit(&administrator, &account, "BRL", "5.00").await?;
     let path = format!("/api/v1/users/{}", someone.id);
+
+    // Whoever has money stays, whole: nothing is closed, nobody is logged out.
+    for token in [&someone.token, &administrator] {
+        let refused = api.json(Method::DELETE, &path, Some(token), &[], None).await?;
+        assert_eq!((refused.status, refused.text("reason")?.as_str()), (409, "USER_HAS_MONEY"), "{refused:?}");
+    }
+    api.transact(&someone.token, Api::transfer("still open", &account, &empty, "1.00")).await?;
+    assert_eq!(api.posted(&someone.token, &empty).await?, "1.00");
+    let withdraw = |key: &str, account: &str, amount: &str| json!({ "externalId": key, "type": "WITHDRAWAL", "sourceAccountId": account, "amount": { "currencyCode": "BRL", "amount": amount } });
+    for (key, account, amount) in [("out", &account, "4.00"), ("out too", &empty, "1.00")] {
+        assert_eq!(api.transact(&someone.token, withdraw(key, account, amount)).await?.text("state")?, "COMPLETED");
+    }
     assert_eq!(api.json(Method::DELETE, &path, Some(&someone.token), &[], None).await?.status, 204);
+    // Its accounts are closed: nothing gets in, and money stays with those who would send it.
+    for account in [&account, &empty] {
+        let body = json!({ "externalId": format!("late {account}"), "type": "DEPOSIT", "destinationAccountId": account, "amount": { "currencyCode": "BRL", "amount": "1" } });
+        let late = api.transact(&administrator, body).await?;
+        assert_eq!((late.text("state")?, late.text("reason")?), ("REJECTED".to_owned(), "ACCOUNT_CLOSED".to_owned()), "{late:?}");
+    }
     assert_eq!(api.get(&path, Some(&administrator)).await?.status, 404);
     let login = api.post("/api/v1/auth/login", None, json!({ "email": someone.email, "password": PASSWORD })).await?;
     assert_eq!(login.status, 401);
     // Its ledger stays, and its address is free again.
-    assert_eq!(api.posted(&administrator, &account).await?, "5.00");
+    assert_eq!(api.posted(&administrator, &account).await?, "0.00");
     let again = api.post("/api/v1/users", None, json!({ "name": "n", "email": someone.email, "password": PASSWORD })).await?;
     assert_eq!(again.status, 201, "{again:?}");
+    Ok(())
+}
+
+/// Registering again with the same key is one registration, and no way to guess a password.
+pub async fn registering_is_idempotent_by_key(world: &World) -> Result<()> {
+    let api = world.server.api();
+    let email = format!("key-{}@example.com", uuid::Uuid::new_v4().simple());
+    let body = |name: &str, password: &str| json!({ "name": name, "email": email, "password": password });
+    let register =
+        async |key: &str, body: serde_json::Value| api.json(Method::POST, "/api/v1/users", None, &[("idempotency-key", key)], Some(body)).await;
+    let (first, second) = tokio::join!(register("k", body("Ana", PASSWORD)), register("k", body("Ana", PASSWORD)));
+    let (first, second) = (first?, second?);
+    let mut statuses = [first.status, second.status];
+    statuses.sort_unstable();
+    assert_eq!(statuses, [200, 201], "{first:?} {second:?}");
+    assert_eq!(first.body["id"], second.body["id"]);
+    let again = register("k", body("Ana", PASSWORD)).await?;
+    assert_eq!((again.status, again.body["id"].clone(), again.body["replayed"].clone()), (200, first.body["id"].clone(), json!(true)));
+    for (key, body, status, reason) in [
+        ("k", body("Eve", PASSWORD), 422, "IDEMPOTENCY_KEY_REUSED"),
+        ("k", body("Ana", "another password"), 422, "IDEMPOTENCY_KEY_REUSED"),
+        ("other", body("Ana", PASSWORD), 409, "EMAIL_TAKEN"),
+    ] {
+        let refused = register(key, body).await?;
+        assert_eq!((refused.status, refused.text("reason")?.as_str()), (status, reason), "{refused:?}");
+    }
+    let mut guesses = Vec::new();
+    for number in 0..15 {
+        guesses.push(register("k", body("Ana", &format!("a guess {number}"))).await?.status);
+    }
+    assert!(guesses.contains(&429), "{guesses:?}");
     Ok(())
 }

@@ -271,7 +271,7 @@ impl Stack {
         if process.service != "customers" {
             command.args(["--customers", &places("customers")]);
         }
-        if process.service == "gateway" {
+        if process.service != "transactions" {
             command.args(["--transactions", &places("transactions")]);
         }
         command.args(&self.options.flags);

@@ -1,5 +1,6 @@
 //! The use cases of transactions: one file each.
 
+pub mod close_accounts;
 pub mod create_account;
 pub mod create_transaction;
 pub mod get_account;
@@ -15,7 +16,7 @@ use lastro_database::Database;
 use lastro_events::EventStore;
 use lastro_events::bus::Bus;
 use lastro_mesh::clock;
-use lastro_mesh::identity::{RevokedSessions, User as Caller};
+use lastro_mesh::identity::{Revocations, User as Caller};
 use lastro_mesh::outbound::Outbound;
 use lastro_money::Currency;
 use lastro_proto::internal::customers::v1::identity_service_client::IdentityServiceClient;
@@ -24,7 +25,7 @@ use uuid::Uuid;
 
 use crate::domain::account::Account;
 use crate::pipeline::Pipeline;
-use crate::{Error, store};
+use crate::{Error, Settings, store};
 
 /// Accounts that are kept in memory; what never changes about one takes some 200 bytes.
 const ACCOUNTS_CACHED: usize = 200_000;
@@ -36,8 +37,9 @@ pub struct App {
     /// What customers publishes.
     pub(crate) users: EventStore,
     pub(crate) customers: IdentityServiceClient<Outbound>,
-    pub(crate) revoked: RevokedSessions,
+    pub(crate) revoked: Revocations,
     pub(crate) pipeline: Pipeline,
+    pub(crate) settings: Settings,
     accounts: Cache<Uuid, Arc<Account>>,
     /// Currencies whose clearing account is known to exist.
     cleared: Mutex<HashSet<Currency>>,
@@ -45,9 +47,15 @@ pub struct App {
 
 impl App {
     /// On a migrated database.
-    pub async fn start(database: Database, bus: Bus, users: EventStore, customers: Outbound, revoked: RevokedSessions) -> Result<Self, Error> {
-        let known = store::users::revoked(database.reader(), clock::now_s()).await?;
-        revoked.insert(known.into_iter().map(|session| (session.session_id, session.forget_after_s)));
+    pub async fn start(
+        database: Database,
+        bus: Bus,
+        users: EventStore,
+        customers: Outbound,
+        revoked: Revocations,
+        settings: Settings,
+    ) -> Result<Self, Error> {
+        revoked.insert(store::users::revoked(database.reader(), clock::now_s()).await?);
         Ok(Self {
             pipeline: Pipeline::start(database.clone(), bus.clone()),
             customers: IdentityServiceClient::new(customers),
@@ -57,6 +65,7 @@ impl App {
             bus,
             users,
             revoked,
+            settings,
         })
     }
 

@@ -23,6 +23,9 @@ pub enum Error {
     /// The user may not own an account.
     #[error("the user may not own an account")]
     OwnerNotAllowed,
+    /// An account of the user has money, or an operation that is not settled yet.
+    #[error("an account of the user has money, or a transaction of it is not settled yet")]
+    UserHasMoney,
     /// The key was used for another request.
     #[error("the idempotency key was used for another request; use a new key, or send the same request")]
     IdempotencyKeyReused,
@@ -48,6 +51,7 @@ impl From<Error> for Problem {
             Error::MayNotDeposit => Self::new(&PERMISSION_DENIED, text),
             Error::AccountNotFound | Error::TransactionNotFound => Self::new(&NOT_FOUND, text),
             Error::OwnerNotAllowed => Self::new(&reasons::OWNER_NOT_ALLOWED, text),
+            Error::UserHasMoney => Self::new(&reasons::USER_HAS_MONEY, text),
             Error::IdempotencyKeyReused => Self::new(&reasons::IDEMPOTENCY_KEY_REUSED, text),
             Error::LedgerUnavailable => Self::new(&UNAVAILABLE, text).retry_after(Duration::from_secs(1)),
             Error::LedgerBroken => Self::new(&INTERNAL, "internal error"),

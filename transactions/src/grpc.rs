@@ -1,11 +1,13 @@
 //! The services of transactions on the wire: unwrap, call one use case, wrap.
 
 mod accounts;
+mod owners;
 mod transactions;
 
 use std::sync::Arc;
 
 use lastro_money::{Currency, Minor};
+use lastro_proto::internal::transactions::v1::owners_service_server::OwnersServiceServer;
 use lastro_proto::transactions::v1::accounts_service_server::AccountsServiceServer;
 use lastro_proto::transactions::v1::transactions_service_server::TransactionsServiceServer;
 use lastro_proto::r#type::v1::Money;
@@ -16,6 +18,11 @@ use crate::app::App;
 pub fn public_routes(app: &Arc<App>) -> Routes {
     Routes::new(AccountsServiceServer::new(accounts::Accounts(app.clone())))
         .add_service(TransactionsServiceServer::new(transactions::Transactions(app.clone())))
+}
+
+/// As [`public_routes`], with what only services may call.
+pub fn all_routes(app: &Arc<App>) -> Routes {
+    public_routes(app).add_service(OwnersServiceServer::new(owners::Owners(app.clone())))
 }
 
 fn money(minor: Minor, currency: Currency) -> Option<Money> {

@@ -1,10 +1,11 @@
-//! Background work of transactions: asks customers every second which sessions are dead, should the bus have lost it.
+//! Background work of transactions: asks customers every second which tokens are dead, should the bus have lost it.
 
 use std::time::Duration;
 
 use lastro_mesh::call::Call;
 use lastro_mesh::clock;
-use lastro_proto::internal::customers::v1::ListRevocationsRequest;
+use lastro_mesh::identity::Revocation;
+use lastro_proto::internal::customers::v1::{self as wire, ListRevocationsRequest};
 use metrics::gauge;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -12,7 +13,7 @@ use uuid::Uuid;
 
 use crate::Error;
 use crate::app::App;
-use crate::store::users::{self, RevokedSession};
+use crate::store::users;
 
 const ASK_EVERY: Duration = Duration::from_secs(1);
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -22,7 +23,7 @@ const FORGET_EVERY: u32 = 600;
 /// Runs until told to stop.
 pub async fn run(app: &App, stop: CancellationToken) {
     let staleness = gauge!("lastro_revocations_stale_seconds");
-    let (mut cursor, mut asked) = (0, Instant::now());
+    let (mut cursor, mut asked) = (String::new(), Instant::now());
     let mut ticks = interval(ASK_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for tick in 1_u32.. {
@@ -30,37 +31,50 @@ pub async fn run(app: &App, stop: CancellationToken) {
             () = stop.cancelled() => return,
             _ = ticks.tick() => {}
         }
-        match ask(app, cursor).await {
-            Ok(next) => (cursor, asked) = (next, Instant::now()),
-            Err(error) => tracing::warn!(%error, "customers does not say which sessions are dead"),
+        match ask(app, &mut cursor).await {
+            Ok(()) => asked = Instant::now(),
+            Err(error) => tracing::warn!(%error, "customers does not say which tokens are dead"),
         }
         staleness.set(asked.elapsed().as_secs_f64());
         if tick.is_multiple_of(FORGET_EVERY)
             && let Err(error) = forget(app).await
         {
-            tracing::warn!(%error, "dead sessions could not be deleted");
+            tracing::warn!(%error, "revocations that no longer matter could not be deleted");
         }
     }
 }
 
-/// Learns what was revoked since a cursor; the next one.
-async fn ask(app: &App, since: i64) -> Result<i64, Error> {
-    let request = Call::start(ASK_TIMEOUT).request(ListRevocationsRequest { since });
-    let answer = app.customers.clone().list_revocations(request).await.map_err(|status| Error::Customers(Box::new(status)))?.into_inner();
-    let told = answer
-        .revocations
-        .iter()
-        .filter_map(|one| Some(RevokedSession { session_id: Uuid::parse_str(&one.session_id).ok()?, forget_after_s: one.forget_after_s }));
-    let new: Vec<RevokedSession> = told.filter(|one| !app.revoked.contains(one.session_id)).collect();
-    if !new.is_empty() {
-        app.revoked.insert(new.iter().map(|one| (one.session_id, one.forget_after_s)));
-        let tx = app.database.begin().await?;
-        for session in new {
-            users::add_revoked(&tx, session).await?;
+/// Learns what was revoked since a cursor, page by page to the end. What was learned is kept, and the cursor moved, also where a later page fails.
+async fn ask(app: &App, cursor: &mut String) -> Result<(), Error> {
+    loop {
+        let request = Call::start(ASK_TIMEOUT).request(ListRevocationsRequest { cursor: cursor.clone() });
+        let answer = app.customers.clone().list_revocations(request).await.map_err(|status| Error::Customers(Box::new(status)))?.into_inner();
+        let told = answer.revocations.iter().map(read).collect::<Option<Vec<_>>>();
+        let told = told.ok_or_else(|| Error::Customers(Box::new(tonic::Status::internal("a revocation that does not read"))))?;
+        let new: Vec<Revocation> = told.into_iter().filter(|one| !app.revoked.contains(one)).collect();
+        if !new.is_empty() {
+            // In memory first: who is dead is refused at once, also where the database is away.
+            app.revoked.insert(new.iter().copied());
+            let tx = app.database.begin().await?;
+            for revocation in &new {
+                users::add_revocation(&tx, revocation).await?;
+            }
+            tx.commit().await.map_err(lastro_database::Error::from)?;
         }
-        tx.commit().await.map_err(lastro_database::Error::from)?;
+        *cursor = answer.cursor;
+        if !answer.more {
+            return Ok(());
+        }
     }
-    Ok(answer.cursor)
+}
+
+fn read(told: &wire::Revocation) -> Option<Revocation> {
+    let forget_after_s = told.forget_after_s;
+    if told.user_id.is_empty() {
+        Some(Revocation::Session { session_id: Uuid::parse_str(&told.session_id).ok()?, forget_after_s })
+    } else {
+        Some(Revocation::User { user_id: Uuid::parse_str(&told.user_id).ok()?, token_version: told.token_version, forget_after_s })
+    }
 }
 
 async fn forget(app: &App) -> Result<(), Error> {

@@ -4,6 +4,8 @@
 
 mod batch;
 mod decision;
+mod known_keys;
+mod stripes;
 mod worker;
 
 use std::sync::Arc;
@@ -11,14 +13,16 @@ use std::sync::Arc;
 use lastro_database::Database;
 use lastro_events::bus::Bus;
 use metrics::{Histogram, histogram};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::store::operations::Operation;
+use self::known_keys::KnownKeys;
+use self::stripes::Stripes;
+use crate::store::operations::{self, Operation};
 
 /// Operations to a batch; what exceeds it waits for the next one.
 const BATCH_MAX: usize = 512;
-/// Operations that wait for their batch; what exceeds it is refused at once.
+/// Operations that wait for their batch, wherever they wait; what exceeds it is refused at once.
 const QUEUE_MAX: usize = 8192;
 
 /// An operation about to be stored.
@@ -54,13 +58,17 @@ pub enum Refused {
 
 struct Job {
     new: NewOperation,
+    /// Closed when the caller has given up.
     reply: oneshot::Sender<Result<Accepted, Refused>>,
+    /// One of the places of those who wait, until the job goes into a batch.
+    place: OwnedSemaphorePermit,
 }
 
 /// The way into the pipeline. Cheap to clone; all clones are one.
 #[derive(Clone)]
 pub struct Pipeline {
-    queue: mpsc::Sender<Job>,
+    queue: mpsc::UnboundedSender<Job>,
+    places: Arc<Semaphore>,
     settler: Arc<Settler>,
 }
 
@@ -72,6 +80,8 @@ pub(crate) struct Settler {
     settled: Notify,
     /// Told when something was stored unsettled.
     unsettled: Notify,
+    known: KnownKeys,
+    stripes: Stripes,
     batch_size: Histogram,
     batch_seconds: Histogram,
 }
@@ -79,24 +89,43 @@ pub(crate) struct Settler {
 impl Pipeline {
     /// Starts settling.
     pub fn start(database: Database, bus: Bus) -> Self {
-        let (queue, jobs) = mpsc::channel(QUEUE_MAX);
+        // Bounded by the places.
+        let (queue, jobs) = mpsc::unbounded_channel();
         let settler = Arc::new(Settler {
             database,
             bus,
             settled: Notify::new(),
             unsettled: Notify::new(),
+            known: KnownKeys::new(),
+            stripes: Stripes::default(),
             batch_size: histogram!("lastro_settle_batch_operations"),
             batch_seconds: histogram!("lastro_settle_batch_seconds"),
         });
         tokio::spawn(batch::run(settler.clone(), jobs));
-        Self { queue, settler }
+        Self { queue, places: Arc::new(Semaphore::new(QUEUE_MAX)), settler }
     }
 
-    /// Stores an operation, and settles it if its accounts are free. Answers once it is durable.
+    /// Stores an operation, and settles it if its accounts are free. Answers once it is durable. Who stops waiting before the operation has got
+    /// into a batch takes it along: it is not stored.
     pub async fn submit(&self, new: NewOperation) -> Result<Accepted, Refused> {
+        if self.settler.known.may_exist(new.operation.owner_id, &new.operation.external_id)
+            && let Some(known) = self.look_up(&new).await?
+        {
+            return Ok(known);
+        }
+        let place = self.places.clone().try_acquire_owned().map_err(|_| Refused::Unavailable)?;
         let (reply, answer) = oneshot::channel();
-        self.queue.try_send(Job { new, reply }).map_err(|_| Refused::Unavailable)?;
+        self.queue.send(Job { new, reply, place }).map_err(|_| Refused::Unavailable)?;
         answer.await.unwrap_or(Err(Refused::Unavailable))
+    }
+
+    /// The stored operation of a key that may exist.
+    async fn look_up(&self, new: &NewOperation) -> Result<Option<Accepted>, Refused> {
+        let (settler, asked) = (&self.settler, &new.operation);
+        let _turn = settler.known.lookups.acquire().await.map_err(|_| Refused::Unavailable)?;
+        // An answer that does not come is the batch's to wait for.
+        let found = operations::by_keys(settler.database.reader(), &[(asked.owner_id, asked.external_id.as_str())]).await.unwrap_or_default();
+        found.into_iter().next().map(|stored| batch::answer_of(&stored, asked.id, &asked.request_hash)).transpose()
     }
 
     /// Resolves when the worker has settled something after this call.

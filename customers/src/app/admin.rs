@@ -40,8 +40,12 @@ pub async fn has_administrator(app: &App) -> Result<bool, Error> {
 
 /// Makes an administrator with these credentials. Nothing happens where another replica was first.
 pub async fn create_administrator(app: &App, administrator: &Administrator) -> Result<(), Error> {
-    let request =
-        CreateUserRequest { name: "Administrator".to_owned(), email: administrator.email.clone(), password: administrator.password.clone() };
+    let request = CreateUserRequest {
+        name: "Administrator".to_owned(),
+        email: administrator.email.clone(),
+        password: administrator.password.clone(),
+        external_id: String::new(),
+    };
     match create_with_roles(app, &Call::start(Duration::from_secs(10)), request, &Roles::only(Role::Admin)).await {
         Ok(_) | Err(Error::EmailTaken) => Ok(()),
         Err(error) => Err(error),

@@ -5,18 +5,17 @@ use lastro_mesh::clock;
 use lastro_mesh::identity::User as Caller;
 use lastro_proto::customers::v1::{ChangePasswordRequest, UserUpdated, user_event::Event};
 
-use super::{App, login, revocation, tell};
+use super::attempts::account_of;
+use super::{App, revocation, tell};
 use crate::Error;
 use crate::store::users;
 
-/// The present password is asked for again: a stolen token must not be enough, nor may it guess. Failures count, and are throttled, as those
+/// The present password is asked for again: a stolen token must not be enough, nor may it guess. Attempts count, and are throttled, as those
 /// of a login.
 pub async fn change_password(app: &App, call: &Call, caller: &Caller, request: ChangePasswordRequest) -> Result<(), Error> {
     let user = users::get(app.database.reader(), caller.id).await?.ok_or(Error::UserNotFound)?;
-    let account = login::account_of(user.email.as_deref().unwrap_or_default());
-    login::throttle(app, call, &account).await?;
+    let mut attempt = app.attempts.take(call, account_of(user.email.as_deref().unwrap_or_default())).await?;
     if !app.passwords.verify(request.current_password, Some(user.password_hash)).await? {
-        login::fail(app, call, &account).await?;
         return Err(Error::InvalidCredentials);
     }
     let password_hash = app.passwords.hash(request.new_password).await?;
@@ -26,6 +25,7 @@ pub async fn change_password(app: &App, call: &Call, caller: &Caller, request: C
     user.update_time_us = clock::now_us();
     users::update(&tx, &user).await?;
     tell(&tx, call, user.id, "USER_UPDATED", Event::UserUpdated(UserUpdated {})).await?;
-    let revoked = revocation::revoke(&tx, call, user.id, None).await?;
-    app.commit(tx, revoked).await
+    let revoked = revocation::revoke_all(&tx, call, &user, app.settings.access_ttl_s).await?;
+    attempt.succeeded(&tx).await?;
+    app.commit(tx, [revoked]).await
 }

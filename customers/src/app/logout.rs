@@ -13,6 +13,6 @@ pub async fn logout(app: &App, call: &Call, caller: &Caller) -> Result<(), Error
     if users::lock(&tx, caller.id).await?.is_none() {
         return Ok(());
     }
-    let revoked = revocation::revoke(&tx, call, caller.id, Some(caller.session_id)).await?;
-    app.commit(tx, revoked).await
+    let ended = revocation::revoke_session(&tx, call, caller.id, caller.session_id).await?;
+    app.commit(tx, ended).await
 }

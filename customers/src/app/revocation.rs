@@ -1,30 +1,39 @@
-//! Killing sessions, and telling everybody.
+//! Ending sessions, and telling everybody. One session ends by itself; all that a user has end by one mark, however many there are.
 
 use lastro_database::Transaction;
 use lastro_mesh::call::Call;
 use lastro_mesh::clock;
-use lastro_proto::customers::v1::{SessionRevoked, user_event::Event};
+use lastro_mesh::identity::Revocation;
+use lastro_proto::customers::v1::{SessionRevoked, TokensRevoked, user_event::Event};
 use uuid::Uuid;
 
 use super::{App, tell};
 use crate::Error;
-use crate::store::sessions::{self, Revoked};
+use crate::store::sessions;
+use crate::store::users::{self, User};
 
-/// Kills one session of a user, or all; the caller holds the user.
-pub async fn revoke(tx: &Transaction, call: &Call, user_id: Uuid, only: Option<Uuid>) -> Result<Vec<Revoked>, Error> {
-    let revoked = sessions::revoke(tx, user_id, only, clock::now_us()).await?;
-    for session in &revoked {
-        let event = SessionRevoked { session_id: session.id.to_string(), forget_after_s: session.forget_after_s };
-        tell(tx, call, user_id, "SESSION_REVOKED", Event::SessionRevoked(event)).await?;
-    }
-    Ok(revoked)
+/// Ends one session of a user, if it is not over already. The caller has locked the user's row.
+pub async fn revoke_session(tx: &Transaction, call: &Call, user_id: Uuid, session_id: Uuid) -> Result<Option<Revocation>, Error> {
+    let Some(revoked) = sessions::revoke(tx, user_id, session_id, clock::now_us()).await? else { return Ok(None) };
+    let event = SessionRevoked { session_id: session_id.to_string(), forget_after_s: revoked.forget_after_s };
+    tell(tx, call, user_id, "SESSION_REVOKED", Event::SessionRevoked(event)).await?;
+    Ok(Some(Revocation::Session { session_id, forget_after_s: revoked.forget_after_s }))
+}
+
+/// Ends every session of a user. The caller has locked the user's row.
+pub async fn revoke_all(tx: &Transaction, call: &Call, user: &User, access_ttl_s: i64) -> Result<Revocation, Error> {
+    // Tokens may have been signed when they lived longer than they do now.
+    let forget_after_s = sessions::forget_after_s(tx, user.id).await?.max(clock::now_s() + access_ttl_s);
+    let token_version = users::revoke_tokens(tx, user, forget_after_s).await?;
+    tell(tx, call, user.id, "TOKENS_REVOKED", Event::TokensRevoked(TokensRevoked { token_version, forget_after_s })).await?;
+    Ok(Revocation::User { user_id: user.id, token_version, forget_after_s })
 }
 
 impl App {
-    /// Commits, then forgets the dead sessions here and wakes whoever listens.
-    pub(super) async fn commit(&self, tx: Transaction, revoked: Vec<Revoked>) -> Result<(), Error> {
+    /// Commits, then remembers here what is dead and wakes whoever listens.
+    pub(super) async fn commit(&self, tx: Transaction, revoked: impl IntoIterator<Item = Revocation>) -> Result<(), Error> {
         tx.commit().await.map_err(lastro_database::Error::from)?;
-        self.revoked.insert(revoked.into_iter().map(|session| (session.id, session.forget_after_s)));
+        self.revoked.insert(revoked);
         self.bus.wake();
         Ok(())
     }

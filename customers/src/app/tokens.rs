@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use crate::domain::role::Roles;
 use crate::store::keys::{self, SigningKey};
+use crate::store::users::User;
 use crate::{Error, Settings};
 
 /// Clocks of services may differ by so much.
@@ -47,10 +48,10 @@ impl Signer {
     }
 
     /// An access token for a session.
-    pub fn sign(&self, user_id: Uuid, session_id: Uuid, roles: &Roles, ttl_s: i64) -> Result<String, Error> {
+    pub fn sign(&self, user: &User, session_id: Uuid, roles: &Roles, ttl_s: i64) -> Result<String, Error> {
         let now = clock::now_s();
         let claims = Claims {
-            sub: user_id,
+            sub: user.id,
             iss: ISSUER.to_owned(),
             aud: ISSUER.to_owned(),
             exp: now + ttl_s,
@@ -60,6 +61,7 @@ impl Signer {
             sid: session_id,
             roles: roles.names(),
             permissions: roles.permissions(),
+            ver: user.token_version,
         };
         let signing = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let header = Header { kid: Some(signing.kid.clone()), ..Header::new(Algorithm::EdDSA) };

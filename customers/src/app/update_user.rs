@@ -44,15 +44,16 @@ pub async fn update_user(app: &App, call: &Call, caller: &Caller, request: Updat
     if user.name != before.name || user.email != before.email {
         tell(&tx, call, id, "USER_UPDATED", Event::UserUpdated(UserUpdated {})).await?;
     }
-    let mut revoked = Vec::new();
     if user.roles != before.roles {
         let roles = Roles::from_bits(user.roles).numbers();
         tell(&tx, call, id, "ROLES_CHANGED", Event::RolesChanged(RolesChanged { roles })).await?;
-        revoked = revocation::revoke(&tx, call, id, None).await?;
     }
     if user.disabled != before.disabled {
         tell(&tx, call, id, "USER_DISABLED", Event::UserDisabled(UserDisabled { disabled: user.disabled })).await?;
-        revoked.extend(revocation::revoke(&tx, call, id, None).await?);
+    }
+    let mut revoked = None;
+    if user.roles != before.roles || user.disabled != before.disabled {
+        revoked = Some(revocation::revoke_all(&tx, call, &user, app.settings.access_ttl_s).await?);
     }
     app.commit(tx, revoked).await?;
     Ok(user)

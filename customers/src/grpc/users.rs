@@ -28,8 +28,8 @@ pub struct Users(pub Arc<App>);
 impl UsersService for Users {
     async fn create_user(&self, request: Request<CreateUserRequest>) -> Result<Response<User>, Status> {
         let call = Call::of(&request)?.clone();
-        let user = create_user(&self.0, &call, request.into_inner()).await?;
-        Ok(Response::new(wire(user)))
+        let registered = create_user(&self.0, &call, request.into_inner()).await?;
+        Ok(Response::new(User { replayed: registered.replayed, ..wire(registered.user) }))
     }
 
     async fn get_me(&self, request: Request<GetMeRequest>) -> Result<Response<User>, Status> {
@@ -78,5 +78,6 @@ fn wire(user: store::users::User) -> User {
         disabled: user.disabled,
         create_time: Some(timestamp(user.create_time_us)),
         update_time: Some(timestamp(user.update_time_us)),
+        replayed: false,
     }
 }

@@ -3,24 +3,27 @@
 use lastro_database::{Error, Transaction, execute, one};
 use sea_orm::{ConnectionTrait, FromQueryResult};
 
-/// Failed logins of one address since the last good one.
-#[derive(Debug, FromQueryResult)]
-pub struct Failures {
-    pub failures: i64,
-    pub last_us: i64,
+#[derive(FromQueryResult)]
+struct Failures {
+    last_us: i64,
 }
 
-pub async fn get(on: &impl ConnectionTrait, email_hash: &[u8; 32]) -> Result<Option<Failures>, Error> {
-    one(on, "SELECT failures, last_us FROM login_failures WHERE email_hash = $1", [email_hash.to_vec().into()]).await
-}
-
-/// Counts one more; those before `since_us` are forgotten.
-pub async fn add(tx: &Transaction, email_hash: &[u8; 32], now_us: i64, since_us: i64) -> Result<(), Error> {
+/// Counts one more attempt as failed, before it is tried, unless there are too many; whether it may be tried. Those before `since_us` are
+/// forgotten. In one statement, so that of any number at once no more than `max` get through.
+pub async fn take(tx: &Transaction, email_hash: &[u8; 32], now_us: i64, since_us: i64, max: i64) -> Result<bool, Error> {
     let sql = "INSERT INTO login_failures (email_hash, failures, last_us) VALUES ($1, 1, $2) ON CONFLICT (email_hash) DO UPDATE SET \
-               failures = CASE WHEN login_failures.last_us < $3 THEN 1 ELSE login_failures.failures + 1 END, last_us = $2";
-    execute(tx, sql, [email_hash.to_vec().into(), now_us.into(), since_us.into()]).await.map(|_| ())
+               failures = CASE WHEN login_failures.last_us < $3 THEN 1 ELSE login_failures.failures + 1 END, last_us = $2 \
+               WHERE login_failures.failures < $4 OR login_failures.last_us < $3";
+    Ok(execute(tx, sql, [email_hash.to_vec().into(), now_us.into(), since_us.into(), max.into()]).await? == 1)
 }
 
+/// When an attempt was counted last, Unix microseconds.
+pub async fn last_us(on: &impl ConnectionTrait, email_hash: &[u8; 32]) -> Result<Option<i64>, Error> {
+    let row: Option<Failures> = one(on, "SELECT last_us FROM login_failures WHERE email_hash = $1", [email_hash.to_vec().into()]).await?;
+    Ok(row.map(|row| row.last_us))
+}
+
+/// Forgets the failures of an account: its password was right, or it is gone.
 pub async fn clear(tx: &Transaction, email_hash: &[u8; 32]) -> Result<(), Error> {
     execute(tx, "DELETE FROM login_failures WHERE email_hash = $1", [email_hash.to_vec().into()]).await.map(|_| ())
 }

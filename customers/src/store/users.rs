@@ -17,14 +17,21 @@ pub struct User {
     pub deleted: bool,
     pub create_time_us: i64,
     pub update_time_us: i64,
+    /// Tokens and sessions with a lower one are dead.
+    pub token_version: i64,
+    /// SHA-256 of the idempotency key that it was registered with.
+    pub create_key_hash: Option<Vec<u8>>,
+    /// SHA-256 of the name and the address that it was registered with.
+    pub create_request_hash: Option<Vec<u8>>,
 }
 
-const COLUMNS: &str = "id, name, email, password_hash, roles, disabled, deleted, create_time_us, update_time_us";
+const COLUMNS: &str =
+    "id, name, email, password_hash, roles, disabled, deleted, create_time_us, update_time_us, token_version, create_key_hash, create_request_hash";
 
 /// Adds a user; false when the address is taken.
 pub async fn insert(tx: &Transaction, user: &User) -> Result<bool, Error> {
-    let sql = format!("INSERT INTO users ({COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (email) DO NOTHING");
-    let values: [Value; 9] = [
+    let sql = format!("INSERT INTO users ({COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) ON CONFLICT (email) DO NOTHING");
+    let values: [Value; 12] = [
         user.id.into(),
         user.name.clone().into(),
         user.email.clone().into(),
@@ -34,15 +41,18 @@ pub async fn insert(tx: &Transaction, user: &User) -> Result<bool, Error> {
         user.deleted.into(),
         user.create_time_us.into(),
         user.update_time_us.into(),
+        user.token_version.into(),
+        user.create_key_hash.clone().into(),
+        user.create_request_hash.clone().into(),
     ];
     Ok(execute(tx, &sql, values).await? == 1)
 }
 
-/// Writes every column that may change; false when the new address is taken.
+/// Writes every column that may change; false when the new address is taken. The caller has locked the user's row.
 pub async fn update(tx: &Transaction, user: &User) -> Result<bool, Error> {
-    let sql =
-        "UPDATE users SET name = $2, email = $3, password_hash = $4, roles = $5, disabled = $6, deleted = $7, update_time_us = $8 WHERE id = $1";
-    let values: [Value; 8] = [
+    let sql = "UPDATE users SET name = $2, email = $3, password_hash = $4, roles = $5, disabled = $6, deleted = $7, update_time_us = $8, \
+               create_key_hash = $9, create_request_hash = $10 WHERE id = $1 AND NOT deleted";
+    let values: [Value; 10] = [
         user.id.into(),
         user.name.clone().into(),
         user.email.clone().into(),
@@ -51,9 +61,11 @@ pub async fn update(tx: &Transaction, user: &User) -> Result<bool, Error> {
         user.disabled.into(),
         user.deleted.into(),
         user.update_time_us.into(),
+        user.create_key_hash.clone().into(),
+        user.create_request_hash.clone().into(),
     ];
     match execute(tx, sql, values).await {
-        Ok(_) => Ok(true),
+        Ok(changed) => Error::expect_rows(1, changed).map(|()| true),
         Err(error) if error.kind == Kind::Unique => Ok(false),
         Err(error) => Err(error),
     }
@@ -64,10 +76,35 @@ pub async fn get(on: &impl ConnectionTrait, id: Uuid) -> Result<Option<User>, Er
     one(on, &format!("SELECT {COLUMNS} FROM users WHERE id = $1 AND NOT deleted"), [id.into()]).await
 }
 
-/// As [`get`], and holds the user until the transaction ends: whoever appends to its events does.
+/// As [`get`], and locks the user's row until the transaction ends: whoever appends to its events has to.
 pub async fn lock(tx: &Transaction, id: Uuid) -> Result<Option<User>, Error> {
     let for_update = if tx.get_database_backend() == DbBackend::Postgres { " FOR UPDATE" } else { "" };
     one(tx, &format!("SELECT {COLUMNS} FROM users WHERE id = $1 AND NOT deleted{for_update}"), [id.into()]).await
+}
+
+/// Raises a user's token version from the one that was read: every token and session that it had is dead.
+pub async fn revoke_tokens(tx: &Transaction, user: &User, forget_after_s: i64) -> Result<i64, Error> {
+    let (before, after) = (user.token_version, user.token_version + 1);
+    let sql = "UPDATE users SET token_version = $2, tokens_forget_after_s = $3 WHERE id = $1 AND token_version = $4";
+    let changed = execute(tx, sql, [user.id.into(), after.into(), forget_after_s.into(), before.into()]).await?;
+    Error::expect_rows(1, changed).map(|()| after)
+}
+
+/// A user whose older tokens are dead.
+#[derive(Debug, Clone, Copy, FromQueryResult)]
+pub struct Revoked {
+    pub id: Uuid,
+    pub token_version: i64,
+    pub tokens_forget_after_s: i64,
+}
+
+/// A page of the users whose older tokens are dead and might otherwise still live, after one of them, by id. Deleted ones are among them.
+pub async fn revoked_after(on: &impl ConnectionTrait, after: Uuid, now_s: i64, limit: u32) -> Result<Vec<Revoked>, Error> {
+    let sql = format!(
+        "SELECT id, token_version, tokens_forget_after_s FROM users WHERE tokens_forget_after_s IS NOT NULL AND id > $1 AND tokens_forget_after_s >= $2 \
+         ORDER BY id LIMIT {limit}"
+    );
+    all(on, &sql, [after.into(), now_s.into()]).await
 }
 
 /// The user with this address, in lower case.
@@ -82,7 +119,7 @@ pub async fn list(on: &impl ConnectionTrait, page: Page) -> Result<Vec<User>, Er
     all(on, &sql, [before.into()]).await
 }
 
-/// Whether a user other than `id` is an administrator who may log in. Holds those until the transaction ends, so that two
+/// Whether a user other than `id` is an administrator who may log in. Locks its row until the transaction ends, so that two
 /// administrators cannot remove each other at once.
 pub async fn another_administrator(tx: &Transaction, id: Uuid, admin_bit: i64) -> Result<bool, Error> {
     let for_update = if tx.get_database_backend() == DbBackend::Postgres { " FOR UPDATE" } else { "" };

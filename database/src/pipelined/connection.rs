@@ -117,7 +117,7 @@ impl Connection {
     /// Statements that go out together.
     pub fn pipeline(&mut self) -> Pipeline<'_> {
         self.output.clear();
-        Pipeline { connection: self, result: Ok(()), query: None }
+        Pipeline { connection: self, result: Ok(()), statements: 0, query: None }
     }
 
     /// Sends what was gathered, with a Sync, and gives each message of the answer to `read`, up to the server's word that it is ready.
@@ -180,13 +180,24 @@ pub struct Pipeline<'c> {
     connection: &'c mut Connection,
     /// The first thing that could not be written.
     result: Result<(), Error>,
-    /// The statement that answers with rows.
-    query: Option<Statement>,
+    /// How many statements there are.
+    statements: usize,
+    /// The statement whose rows are asked for, and its place.
+    query: Option<(usize, Statement)>,
 }
 
 impl Pipeline<'_> {
-    /// A statement with its parameters. At most one statement of a pipeline may answer with rows.
+    /// A statement with its parameters. At most one statement of a pipeline may answer with rows, but for those that only [check](Self::check).
     pub fn execute(&mut self, statement: &Statement, parameters: &[&(dyn ToSql + Sync)]) {
+        let mut written = self.write(statement, parameters);
+        if !statement.columns().is_empty() && self.query.replace((self.statements - 1, statement.clone())).is_some() {
+            written = written.and(Err(Error::corrupt("two statements of one pipeline that answer with rows")));
+        }
+        self.keep(written);
+    }
+
+    /// A statement that raises an error when something is not as it must be. Its rows say nothing.
+    pub fn check(&mut self, statement: &Statement, parameters: &[&(dyn ToSql + Sync)]) {
         let written = self.write(statement, parameters);
         self.keep(written);
     }
@@ -213,11 +224,13 @@ impl Pipeline<'_> {
     /// Sends everything; the rows of the query, if there was one. After an error of the server nothing of what followed it was done.
     pub async fn send(self) -> Result<Vec<Row>, Error> {
         self.result?;
-        let (mut rows, query) = (Vec::new(), self.query);
+        let (mut rows, query, mut ended) = (Vec::new(), self.query, 0);
         self.connection
             .exchange(|message| {
-                if let (Message::DataRow(body), Some(query)) = (message, &query) {
-                    rows.push(Row::new(query.clone(), &body)?);
+                match (message, &query) {
+                    (Message::CommandComplete(_), _) => ended += 1,
+                    (Message::DataRow(body), Some((place, query))) if *place == ended => rows.push(Row::new(query.clone(), &body)?),
+                    _ => {}
                 }
                 Ok(())
             })
@@ -226,12 +239,10 @@ impl Pipeline<'_> {
     }
 
     fn write(&mut self, statement: &Statement, parameters: &[&(dyn ToSql + Sync)]) -> Result<(), Error> {
-        let Prepared { name, parameters: expected, columns } = &*statement.0;
+        let Prepared { name, parameters: expected, .. } = &*statement.0;
+        self.statements += 1;
         if expected.len() != parameters.len() {
             return Err(Error::corrupt(format!("a statement with {} parameters, given {}", expected.len(), parameters.len())));
-        }
-        if !columns.is_empty() && self.query.replace(statement.clone()).is_some() {
-            return Err(Error::corrupt("two statements of one pipeline that answer with rows"));
         }
         let output = &mut self.connection.output;
         let write_one = |(value, of): (&&(dyn ToSql + Sync), &Type), output: &mut BytesMut| -> Result<_, Box<dyn std::error::Error + Sync + Send>> {

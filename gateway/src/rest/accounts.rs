@@ -6,7 +6,7 @@ use lastro_proto::transactions::v1::accounts_service_client::AccountsServiceClie
 use lastro_proto::transactions::v1::{Account, AccountsService, CreateAccountRequest, GetAccountRequest, ListAccountsRequest, ListAccountsResponse};
 use rest_over_grpc::handling::{self, Context};
 
-use super::{TIMEOUT, answer, call, hand_on, request, set_location, set_status};
+use super::{TIMEOUT, answer, call, hand_on, idempotency, request, set_location, set_status};
 
 #[derive(Clone)]
 pub struct Accounts(pub AccountsServiceClient<Outbound>);
@@ -17,10 +17,11 @@ impl AccountsService for Accounts {
         list_accounts: ListAccountsRequest => ListAccountsResponse;
     }
 
-    async fn create_account(&self, message: CreateAccountRequest, cx: &mut Context) -> Result<Account, handling::Status> {
+    async fn create_account(&self, mut message: CreateAccountRequest, cx: &mut Context) -> Result<Account, handling::Status> {
+        idempotency::apply(&mut message.external_id, cx.request_headers())?;
         let call = call(cx.request_headers(), TIMEOUT);
         let account = answer(self.0.clone().create_account(request(&call, message)).await)?;
-        set_status(cx, StatusCode::CREATED);
+        set_status(cx, if account.replayed { StatusCode::OK } else { StatusCode::CREATED });
         set_location(cx, "accounts", &account.id);
         Ok(account)
     }

@@ -4,8 +4,6 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use lastro_mesh::outbound::Outbound;
-use lastro_mesh::status::Problem;
-use lastro_proto::reasons::IDEMPOTENCY_KEY_CONFLICT;
 use lastro_proto::transactions::v1::transaction::State;
 use lastro_proto::transactions::v1::transactions_service_client::TransactionsServiceClient;
 use lastro_proto::transactions::v1::{
@@ -14,10 +12,8 @@ use lastro_proto::transactions::v1::{
 };
 use rest_over_grpc::handling::{self, Context};
 
-use super::{TIMEOUT, answer, call, hand_on, patience, request, set_location, set_status};
-use crate::problem;
+use super::{TIMEOUT, answer, call, hand_on, idempotency, patience, request, set_location, set_status};
 
-const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 /// nginx takes the request, which it keeps, to this place of its configuration, and this answer goes no further. It cannot know before that
@@ -37,7 +33,7 @@ impl TransactionsService for Transactions {
     }
 
     async fn create_transaction(&self, mut message: CreateTransactionRequest, cx: &mut Context) -> Result<Transaction, handling::Status> {
-        apply_idempotency_key(&mut message, cx.request_headers()).map_err(|problem| problem::pack(&problem))?;
+        idempotency::apply(&mut message.external_id, cx.request_headers())?;
         let preferred = preferred_wait(cx.request_headers());
         if let Some(seconds) = preferred {
             message.wait = Some(pbjson_types::Duration { seconds, nanos: 0 });
@@ -73,34 +69,15 @@ fn status_of(transaction: &Transaction, waits: bool) -> StatusCode {
     }
 }
 
-/// The header or the body; both only if they say the same.
-fn apply_idempotency_key(message: &mut CreateTransactionRequest, headers: &HeaderMap) -> Result<(), Problem> {
-    let Some(header) = headers.get(IDEMPOTENCY_KEY) else {
-        // Neither is the service's to refuse, after it knows who calls.
-        return Ok(());
-    };
-    let unreadable = || Problem::field("Idempotency-Key", "must be 1 to 128 visible ASCII characters");
-    // The draft of the header has a quoted string (RFC 8941); a bare one is what everybody sends.
-    let key = header.to_str().map_err(|_| unreadable())?.trim();
-    let key = key.strip_prefix('"').and_then(|key| key.strip_suffix('"')).unwrap_or(key);
-    if key.is_empty() {
-        return Err(unreadable());
-    }
-    if !message.external_id.is_empty() && message.external_id != key {
-        let fields = Problem::field("external_id", "differs from the header Idempotency-Key; send one of them, or the same in both").fields;
-        return Err(Problem { fields, ..Problem::new(&IDEMPOTENCY_KEY_CONFLICT, "Idempotency-Key and externalId differ") });
-    }
-    key.clone_into(&mut message.external_id);
-    Ok(())
-}
-
 /// `Prefer: wait=5` (RFC 7240), in seconds. What is not understood is ignored, as the RFC says.
 fn preferred_wait(headers: &HeaderMap) -> Option<i64> {
     let lists = headers.get_all(PREFER).iter().filter_map(|value| value.to_str().ok());
     lists.flat_map(|list| list.split([',', ';'])).find_map(|preference| {
         let (name, value) = preference.split_once('=')?;
-        let seconds = value.trim().trim_matches('"').parse::<u32>().ok()?;
-        name.trim().eq_ignore_ascii_case("wait").then_some(i64::from(seconds))
+        let digits = value.trim().trim_matches('"');
+        let is_wait = name.trim().eq_ignore_ascii_case("wait") && !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit());
+        // A number that is too large is understood, and refused by the service as what is too long.
+        is_wait.then(|| digits.parse().unwrap_or(i64::MAX))
     })
 }
 
@@ -118,26 +95,14 @@ mod tests {
             ("wait=5", Some(5)),
             ("respond-async, wait=10", Some(10)),
             ("Wait = \"7\"", Some(7)),
+            ("wait=99999999999999999999", Some(i64::MAX)),
+            ("wait=-1", None),
             ("wait", None),
             ("wait=x", None),
             ("other=1", None),
         ] {
             assert_eq!(preferred_wait(&headers(&[(PREFER, value)])), wait, "{value}");
         }
-    }
-
-    #[test]
-    fn the_key_may_come_in_either_place_but_not_differ() {
-        let keyed = |header: Option<&'static str>, body: &str| {
-            let mut message = CreateTransactionRequest { external_id: body.to_owned(), ..CreateTransactionRequest::default() };
-            let headers = header.map(|value| headers(&[(IDEMPOTENCY_KEY, value)])).unwrap_or_default();
-            apply_idempotency_key(&mut message, &headers).map(|()| message.external_id).map_err(|problem| problem.reason.name)
-        };
-        assert_eq!(keyed(Some("k"), ""), Ok("k".to_owned()));
-        assert_eq!(keyed(Some("\"k\""), "k"), Ok("k".to_owned()));
-        assert_eq!(keyed(None, "k"), Ok("k".to_owned()));
-        assert_eq!(keyed(Some("k"), "l"), Err("IDEMPOTENCY_KEY_CONFLICT"));
-        assert_eq!(keyed(None, ""), Ok(String::new()));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use lastro_proto::customers::v1::{
 };
 use rest_over_grpc::handling::{self, Context};
 
-use super::{TIMEOUT, answer, call, hand_on, request, set_location, set_status};
+use super::{TIMEOUT, answer, call, hand_on, idempotency, request, set_location, set_status};
 
 #[derive(Clone)]
 pub struct Users(pub UsersServiceClient<Outbound>);
@@ -23,10 +23,11 @@ impl UsersService for Users {
         change_password: ChangePasswordRequest => ChangePasswordResponse;
     }
 
-    async fn create_user(&self, message: CreateUserRequest, cx: &mut Context) -> Result<User, handling::Status> {
+    async fn create_user(&self, mut message: CreateUserRequest, cx: &mut Context) -> Result<User, handling::Status> {
+        idempotency::apply(&mut message.external_id, cx.request_headers())?;
         let call = call(cx.request_headers(), TIMEOUT);
         let user = answer(self.0.clone().create_user(request(&call, message)).await)?;
-        set_status(cx, StatusCode::CREATED);
+        set_status(cx, if user.replayed { StatusCode::OK } else { StatusCode::CREATED });
         set_location(cx, "users", &user.id);
         Ok(user)
     }

@@ -3,6 +3,7 @@
 use std::num::NonZeroU32;
 
 use clap::Args;
+use lastro_database::PostgresUrl;
 use lastro_mesh::config::{Problems, Setting};
 
 /// What customers is told of tokens and logins.
@@ -17,6 +18,13 @@ pub struct CustomersGroup {
     /// Failed logins of one account until it has to wait, 1 to 1000.
     #[arg(long, env = "LASTRO_LOGIN_FAILURES_MAX", value_name = "N", default_value = "10")]
     login_failures_max: Setting,
+    /// Seconds within which the refresh token that was traded last may be traded again, since the answer may have been lost, 0 to 60. What it costs:
+    /// a thief who has the token within these seconds gets a session that its owner does not notice.
+    #[arg(long, env = "LASTRO_REFRESH_REUSE_GRACE", value_name = "SECONDS", default_value = "10")]
+    refresh_reuse_grace: Setting,
+    /// Sessions that one user has at once, 1 to 100000; a login beyond ends the oldest.
+    #[arg(long, env = "LASTRO_SESSIONS_PER_USER_MAX", value_name = "N", default_value = "1000")]
+    sessions_per_user_max: Setting,
 }
 
 impl CustomersGroup {
@@ -25,13 +33,42 @@ impl CustomersGroup {
         let access_ttl_s = problems.take_within("--access-token-ttl", &self.access_token_ttl, 1..=86_400);
         let refresh_ttl_s = problems.take_within("--refresh-token-ttl", &self.refresh_token_ttl, 1..=31_536_000);
         let login_failures_max = problems.take_within("--login-failures-max", &self.login_failures_max, 1..=1000);
+        let refresh_reuse_grace_s = problems.take_within("--refresh-reuse-grace", &self.refresh_reuse_grace, 0..=60);
+        let sessions_per_user_max = problems.take_within("--sessions-per-user-max", &self.sessions_per_user_max, 1..=100_000);
         Some(lastro_customers::Settings {
             access_ttl_s: access_ttl_s?,
             refresh_ttl_s: refresh_ttl_s?,
             login_failures_max: login_failures_max?,
+            refresh_reuse_grace_s: refresh_reuse_grace_s?,
+            sessions_per_user_max: sessions_per_user_max?,
             ..lastro_customers::Settings::default()
         })
     }
+}
+
+/// What transactions is told of money.
+#[derive(Args)]
+pub struct TransactionsGroup {
+    /// What one transaction moves at most, in minor units of its currency, 1 to 1000000000000000000.
+    #[arg(long, env = "LASTRO_AMOUNT_MINOR_MAX", value_name = "N", default_value = "1000000000000000")]
+    amount_minor_max: Setting,
+}
+
+impl TransactionsGroup {
+    /// The settings, or None with every mistake in `problems`.
+    pub fn read(&self, problems: &mut Problems) -> Option<lastro_transactions::Settings> {
+        let amount_minor_max = problems.take_within("--amount-minor-max", &self.amount_minor_max, 1..=1_000_000_000_000_000_000);
+        Some(lastro_transactions::Settings { amount_minor_max: amount_minor_max? })
+    }
+}
+
+/// A PostgreSQL URL, or None with what is wrong with it in `problems`. The value may hold a password, so it is not repeated.
+pub fn read_postgres_url(problems: &mut Problems, name: &str, url: &str) -> Option<PostgresUrl> {
+    // One of the two drivers reads it and cannot be told not to: then the two would differ.
+    if std::env::vars_os().any(|(variable, _)| variable == "PGOPTIONS") {
+        problems.add("the environment variable PGOPTIONS is set; unset it, and write what it says into the parameter options of the URL");
+    }
+    url.parse().map_err(|error| problems.add(format!("{name}: {error}"))).ok()
 }
 
 /// What the gateway is told of its callers.

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use lastro_database::PostgresUrl;
 use lastro_mesh::config::{Invalid, Problems, Setting};
 use lastro_mesh::identity::Policy;
 use lastro_mesh::serve::Security;
 use lastro_mesh::tls::{Tls, TlsFiles};
 
-use super::groups::{CustomersGroup, GatewayGroup};
+use super::groups::{CustomersGroup, GatewayGroup, TransactionsGroup, read_postgres_url};
 
 /// What every process is told.
 #[derive(Args)]
@@ -85,6 +86,10 @@ pub struct CustomersArgs {
     store: StoreArgs,
     #[command(flatten)]
     customers: CustomersGroup,
+    /// Where transactions is, which closes the accounts of who is deleted: host:port, several with commas between them; a name may stand for several
+    /// addresses.
+    #[arg(long, env = "LASTRO_TRANSACTIONS", value_name = "ADDR", value_delimiter = ',')]
+    transactions: Vec<String>,
     /// Whether gRPC reflection tells the public surface.
     #[arg(long, env = "LASTRO_REFLECTION", value_name = "BOOL", default_value = "false")]
     reflection: Setting,
@@ -102,6 +107,8 @@ pub struct TransactionsArgs {
     /// Where customers is: host:port, several with commas between them; a name may stand for several addresses.
     #[arg(long, env = "LASTRO_CUSTOMERS", value_name = "ADDR", value_delimiter = ',')]
     customers: Vec<String>,
+    #[command(flatten)]
+    transactions: TransactionsGroup,
     /// Whether gRPC reflection tells the public surface.
     #[arg(long, env = "LASTRO_REFLECTION", value_name = "BOOL", default_value = "false")]
     reflection: Setting,
@@ -138,7 +145,7 @@ pub struct ProcessSettings {
 
 /// [`StoreArgs`], read and checked.
 pub struct StoreSettings {
-    pub database_url: String,
+    pub database_url: PostgresUrl,
     pub database_connections: u32,
     pub redis_url: String,
 }
@@ -149,6 +156,7 @@ pub struct CustomersSettings {
     pub process: ProcessSettings,
     pub store: StoreSettings,
     pub customers: lastro_customers::Settings,
+    pub transactions: Vec<String>,
     pub reflection: bool,
 }
 
@@ -158,6 +166,7 @@ pub struct TransactionsSettings {
     pub process: ProcessSettings,
     pub store: StoreSettings,
     pub customers: Vec<String>,
+    pub transactions: lastro_transactions::Settings,
     pub reflection: bool,
 }
 
@@ -248,19 +257,20 @@ fn loopback(problems: &mut Problems, listens: Option<SocketAddr>, calls: &[Strin
 impl StoreArgs {
     fn read(self, problems: &mut Problems) -> Option<StoreSettings> {
         let database_connections = problems.take_within("--database-connections", &self.database_connections, 4..=1000);
-        let mut url = |name: &str, given: Option<&str>, file: Option<&Path>, schemes: &[&str]| {
+        let mut url = |name: &str, given: Option<&str>, file: Option<&Path>| {
             if given.is_none() && file.is_none() {
                 problems.add(format!("{name} or {name}-file: is needed"));
             }
-            let url = given_or_in_file(problems, name, given, file)?;
-            if !schemes.iter().any(|scheme| url.starts_with(scheme)) {
-                // The value may hold a password, so it is not repeated.
-                problems.add(format!("{name}: must begin with {}", schemes.join(" or ")));
-            }
-            Some(url)
+            given_or_in_file(problems, name, given, file)
         };
-        let database_url = url("--database-url", self.database_url.as_deref(), self.database_url_file.as_deref(), &["postgres://", "postgresql://"]);
-        let redis_url = url("--redis-url", self.redis_url.as_deref(), self.redis_url_file.as_deref(), &["redis://", "rediss://", "redis+unix://"]);
+        let database_url = url("--database-url", self.database_url.as_deref(), self.database_url_file.as_deref());
+        let redis_url = url("--redis-url", self.redis_url.as_deref(), self.redis_url_file.as_deref());
+        let database_url = database_url.and_then(|url| read_postgres_url(problems, "--database-url", &url));
+        let redis_schemes = ["redis://", "rediss://", "redis+unix://"];
+        if redis_url.as_ref().is_some_and(|url| !redis_schemes.iter().any(|scheme| url.starts_with(scheme))) {
+            // The value may hold a password, so it is not repeated.
+            problems.add(format!("--redis-url: must begin with {}", redis_schemes.join(" or ")));
+        }
         Some(StoreSettings { database_url: database_url?, database_connections: database_connections?, redis_url: redis_url? })
     }
 }
@@ -282,7 +292,8 @@ impl CustomersArgs {
     pub fn read(self) -> Result<CustomersSettings, Invalid> {
         let mut problems = Problems::default();
         let grpc = problems.take::<SocketAddr>("--grpc", &self.grpc);
-        let process = self.process.read(&mut problems, grpc, &[]);
+        places(&mut problems, "--transactions", &self.transactions);
+        let process = self.process.read(&mut problems, grpc, &self.transactions);
         let store = self.store.read(&mut problems);
         let customers = self.customers.read(&mut problems);
         let reflection = problems.take::<bool>("--reflection", &self.reflection);
@@ -292,6 +303,7 @@ impl CustomersArgs {
             process: process.ok_or_else(missing)?,
             store: store.ok_or_else(missing)?,
             customers: customers.ok_or_else(missing)?,
+            transactions: self.transactions,
             reflection: reflection.ok_or_else(missing)?,
         })
     }
@@ -305,6 +317,7 @@ impl TransactionsArgs {
         places(&mut problems, "--customers", &self.customers);
         let process = self.process.read(&mut problems, grpc, &self.customers);
         let store = self.store.read(&mut problems);
+        let transactions = self.transactions.read(&mut problems);
         let reflection = problems.take::<bool>("--reflection", &self.reflection);
         problems.check()?;
         Ok(TransactionsSettings {
@@ -312,6 +325,7 @@ impl TransactionsArgs {
             process: process.ok_or_else(missing)?,
             store: store.ok_or_else(missing)?,
             customers: self.customers,
+            transactions: transactions.ok_or_else(missing)?,
             reflection: reflection.ok_or_else(missing)?,
         })
     }

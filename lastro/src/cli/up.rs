@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
+use lastro_database::PostgresUrl;
 use lastro_mesh::config::{Invalid, Problems, Setting};
 
-use super::groups::{CustomersGroup, GatewayGroup};
+use super::groups::{CustomersGroup, GatewayGroup, TransactionsGroup, read_postgres_url};
 
 /// As given: every value is kept as text, so that all mistakes are reported at once.
 #[derive(Args)]
@@ -48,6 +49,8 @@ pub struct UpArgs {
     edge: GatewayGroup,
     #[command(flatten)]
     customers: CustomersGroup,
+    #[command(flatten)]
+    transactions: TransactionsGroup,
     /// Whether gRPC reflection tells the public surface.
     #[arg(long, env = "LASTRO_REFLECTION", value_name = "BOOL", default_value = "true")]
     reflection: Setting,
@@ -59,7 +62,7 @@ pub struct UpSettings {
     pub rest: SocketAddr,
     pub grpc: SocketAddr,
     pub ops: SocketAddr,
-    pub database_url: Option<String>,
+    pub database_url: Option<PostgresUrl>,
     pub redis_url: Option<String>,
     pub log: String,
     pub otlp_endpoint: Option<String>,
@@ -69,6 +72,7 @@ pub struct UpSettings {
     pub rate_limits: lastro_gateway::Limits,
     pub cors_origins: Vec<String>,
     pub customers: lastro_customers::Settings,
+    pub transactions: lastro_transactions::Settings,
     pub reflection: bool,
 }
 
@@ -84,10 +88,11 @@ impl UpArgs {
         let concurrency_max = problems.take_within("--concurrency-max", &self.concurrency_max, 1..=1_000_000);
         let rate_limits = self.edge.read_limits(&mut problems);
         let customers = self.customers.read(&mut problems);
+        let transactions = self.transactions.read(&mut problems);
+        let database_url = self.database_url.as_ref().map(|url| read_postgres_url(&mut problems, "--database-url", url));
         let reflection = problems.take::<bool>("--reflection", &self.reflection);
         for (name, url, schemes) in [
-            ("--database-url", &self.database_url, &["postgres://", "postgresql://"][..]),
-            ("--redis-url", &self.redis_url, &["redis://", "rediss://", "redis+unix://"]),
+            ("--redis-url", &self.redis_url, &["redis://", "rediss://", "redis+unix://"][..]),
             ("--otlp-endpoint", &self.otlp_endpoint, &["http://", "https://"]),
         ] {
             if url.as_ref().is_some_and(|url| !schemes.iter().any(|scheme| url.starts_with(scheme))) {
@@ -102,7 +107,7 @@ impl UpArgs {
             rest: rest.ok_or_else(missing)?,
             grpc: grpc.ok_or_else(missing)?,
             ops: ops.ok_or_else(missing)?,
-            database_url: self.database_url,
+            database_url: database_url.flatten(),
             redis_url: self.redis_url,
             log: self.log,
             otlp_endpoint: self.otlp_endpoint,
@@ -112,6 +117,7 @@ impl UpArgs {
             rate_limits: rate_limits.ok_or_else(missing)?,
             cors_origins: self.edge.cors_origins,
             customers: customers.ok_or_else(missing)?,
+            transactions: transactions.ok_or_else(missing)?,
             reflection: reflection.ok_or_else(missing)?,
         })
     }

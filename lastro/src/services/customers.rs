@@ -10,9 +10,9 @@ use lastro_events::relay::Relay;
 use lastro_mesh::identity::TokenVerifier;
 use lastro_migrations::CustomersMigrator;
 
-use super::{Grpc, open_database, serve_grpc, start};
+use super::{Grpc, connection, open_database, serve_grpc, start};
 use crate::cli::CustomersArgs;
-use crate::routes::{inbound, own_keys};
+use crate::routes::{inbound, outbound, own_keys};
 
 /// Runs until SIGTERM or Ctrl-C.
 pub async fn run(args: CustomersArgs) -> Result<()> {
@@ -20,8 +20,10 @@ pub async fn run(args: CustomersArgs) -> Result<()> {
     let process = start(NAME, &settings.process).await?;
     let redis = RedisBus::new(&settings.store.redis_url).context("--redis-url cannot be used")?;
     let Some(database) = open_database::<CustomersMigrator>(&process, NAME, &settings.store).await? else { return Ok(()) };
+    let transactions = connection(lastro_transactions::NAME, &settings.transactions, &settings.process);
+    let to_transactions = outbound(NAME, lastro_transactions::NAME, transactions, settings.process.concurrency_max);
     let started = process.until_it_works("signing key", || async {
-        Ok(Customers::start(database.clone(), Bus::Redis(redis.clone()), settings.customers.clone()).await?)
+        Ok(Customers::start(database.clone(), Bus::Redis(redis.clone()), to_transactions.clone(), settings.customers.clone()).await?)
     });
     let Some(customers) = started.await else { return Ok(()) };
     let stop = process.end_of_background.clone();

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use lastro_gateway::{Gateway, NAME};
-use lastro_mesh::identity::RevokedSessions;
+use lastro_mesh::identity::Revocations;
 
 use super::{connection, listener, start, verifier};
 use crate::cli::GatewayArgs;
@@ -26,7 +26,7 @@ pub async fn run(args: GatewayArgs) -> Result<()> {
             return Ok(());
         }
     }
-    let verifier = verifier(&process, NAME, &customers, &settings.process, RevokedSessions::default());
+    let verifier = verifier(&process, NAME, &customers, &settings.process, Revocations::default());
     let concurrency_max = settings.process.concurrency_max;
     let gateway = Gateway::new(lastro_gateway::Settings {
         customers: outbound(NAME, lastro_customers::NAME, customers, concurrency_max),

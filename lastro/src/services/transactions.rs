@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result};
 use lastro_events::bus::Bus;
 use lastro_events::bus::redis_streams::RedisBus;
 use lastro_events::relay::Relay;
-use lastro_mesh::identity::RevokedSessions;
+use lastro_mesh::identity::Revocations;
 use lastro_migrations::TransactionsMigrator;
 use lastro_transactions::{NAME, Transactions};
 
@@ -18,13 +18,13 @@ pub async fn run(args: TransactionsArgs) -> Result<()> {
     let process = start(NAME, &settings.process).await?;
     let redis = RedisBus::new(&settings.store.redis_url).context("--redis-url cannot be used")?;
     let customers = connection(lastro_customers::NAME, &settings.customers, &settings.process);
-    let revoked = RevokedSessions::default();
+    let revoked = Revocations::default();
     let verifier = verifier(&process, NAME, &customers, &settings.process, revoked.clone());
     let Some(database) = open_database::<TransactionsMigrator>(&process, NAME, &settings.store).await? else { return Ok(()) };
     let to_customers = outbound(NAME, lastro_customers::NAME, customers, settings.process.concurrency_max);
     let started = process.until_it_works("revoked sessions", || async {
         let (database, bus) = (database.clone(), Bus::Redis(redis.clone()));
-        Ok(Transactions::start(database, bus, lastro_customers::EVENTS, to_customers.clone(), revoked.clone()).await?)
+        Ok(Transactions::start(database, bus, lastro_customers::EVENTS, to_customers.clone(), revoked.clone(), settings.transactions.clone()).await?)
     });
     let Some(transactions) = started.await else { return Ok(()) };
     let known = process.until_it_works("token keys", || async {
@@ -39,7 +39,7 @@ pub async fn run(args: TransactionsArgs) -> Result<()> {
     let grpc = Grpc {
         prefixes: &["/lastro.transactions.", "/lastro.internal.transactions."],
         address: settings.grpc,
-        service: inbound(NAME, &verifier, settings.process.concurrency_max).wrap(transactions.public_routes()),
+        service: inbound(NAME, &verifier, settings.process.concurrency_max).wrap(transactions.all_routes()),
         verifier: &verifier,
         reflection: settings.reflection,
         settings: &settings.process,

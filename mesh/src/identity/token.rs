@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{RevokedSessions, User};
+use super::{Revocations, User};
 use crate::clock;
 
 /// `iss` and `aud` of every token.
@@ -56,6 +56,9 @@ pub struct Claims {
     pub roles: Vec<String>,
     /// What the user may do.
     pub permissions: Vec<String>,
+    /// How often all of the user's tokens were revoked before this one was signed. Absent in tokens from before there was such a thing.
+    #[serde(default)]
+    pub ver: i64,
 }
 
 /// A public key that verifies tokens.
@@ -88,13 +91,13 @@ pub struct TokenVerifier {
     disk: Option<PathBuf>,
     /// With when it was verified.
     verified: Cache<[u8; 32], (Instant, Arc<User>)>,
-    revoked: RevokedSessions,
+    revoked: Revocations,
 }
 
 impl TokenVerifier {
     /// A verifier that gets its keys from `source` and remembers them in the file `disk`, so that a service can start while
     /// customers is away.
-    pub fn new(source: KeySource, disk: Option<PathBuf>, revoked: RevokedSessions) -> Self {
+    pub fn new(source: KeySource, disk: Option<PathBuf>, revoked: Revocations) -> Self {
         let verifier = Self { keys: RwLock::default(), source, asked: Mutex::new(None), verified: Cache::new(TOKENS_CACHED), disk, revoked };
         let remembered = verifier.disk.as_ref().and_then(|path| std::fs::read(path).ok());
         if let Some(keys) = remembered.and_then(|bytes| serde_json::from_slice::<Vec<PublicKey>>(&bytes).ok()) {
@@ -114,7 +117,7 @@ impl TokenVerifier {
                 user
             }
         };
-        let lives = user.expires_s > clock::now_s() && !self.revoked.contains(user.session_id);
+        let lives = user.expires_s > clock::now_s() && !self.revoked.covers(&user);
         if lives { Ok(user) } else { Err(Refusal::Invalid) }
     }
 
@@ -138,7 +141,7 @@ impl TokenVerifier {
         validation.validate_nbf = true;
         validation.leeway = 0;
         let claims = jsonwebtoken::decode::<Claims>(token, &key, &validation).map_err(|_| Refusal::Invalid)?.claims;
-        Ok(User { id: claims.sub, session_id: claims.sid, expires_s: claims.exp, permissions: claims.permissions })
+        Ok(User { id: claims.sub, session_id: claims.sid, expires_s: claims.exp, permissions: claims.permissions, token_version: claims.ver })
     }
 
     /// Asks for the keys again and again, until told to stop: a key that is about to sign is known before it does, and a retired one is

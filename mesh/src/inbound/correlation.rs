@@ -14,7 +14,7 @@ use tracing::Instrument as _;
 use crate::call::{CORRELATION_HEADER, Call, CorrelationId};
 use crate::logs::otlp;
 use crate::serve::Peer;
-use crate::trace::{TRACEPARENT, TRACERESPONSE, TraceContext};
+use crate::trace::{TRACERESPONSE, TraceContext};
 
 /// Where a call came from, set by a gateway in the same process that saw the client.
 #[derive(Debug, Clone, Copy)]
@@ -40,7 +40,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        let correlation_id = CorrelationId::accept(request.headers().get(CORRELATION_HEADER)).unwrap_or_default();
+        let correlation_id = CorrelationId::accept(request.headers()).unwrap_or_default();
         let span = tracing::info_span!(
             "rpc",
             service = self.service,
@@ -48,7 +48,7 @@ where
             correlationId = correlation_id.as_str(),
             traceId = tracing::field::Empty
         );
-        let trace = otlp::join(&span, TraceContext::accept(request.headers().get(TRACEPARENT)));
+        let trace = otlp::join(&span, TraceContext::of(request.headers()));
         if !span.is_disabled() {
             span.record("traceId", format!("{:032x}", trace.trace_id).as_str());
         }

@@ -10,8 +10,10 @@ use tokio::time::Instant;
 use tonic::body::Body;
 use tower::Service;
 
-use crate::call::Call;
+use crate::call::{Call, is_ambiguous};
 use crate::status::{DEADLINE_EXCEEDED, Problem};
+
+const GRPC_TIMEOUT: &str = "grpc-timeout";
 
 #[derive(Clone)]
 pub(super) struct Deadline<S> {
@@ -33,7 +35,16 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        let timeout = request.headers().get("grpc-timeout").and_then(parse).unwrap_or(self.timeout_default);
+        let timeout = match request.headers().get(GRPC_TIMEOUT) {
+            None => self.timeout_default,
+            Some(header) => match parse(header).filter(|_| !is_ambiguous(request.headers(), GRPC_TIMEOUT)) {
+                Some(timeout) => timeout,
+                None => {
+                    let problem = Problem::field(GRPC_TIMEOUT, "must be 1 to 8 digits and one of H, M, S, m, u and n, and stand once");
+                    return Box::pin(std::future::ready(Ok(tonic::Status::from(problem).into_http())));
+                }
+            },
+        };
         let deadline = Instant::now() + timeout;
         if let Some(call) = request.extensions_mut().get_mut::<Call>() {
             call.deadline = deadline;

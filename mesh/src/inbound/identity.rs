@@ -11,7 +11,7 @@ use http::{Request, Response};
 use tonic::body::Body;
 use tower::Service;
 
-use crate::call::Call;
+use crate::call::{Call, is_ambiguous};
 use crate::identity::token::Refusal;
 use crate::identity::{Access, LocalPeer, Principal, TokenVerifier};
 use crate::serve::Peer;
@@ -69,6 +69,9 @@ async fn admit(request: &mut Request<Body>, access: Option<Access>, verifier: &T
         }
         Access::Permission(permission) => permission,
     };
+    if is_ambiguous(request.headers(), AUTHORIZATION) {
+        return Err(Problem::field("authorization", "is given more than once, with different values; send it once"));
+    }
     let header = request.headers().get(AUTHORIZATION).cloned();
     let token = header.as_ref().and_then(|value| value.to_str().ok()).and_then(bearer);
     let token = token.ok_or_else(|| Problem::new(&UNAUTHENTICATED, "send an access token as authorization: Bearer …"))?;

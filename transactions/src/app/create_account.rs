@@ -1,5 +1,6 @@
 //! Opens an account for the caller, whom customers confirms.
 
+use lastro_database::Kind;
 use lastro_mesh::call::Call;
 use lastro_mesh::clock;
 use lastro_mesh::identity::User as Caller;
@@ -7,17 +8,30 @@ use lastro_mesh::status::Problem;
 use lastro_money::Currency;
 use lastro_proto::internal::customers::v1::ConfirmOwnerRequest;
 use lastro_proto::transactions::v1::CreateAccountRequest;
+use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::App;
 use crate::domain::account::Account;
-use crate::store::accounts::{self, AccountWithBalance};
+use crate::store::accounts::{self, AccountWithBalance, Key};
+use crate::store::users;
 use crate::{Error, store};
 
-/// With a balance of zero.
-pub async fn create_account(app: &App, call: &Call, caller: &Caller, request: CreateAccountRequest) -> Result<AccountWithBalance, Error> {
+/// An account, and whether an earlier call opened it.
+pub struct Opened {
+    pub account: AccountWithBalance,
+    pub replayed: bool,
+}
+
+/// With a balance of zero. The same key of the same caller: the same account.
+pub async fn create_account(app: &App, call: &Call, caller: &Caller, request: CreateAccountRequest) -> Result<Opened, Error> {
     let currency = Currency::from_code(&request.currency_code)
         .ok_or_else(|| Problem::field("currency_code", format!("{:?} is no ISO 4217 currency", request.currency_code)))?;
+    let key = (!request.external_id.is_empty())
+        .then(|| Key { external_id: request.external_id, request_hash: request_hash(currency, &request.display_name) });
+    if let Some(opened) = opened_before(app, caller, key.as_ref()).await? {
+        return Ok(opened);
+    }
     confirm(app, call, caller).await?;
     let account = Account {
         id: Uuid::now_v7(),
@@ -28,13 +42,36 @@ pub async fn create_account(app: &App, call: &Call, caller: &Caller, request: Cr
         create_time_us: clock::now_us(),
     };
     let tx = app.database.begin().await?;
+    if !users::lock_owner(&tx, caller.id).await? {
+        return Err(Error::OwnerNotAllowed);
+    }
     if !app.is_cleared(currency) {
         accounts::ensure_clearing(&tx, currency, account.create_time_us).await?;
     }
-    accounts::insert(&tx, &account, None).await?;
+    match accounts::insert(&tx, &account, None, key.as_ref()).await {
+        Err(error) if error.kind == Kind::Unique => {
+            tx.rollback().await.map_err(lastro_database::Error::from)?;
+            return opened_before(app, caller, key.as_ref()).await?.ok_or(Error::Database(error));
+        }
+        inserted => inserted?,
+    }
     tx.commit().await.map_err(lastro_database::Error::from)?;
     app.note_cleared(currency);
-    Ok(AccountWithBalance { account, posted: 0, held: 0 })
+    Ok(Opened { account: AccountWithBalance { account, posted: 0, held: 0 }, replayed: false })
+}
+
+/// What the caller asked for before with this key.
+async fn opened_before(app: &App, caller: &Caller, key: Option<&Key>) -> Result<Option<Opened>, Error> {
+    let Some(key) = key else { return Ok(None) };
+    let Some((account, request_hash)) = accounts::by_key(app.database.reader(), caller.id, &key.external_id).await? else { return Ok(None) };
+    if request_hash == key.request_hash { Ok(Some(Opened { account, replayed: true })) } else { Err(Error::IdempotencyKeyReused) }
+}
+
+fn request_hash(currency: Currency, display_name: &str) -> [u8; 32] {
+    let mut hasher = Sha256::new();
+    hasher.update(currency.code().as_bytes());
+    hasher.update(display_name.as_bytes());
+    hasher.finalize().into()
 }
 
 /// Customers has the last word; a user that is known here to be no owner is not even asked for.

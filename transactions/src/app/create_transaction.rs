@@ -31,7 +31,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// The transaction as it stands, once it is durable.
 pub async fn create_transaction(app: &App, call: &Call, caller: &Caller, request: CreateTransactionRequest) -> Result<Accepted, Error> {
-    let submission = Submission::read(request)?;
+    let submission = Submission::read(request, app.settings.amount_minor_max)?;
     if submission.kind == Type::Deposit && !caller.may("write:deposits") {
         return Err(Error::MayNotDeposit);
     }

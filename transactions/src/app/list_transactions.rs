@@ -22,6 +22,6 @@ pub async fn list_transactions(app: &App, caller: &Caller, account_id: &str, pag
         let accounts: Vec<Uuid> = accounts::ids_of(reader, caller.id).await?;
         operations::list_of_accounts(reader, &accounts, page).await?
     };
-    let next = page.cut(&mut found, |operation| operation.id);
+    let next = page.cut(&mut found, |operation| operation.id, Operation::answer_bytes);
     Ok((found, next))
 }

@@ -46,6 +46,13 @@ pub struct Posting {
     pub balance: Minor,
 }
 
+/// One side of a movement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Side {
+    Debit,
+    Credit,
+}
+
 /// What becomes of a movement.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
@@ -55,6 +62,8 @@ pub enum Decision {
     Rejected(&'static str),
     /// One of its accounts is not among those that were locked.
     NotLocked,
+    /// The system account on this side has no room for it; another one of its kind may have. Nothing changes.
+    SystemFull(Side),
 }
 
 /// Decides one movement and, if it is posted, changes the balances.
@@ -70,8 +79,11 @@ pub fn decide(balances: &mut HashMap<Uuid, Balance>, movement: Movement) -> Deci
     if !debit.system && available < i128::from(movement.amount) {
         return Decision::Rejected(rejections::INSUFFICIENT_FUNDS);
     }
-    let (Some(debited), Some(credited)) = (debit.posted.checked_sub(movement.amount), credit.posted.checked_add(movement.amount)) else {
-        return Decision::Rejected(rejections::BALANCE_OVERFLOW);
+    let Some(debited) = debit.posted.checked_sub(movement.amount) else {
+        return if debit.system { Decision::SystemFull(Side::Debit) } else { Decision::Rejected(rejections::BALANCE_OVERFLOW) };
+    };
+    let Some(credited) = credit.posted.checked_add(movement.amount) else {
+        return if credit.system { Decision::SystemFull(Side::Credit) } else { Decision::Rejected(rejections::BALANCE_OVERFLOW) };
     };
     let mut post = |account_id, before: Balance, amount, balance| {
         let account_version = before.version + 1;
@@ -118,8 +130,11 @@ mod tests {
     fn a_balance_never_leaves_64_bits() {
         let mut balances = HashMap::from([(id(1), Balance { system: true, ..balance(0) }), (id(2), balance(Minor::MAX))]);
         assert_eq!(decide(&mut balances, movement(1, 2, 1)), Decision::Rejected("BALANCE_OVERFLOW"));
-        let mut balances = HashMap::from([(id(1), Balance { system: true, ..balance(Minor::MIN) }), (id(2), balance(0))]);
-        assert_eq!(decide(&mut balances, movement(1, 2, 1)), Decision::Rejected("BALANCE_OVERFLOW"));
+        let system = |posted| Balance { system: true, ..balance(posted) };
+        let mut balances = HashMap::from([(id(1), system(Minor::MIN)), (id(2), balance(0))]);
+        assert_eq!(decide(&mut balances, movement(1, 2, 1)), Decision::SystemFull(Side::Debit));
+        let mut balances = HashMap::from([(id(1), balance(1)), (id(2), system(Minor::MAX))]);
+        assert_eq!(decide(&mut balances, movement(1, 2, 1)), Decision::SystemFull(Side::Credit));
     }
 
     #[test]
@@ -149,7 +164,7 @@ mod tests {
                         postings.extend(posted);
                     }
                     Decision::Rejected(_) => prop_assert!(!fits),
-                    Decision::NotLocked => prop_assert!(false),
+                    Decision::NotLocked | Decision::SystemFull(_) => prop_assert!(false),
                 }
             }
             for (account, balance) in &balances {

@@ -16,6 +16,8 @@ use super::operation::Type;
 
 /// The longest that a caller may wait for the outcome.
 pub const WAIT_MAX: Duration = Duration::from_secs(30);
+/// Metadata is stored with the operation, published, and sent with every answer: together its keys and values have at most so many bytes of UTF-8.
+pub const METADATA_BYTES_MAX: usize = 16 * 1024;
 /// 2000-01-01 and 2100-01-01, Unix microseconds.
 const EFFECTIVE_TIME_US: std::ops::Range<i64> = 946_684_800_000_000..4_102_444_800_000_000;
 
@@ -38,7 +40,7 @@ pub struct Submission {
 
 impl Submission {
     /// Reads a request whose fields keep the rules of the proto.
-    pub fn read(request: CreateTransactionRequest) -> Result<Self, Problem> {
+    pub fn read(request: CreateTransactionRequest, amount_minor_max: Minor) -> Result<Self, Problem> {
         let kind = request.r#type();
         if request.hold {
             return Err(Problem {
@@ -61,6 +63,15 @@ impl Submission {
         let amount = lastro_money::parse(&money.amount, currency).map_err(|error| Problem::field("amount.amount", error.to_string()))?;
         if amount <= 0 {
             return Err(Problem::field("amount.amount", "must be more than zero"));
+        }
+        if amount > amount_minor_max {
+            let most = lastro_money::format(amount_minor_max, currency);
+            return Err(Problem::field("amount", format!("must be at most {most} {}", currency.code())));
+        }
+        let metadata_bytes: usize = request.metadata.iter().map(|(key, value)| key.len() + value.len()).sum();
+        if metadata_bytes > METADATA_BYTES_MAX {
+            let description = format!("has {metadata_bytes} bytes of keys and values; at most {METADATA_BYTES_MAX} are taken");
+            return Err(Problem::field("metadata", description));
         }
         Ok(Self {
             external_id: request.external_id,
@@ -145,10 +156,12 @@ mod tests {
         }
     }
 
+    const AMOUNT_MAX: Minor = 1_000_000_000_000_000;
+
     fn field_of(change: impl FnOnce(&mut CreateTransactionRequest)) -> String {
         let mut request = request();
         change(&mut request);
-        Submission::read(request).expect_err("a broken rule").fields[0].field.clone()
+        Submission::read(request, AMOUNT_MAX).expect_err("a broken rule").fields[0].field.clone()
     }
 
     #[test]
@@ -162,6 +175,20 @@ mod tests {
             assert_eq!(field_of(|request| request.amount.as_mut().expect("set").amount = amount.to_owned()), "amount.amount", "{amount}");
         }
         assert_eq!(field_of(|request| request.amount.as_mut().expect("set").currency_code = "XXX".to_owned()), "amount.currency_code");
+        for (amount, taken) in [("10000000000000.00", true), ("10000000000000.01", false), ("92233720368547758.07", false)] {
+            let mut request = request();
+            request.amount.as_mut().expect("set").amount = amount.to_owned();
+            let read = Submission::read(request, AMOUNT_MAX);
+            assert_eq!(read.is_ok(), taken, "{amount}");
+            assert!(taken || read.expect_err("too much").fields[0].field == "amount");
+        }
+        for (bytes, taken) in [(METADATA_BYTES_MAX, true), (METADATA_BYTES_MAX + 1, false)] {
+            let mut request = request();
+            request.metadata = (0..=bytes / 500).map(|n| (format!("{n:04}"), "x".repeat(496))).collect();
+            let last = request.metadata.last_entry().expect("some").into_mut();
+            *last = "x".repeat(bytes % 500 - 4);
+            assert_eq!(Submission::read(request, AMOUNT_MAX).is_ok(), taken, "{bytes}");
+        }
         for wait in [(31, 0), (30, 1), (-1, 0), (0, -1)] {
             assert_eq!(field_of(|request| request.wait = Some(pbjson_types::Duration { seconds: wait.0, nanos: wait.1 })), "wait");
         }
@@ -174,7 +201,7 @@ mod tests {
         let hash = |change: &dyn Fn(&mut CreateTransactionRequest)| {
             let mut request = request();
             change(&mut request);
-            request_hash(&Submission::read(request).expect("a good request").submitted(Uuid::nil()))
+            request_hash(&Submission::read(request, AMOUNT_MAX).expect("a good request").submitted(Uuid::nil()))
         };
         let plain = hash(&|_| {});
         let same: [&dyn Fn(&mut CreateTransactionRequest); 3] = [

@@ -22,8 +22,8 @@ pub struct Accounts(pub Arc<App>);
 impl AccountsService for Accounts {
     async fn create_account(&self, request: Request<CreateAccountRequest>) -> Result<Response<Account>, Status> {
         let call = Call::of(&request)?.clone();
-        let account = create_account(&self.0, &call, call.user()?, request.into_inner()).await?;
-        Ok(Response::new(wire(account)))
+        let opened = create_account(&self.0, &call, call.user()?, request.into_inner()).await?;
+        Ok(Response::new(Account { replayed: opened.replayed, ..wire(opened.account) }))
     }
 
     async fn get_account(&self, request: Request<GetAccountRequest>) -> Result<Response<Account>, Status> {
@@ -52,5 +52,6 @@ fn wire(found: AccountWithBalance) -> Account {
         // Saturating only where a clearing account is at the edge of 64 bits; an account with a floor never is.
         available: money(posted.saturating_sub(held), account.currency),
         create_time: Some(timestamp(account.create_time_us)),
+        replayed: false,
     }
 }

@@ -2,7 +2,7 @@
 //! If it fails nevertheless, it is bisected and only the culprit is parked. After an unknown COMMIT it reads back by the ids that it
 //! generated.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,13 +11,14 @@ use lastro_database::{Error, Kind};
 use lastro_mesh::clock;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use uuid::Uuid;
 
-use super::decision::{self, Origin};
+use super::decision::{self, Origin, Settled};
+use super::stripes::Stripes;
 use super::{Accepted, BATCH_MAX, Job, NewOperation, Refused, Settler};
 use crate::domain::ledger::Balance;
-use crate::store::ledger::{Ledger, Lock, Writes};
+use crate::store::ledger::{BalanceChange, Ledger, Lock, Writes};
 use crate::store::operations::{self, Operation};
 
 /// How long a batch is tried against a database that is busy or away, before its callers are told.
@@ -38,8 +39,10 @@ struct Group {
 
 /// Why an attempt came to nothing.
 enum Failure {
-    /// A key exists: what it belongs to must be looked up.
-    KeyExists,
+    /// A key exists, it seems: what it belongs to must be looked up.
+    KeyExists(Error),
+    /// A clearing account was full: the next attempt uses another one.
+    ElsewhereFirst,
     /// The database failed.
     Database(Error),
 }
@@ -47,20 +50,27 @@ enum Failure {
 /// At once on PostgreSQL: while one is flushed, the next is decided and a third is written (docs/PERFORMANCE.md has the figures).
 const IN_FLIGHT: usize = 3;
 
+/// What callers have given up is dropped so often while nothing can be settled, and makes room for others.
+const DROP_EVERY: Duration = Duration::from_millis(250);
+/// Jobs that are looked at for one batch. Those behind them wait for a later one.
+const LOOK_AT_MAX: usize = 4 * BATCH_MAX;
+
 /// Takes batches from the queue until nobody can send any more. A batch goes beside others only if it shares no account with them, and
 /// only once it is worth a commit of its own: half of the largest in flight.
-pub async fn run(settler: Arc<Settler>, mut jobs: mpsc::Receiver<Job>) {
+pub async fn run(settler: Arc<Settler>, mut jobs: mpsc::UnboundedReceiver<Job>) {
     // SQLite has one writer: a second batch would only wait for it.
     let at_once = if settler.database.is_postgres() { IN_FLIGHT } else { 1 };
-    let (mut waiting, mut arrived) = (Vec::new(), Vec::new());
+    let (mut waiting, mut arrived) = (VecDeque::new(), Vec::new());
     let (mut in_flight, mut running, mut open) = (JoinSet::new(), Vec::<InFlight>::new(), true);
+    let mut drop_abandoned = interval(DROP_EVERY);
+    drop_abandoned.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while open || !waiting.is_empty() || !in_flight.is_empty() {
         let worth = running.iter().map(|batch| batch.size).max().unwrap_or_default() / 2;
         if running.len() < at_once && !waiting.is_empty() && waiting.len() >= worth {
-            let (batch, rest) = take_disjoint(waiting, &running);
-            waiting = rest;
+            let batch = take_disjoint(&mut waiting, &running, &settler.stripes);
             if !batch.is_empty() {
-                let accounts = decision::accounts(batch.iter().map(|job: &Job| &job.new.operation)).into_iter().collect();
+                let operations = batch.iter().map(|job: &Job| &job.new.operation);
+                let accounts = decision::accounts(operations, &settler.stripes).into_iter().collect();
                 // Its own task: a defect in one batch must not end the pipeline. Its callers are told UNAVAILABLE then.
                 let size = batch.len();
                 let id = in_flight.spawn(settle_batch(settler.clone(), size, group(batch))).id();
@@ -71,7 +81,7 @@ pub async fn run(settler: Arc<Settler>, mut jobs: mpsc::Receiver<Job>) {
         tokio::select! {
             received = jobs.recv_many(&mut arrived, BATCH_MAX), if open => {
                 open = received > 0;
-                waiting.append(&mut arrived);
+                waiting.extend(arrived.drain(..));
             }
             Some(ended) = in_flight.join_next_with_id() => {
                 let id = match ended {
@@ -83,6 +93,7 @@ pub async fn run(settler: Arc<Settler>, mut jobs: mpsc::Receiver<Job>) {
                 };
                 running.retain(|batch| batch.id != id);
             }
+            _ = drop_abandoned.tick(), if !waiting.is_empty() => waiting.retain(|job| !job.reply.is_closed()),
         }
     }
 }
@@ -94,16 +105,32 @@ struct InFlight {
     accounts: HashSet<Uuid>,
 }
 
-/// The waiting jobs that share no account with what is in flight, and the rest.
-fn take_disjoint(waiting: Vec<Job>, running: &[InFlight]) -> (Vec<Job>, Vec<Job>) {
-    let mut taken = 0;
-    waiting.into_iter().partition(|job| {
-        let movement = decision::movement(&job.new.operation);
-        let free = running.iter().all(|batch| !batch.accounts.contains(&movement.debit) && !batch.accounts.contains(&movement.credit));
-        let takes = free && taken < BATCH_MAX;
-        taken += usize::from(takes);
-        takes
-    })
+/// Takes the jobs that share no account with what is in flight, nor with a job that waits before them: who is passed over keeps its accounts, so
+/// that those behind it cannot pass it again and again. Jobs that their callers have given up are dropped: none of them was ever tried.
+fn take_disjoint(waiting: &mut VecDeque<Job>, running: &[InFlight], stripes: &Stripes) -> Vec<Job> {
+    let (mut taken, mut passed, mut kept) = (Vec::new(), VecDeque::new(), HashSet::new());
+    for _ in 0..LOOK_AT_MAX {
+        if taken.len() >= BATCH_MAX {
+            break;
+        }
+        let Some(job) = waiting.pop_front() else { break };
+        if job.reply.is_closed() {
+            continue;
+        }
+        let movement = decision::movement(&job.new.operation, stripes);
+        let accounts = [movement.debit, movement.credit];
+        let is_free = |account: &Uuid| !kept.contains(account) && running.iter().all(|batch| !batch.accounts.contains(account));
+        if accounts.iter().all(is_free) {
+            taken.push(job);
+        } else {
+            kept.extend(accounts);
+            passed.push_back(job);
+        }
+    }
+    // In the order in which they came.
+    passed.append(waiting);
+    *waiting = passed;
+    taken
 }
 
 async fn settle_batch(settler: Arc<Settler>, size: usize, groups: Vec<Group>) {
@@ -116,7 +143,8 @@ async fn settle_batch(settler: Arc<Settler>, size: usize, groups: Vec<Group>) {
 /// Sorted by key, so that two replicas insert in the same order and never wait for each other in a circle.
 fn group(jobs: Vec<Job>) -> Vec<Group> {
     let mut groups: HashMap<(Uuid, String), Group> = HashMap::with_capacity(jobs.len());
-    for Job { new, reply } in jobs {
+    for Job { new, reply, place } in jobs {
+        drop(place);
         let caller = (new.operation.id, new.operation.request_hash, reply);
         let key = (new.operation.owner_id, new.operation.external_id.clone());
         groups.entry(key).or_insert_with(|| Group { new, callers: Vec::new() }).callers.push(caller);
@@ -134,13 +162,7 @@ impl Group {
     /// Answers every caller with the stored operation.
     fn accept(self, operation: &Operation) {
         for (id, hash, reply) in self.callers {
-            let answer = if hash == operation.request_hash {
-                // Replayed means that the stored id is not the one that this call generated.
-                Ok(Accepted { operation: operation.clone(), replayed: id != operation.id })
-            } else {
-                Err(Refused::KeyReused)
-            };
-            let _ = reply.send(answer);
+            let _ = reply.send(answer_of(operation, id, &hash));
         }
     }
 
@@ -151,6 +173,15 @@ impl Group {
     }
 }
 
+/// What a caller is answered whose key belongs to a stored operation: `id` is the one that its call generated, `hash` of what it asked for.
+pub(super) fn answer_of(stored: &Operation, id: Uuid, hash: &[u8; 32]) -> Result<Accepted, Refused> {
+    if *hash != stored.request_hash {
+        return Err(Refused::KeyReused);
+    }
+    // Replayed means that the stored id is not the one that this call generated.
+    Ok(Accepted { operation: stored.clone(), replayed: id != stored.id })
+}
+
 impl Settler {
     /// Stores and settles groups, and answers their callers.
     fn settle(&self, mut groups: Vec<Group>) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
@@ -158,17 +189,18 @@ impl Settler {
             let (give_up, mut pause) = (Instant::now() + TRY_FOR, PAUSE_BASE);
             while !groups.is_empty() {
                 let error = match self.attempt(&groups, true).await {
-                    Ok(stored) => return answer(groups, &stored),
-                    Err(Failure::KeyExists) => match self.answer_existing(groups).await {
-                        Ok(rest) => {
-                            groups = rest;
-                            continue;
+                    Ok(stored) => return self.answer(groups, &stored),
+                    // At most once a stripe.
+                    Err(Failure::ElsewhereFirst) => continue,
+                    Err(Failure::KeyExists(violation)) => {
+                        let before = groups.len();
+                        match self.answer_existing(&mut groups).await {
+                            Ok(()) if groups.len() < before => continue,
+                            // Something else is unique as well, and the same attempt would find it again.
+                            Ok(()) => violation.not_transient(),
+                            Err(error) => error,
                         }
-                        Err((rest, error)) => {
-                            groups = rest;
-                            error
-                        }
-                    },
+                    }
                     Err(Failure::Database(error)) => error,
                 };
                 if error.is_transient() && Instant::now() + pause < give_up {
@@ -194,7 +226,7 @@ impl Settler {
         let now_us = clock::now_us();
         let mut stored: Vec<Operation> = groups.iter().map(|group| group.new.operation.clone()).collect();
         let mut ledger = Ledger::begin(&self.database).await?;
-        let accounts = if decide { decision::accounts(stored.iter()) } else { Vec::new() };
+        let accounts = if decide { decision::accounts(stored.iter(), &self.stripes) } else { Vec::new() };
         let mut balances = if decide { ledger.lock(&accounts, Lock::Skip).await? } else { HashMap::new() };
         let before = balances.clone();
 
@@ -210,9 +242,18 @@ impl Settler {
             writes.events.push(submitted);
             if !decide {
                 writes.events.extend(decision::wait_for_retry(operation, &origin));
-            } else if let Some((event, postings)) = decision::settle(operation, &origin, &mut balances) {
-                writes.events.push(event);
-                writes.postings.extend(postings.into_iter().map(|posting| (operation.id, posting)));
+                continue;
+            }
+            match decision::settle(operation, &origin, &mut balances, &self.stripes) {
+                Settled::Ended(event, postings) => {
+                    writes.events.push(event);
+                    writes.postings.extend(postings.into_iter().map(|posting| (operation.id, posting)));
+                }
+                Settled::Open => {}
+                Settled::ElsewhereFirst => {
+                    ledger.rollback().await?;
+                    return Err(Failure::ElsewhereFirst);
+                }
             }
         }
         writes.balances = changed(&before, &balances);
@@ -242,33 +283,35 @@ impl Settler {
         }
     }
 
-    /// Answers the callers whose key exists already; the groups that are left.
-    async fn answer_existing(&self, groups: Vec<Group>) -> Result<Vec<Group>, (Vec<Group>, Error)> {
-        let mut rest = Vec::with_capacity(groups.len());
-        let mut groups = groups.into_iter();
-        while let Some(group) = groups.next() {
+    /// Answers the callers whose key exists already, and leaves the other groups.
+    async fn answer_existing(&self, groups: &mut Vec<Group>) -> Result<(), Error> {
+        let keys: Vec<(Uuid, &str)> = groups.iter().map(key_of).collect();
+        let existing = operations::by_keys(self.database.writer(), &keys).await?;
+        let mut existing: HashMap<(Uuid, String), Operation> =
+            existing.into_iter().map(|operation| ((operation.owner_id, operation.external_id.clone()), operation)).collect();
+        for group in std::mem::take(groups) {
             let (owner_id, external_id) = key_of(&group);
-            match operations::by_key(self.database.writer(), owner_id, external_id).await {
-                Ok(Some(operation)) => group.accept(&operation),
-                Ok(None) => rest.push(group),
-                Err(error) => {
-                    rest.push(group);
-                    rest.extend(groups);
-                    return Err((rest, error));
+            match existing.remove(&(owner_id, external_id.to_owned())) {
+                Some(operation) => {
+                    self.known.note_repetition(owner_id, external_id);
+                    group.accept(&operation);
                 }
+                None => groups.push(group),
             }
         }
-        Ok(rest)
+        Ok(())
     }
 
     /// Stores the one operation that the database refuses to settle, so that it is not lost; the worker tries it again.
-    async fn park(&self, groups: Vec<Group>, error: &Error) {
+    async fn park(&self, mut groups: Vec<Group>, error: &Error) {
         tracing::error!(%error, operation = %groups[0].new.operation.id, "an operation cannot be settled; it is parked");
         match self.attempt(&groups, false).await {
-            Ok(stored) => answer(groups, &stored),
-            Err(Failure::KeyExists) => {
-                let (Ok(rest) | Err((rest, _))) = self.answer_existing(groups).await;
-                rest.into_iter().for_each(|group| group.refuse(Refused::Unavailable));
+            Ok(stored) => self.answer(groups, &stored),
+            Err(Failure::ElsewhereFirst) => groups.into_iter().for_each(|group| group.refuse(Refused::Unavailable)),
+            Err(Failure::KeyExists(error)) => {
+                let looked_up = self.answer_existing(&mut groups).await;
+                tracing::error!(%error, looked_up = looked_up.is_ok(), "nor can it be parked");
+                groups.into_iter().for_each(|group| group.refuse(Refused::Unavailable));
             }
             Err(Failure::Database(error)) => {
                 let refused = if error.is_transient() { Refused::Unavailable } else { Refused::Broken };
@@ -277,24 +320,29 @@ impl Settler {
             }
         }
     }
-}
 
-fn answer(groups: Vec<Group>, stored: &[Operation]) {
-    for (group, operation) in groups.into_iter().zip(stored) {
-        group.accept(operation);
+    fn answer(&self, groups: Vec<Group>, stored: &[Operation]) {
+        for (group, operation) in groups.into_iter().zip(stored) {
+            self.known.note(operation.owner_id, &operation.external_id);
+            group.accept(operation);
+        }
     }
 }
 
 /// The balances that are not what they were, sorted by account.
-pub(super) fn changed(before: &HashMap<Uuid, Balance>, after: &HashMap<Uuid, Balance>) -> Vec<(Uuid, Balance)> {
-    let mut changed: Vec<_> = after.iter().filter(|(id, balance)| before.get(id) != Some(balance)).map(|(id, balance)| (*id, *balance)).collect();
-    changed.sort_unstable_by_key(|(id, _)| *id);
+pub(super) fn changed(before: &HashMap<Uuid, Balance>, after: &HashMap<Uuid, Balance>) -> Vec<BalanceChange> {
+    let change = |(id, after): (&Uuid, &Balance)| {
+        let before = before.get(id).filter(|before| *before != after)?;
+        Some(BalanceChange { account_id: *id, from_version: before.version, after: *after })
+    };
+    let mut changed: Vec<_> = after.iter().filter_map(change).collect();
+    changed.sort_unstable_by_key(|change| change.account_id);
     changed
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         // The primary key is ours alone, and unique: that it exists means that an earlier attempt of ours was committed after all.
-        if error.kind == Kind::Unique { Self::KeyExists } else { Self::Database(error) }
+        if error.kind == Kind::Unique { Self::KeyExists(error) } else { Self::Database(error) }
     }
 }

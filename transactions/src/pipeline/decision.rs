@@ -4,13 +4,14 @@ use std::collections::HashMap;
 
 use lastro_events::Event;
 use lastro_events::event::{GENESIS, NewEvent};
+use lastro_proto::reasons::rejections;
 use lastro_proto::transactions::v1 as wire;
 use lastro_proto::transactions::v1::operation_event;
 use prost::Message as _;
 use uuid::Uuid;
 
-use crate::domain::account::{clearing_account_id, stripe_of};
-use crate::domain::ledger::{self, Balance, Decision, Movement, Posting};
+use super::stripes::Stripes;
+use crate::domain::ledger::{self, Balance, Decision, Movement, Posting, Side};
 use crate::domain::operation::{Happening, State, after};
 use crate::store::operations::Operation;
 
@@ -23,14 +24,19 @@ pub struct Origin {
 }
 
 /// The movement of an operation; the clearing account stands for the outside world.
-pub fn movement(operation: &Operation) -> Movement {
-    let clearing = || clearing_account_id(operation.currency, stripe_of(operation.id));
-    Movement { debit: operation.source.unwrap_or_else(clearing), credit: operation.destination.unwrap_or_else(clearing), amount: operation.amount }
+pub fn movement(operation: &Operation, stripes: &Stripes) -> Movement {
+    let clearing = |side| stripes.pick(operation.currency, operation.id, side);
+    Movement {
+        debit: operation.source.unwrap_or_else(|| clearing(Side::Debit)),
+        credit: operation.destination.unwrap_or_else(|| clearing(Side::Credit)),
+        amount: operation.amount,
+    }
 }
 
 /// The accounts of some operations, sorted: the order in which everybody locks them.
-pub fn accounts<'a>(operations: impl Iterator<Item = &'a Operation>) -> Vec<Uuid> {
-    let mut ids: Vec<Uuid> = operations.map(movement).flat_map(|movement| [movement.debit, movement.credit]).collect();
+pub fn accounts<'a>(operations: impl Iterator<Item = &'a Operation>, stripes: &Stripes) -> Vec<Uuid> {
+    let mut ids: Vec<Uuid> =
+        operations.map(|operation| movement(operation, stripes)).flat_map(|movement| [movement.debit, movement.credit]).collect();
     ids.sort_unstable();
     ids.dedup();
     ids
@@ -54,25 +60,47 @@ pub fn record(operation: &mut Operation, origin: &Origin, kind: &'static str, pa
     event
 }
 
-/// Decides an operation. Empty when one of its accounts is not among those that were locked, or when its state allows no decision.
-pub fn settle(operation: &mut Operation, origin: &Origin, balances: &mut HashMap<Uuid, Balance>) -> Option<(Event, Vec<Posting>)> {
-    let completed = after(operation.state, Happening::Completed)?;
-    let rejected = after(operation.state, Happening::Rejected)?;
-    match ledger::decide(balances, movement(operation)) {
+/// What became of an operation. Almost always the largest variant, and never kept.
+#[allow(clippy::large_enum_variant, reason = "a box for each operation that ends would cost more than the room")]
+pub enum Settled {
+    /// It has come to its end, with this event and these postings.
+    Ended(Event, Vec<Posting>),
+    /// One of its accounts is not among those that were locked, or its state allows no decision.
+    Open,
+    /// The clearing account that it was to use has no room, and another one may have: everything is to be decided anew.
+    ElsewhereFirst,
+}
+
+/// Decides an operation.
+pub fn settle(operation: &mut Operation, origin: &Origin, balances: &mut HashMap<Uuid, Balance>, stripes: &Stripes) -> Settled {
+    let (Some(completed), Some(rejected)) = (after(operation.state, Happening::Completed), after(operation.state, Happening::Rejected)) else {
+        return Settled::Open;
+    };
+    let movement = movement(operation, stripes);
+    let reason = match ledger::decide(balances, movement) {
         Decision::Completed(postings) => {
             operation.state = completed;
             let lines = postings.iter().map(posting).collect();
             let payload = encode(operation_event::Event::Completed(wire::Completed { postings: lines }));
-            Some((record(operation, origin, "COMPLETED", payload), postings.to_vec()))
+            return Settled::Ended(record(operation, origin, "COMPLETED", payload), postings.to_vec());
         }
-        Decision::Rejected(reason) => {
-            operation.state = rejected;
-            reason.clone_into(&mut operation.reason);
-            let payload = encode(operation_event::Event::Rejected(wire::Rejected { reason: reason.to_owned() }));
-            Some((record(operation, origin, "REJECTED", payload), Vec::new()))
+        Decision::NotLocked => return Settled::Open,
+        Decision::SystemFull(side) => {
+            let account_id = match side {
+                Side::Debit => movement.debit,
+                Side::Credit => movement.credit,
+            };
+            if stripes.note_full(operation.currency, account_id, side) {
+                return Settled::ElsewhereFirst;
+            }
+            rejections::BALANCE_OVERFLOW
         }
-        Decision::NotLocked => None,
-    }
+        Decision::Rejected(reason) => reason,
+    };
+    operation.state = rejected;
+    reason.clone_into(&mut operation.reason);
+    let payload = encode(operation_event::Event::Rejected(wire::Rejected { reason: reason.to_owned() }));
+    Settled::Ended(record(operation, origin, "REJECTED", payload), Vec::new())
 }
 
 /// Notes that settling failed and will be tried again; an event only the first time.

@@ -12,8 +12,9 @@ use uuid::Uuid;
 
 use super::Settler;
 use super::batch::changed;
-use super::decision::{self, Origin};
-use crate::store::ledger::{Claim, DeadLetter, Ledger, Lock, Writes};
+use super::decision::{self, Origin, Settled};
+use crate::domain::operation::{State, is_decided};
+use crate::store::ledger::{Claim, DeadLetter, Ledger, Lock, OperationChange, Writes};
 use crate::store::operations::Operation;
 
 const SWEEP_EVERY: Duration = Duration::from_millis(250);
@@ -21,6 +22,21 @@ const CLAIM_MAX: u32 = 200;
 /// Attempts in all until an operation becomes a dead letter.
 const ATTEMPTS_MAX: i64 = 5;
 const PAUSE_AFTER_FAILURE_US: i64 = 250_000;
+
+/// An operation as it stood when it was claimed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Claimed {
+    id: Uuid,
+    version: i64,
+    state: State,
+    attempts: i64,
+}
+
+impl Claimed {
+    fn of(operation: &Operation) -> Self {
+        Self { id: operation.id, version: operation.version, state: operation.state, attempts: operation.attempts }
+    }
+}
 
 /// Settles until told to stop.
 pub async fn run(settler: &Settler, stop: CancellationToken) {
@@ -73,53 +89,77 @@ impl Settler {
     }
 
     /// Claims and settles in one transaction; what was claimed, also when settling it failed.
-    async fn settle_claimed(&self, claim: Claim) -> Result<Vec<Operation>, (Error, Vec<Operation>)> {
+    async fn settle_claimed(&self, claim: Claim) -> Result<Vec<Claimed>, (Error, Vec<Claimed>)> {
         let none = |error: Error| (error, Vec::new());
-        let mut ledger = Ledger::begin(&self.database).await.map_err(none)?;
-        let mut claimed = ledger.claim(claim).await.map_err(none)?;
-        if claimed.is_empty() {
-            ledger.rollback().await.map_err(none)?;
-            return Ok(claimed);
-        }
-        match self.settle_locked(ledger, &mut claimed).await {
-            Ok(()) => Ok(claimed),
-            Err(error) => Err((error, claimed)),
+        loop {
+            let mut ledger = Ledger::begin(&self.database).await.map_err(none)?;
+            let mut operations = ledger.claim(claim).await.map_err(none)?;
+            if operations.is_empty() {
+                ledger.rollback().await.map_err(none)?;
+                return Ok(Vec::new());
+            }
+            let claimed: Vec<Claimed> = operations.iter().map(Claimed::of).collect();
+            match self.settle_locked(ledger, &claimed, &mut operations).await {
+                Ok(true) => return Ok(claimed),
+                // A clearing account was full: again, with another one. At most once a stripe.
+                Ok(false) => {}
+                Err(error) => return Err((error, claimed)),
+            }
         }
     }
 
-    async fn settle_locked(&self, mut ledger: Ledger, claimed: &mut [Operation]) -> Result<(), Error> {
-        let mut balances = ledger.lock(&decision::accounts(claimed.iter()), Lock::Wait).await?;
+    /// False when a clearing account was full: then nothing was done.
+    async fn settle_locked(&self, mut ledger: Ledger, claimed: &[Claimed], operations: &mut [Operation]) -> Result<bool, Error> {
+        let mut balances = ledger.lock(&decision::accounts(operations.iter(), &self.stripes), Lock::Wait).await?;
         let before = balances.clone();
         let mut writes = Writes::default();
-        for operation in claimed.iter_mut() {
+        let mut settled = vec![false; operations.len()];
+        for (operation, settled) in operations.iter_mut().zip(&mut settled) {
             let origin = Origin { correlation_id: format!("worker-{}", operation.id.simple()), causation_id: None, now_us: clock::now_us() };
-            if let Some((event, postings)) = decision::settle(operation, &origin, &mut balances) {
-                writes.events.push(event);
-                writes.postings.extend(postings.into_iter().map(|posting| (operation.id, posting)));
+            match decision::settle(operation, &origin, &mut balances, &self.stripes) {
+                Settled::Ended(event, postings) => {
+                    writes.events.push(event);
+                    writes.postings.extend(postings.into_iter().map(|posting| (operation.id, posting)));
+                    *settled = true;
+                }
+                Settled::Open => {}
+                Settled::ElsewhereFirst => {
+                    ledger.rollback().await?;
+                    return Ok(false);
+                }
             }
         }
         writes.balances = changed(&before, &balances);
-        writes.updated = claimed.iter().collect();
+        let all = claimed.iter().zip(operations.iter()).zip(settled);
+        writes.updated = all.filter(|(_, settled)| *settled).map(|((claimed, operation), _)| change(claimed, operation)).collect();
         ledger.commit(&writes).await?;
         self.bus.wake();
         self.settled.notify_waiters();
-        Ok(())
+        Ok(true)
     }
 
-    async fn note_failure(&self, mut culprit: Operation, error: &Error) -> Result<(), Error> {
-        // As it is stored, not as the failed attempt left it.
-        let stored = crate::store::operations::get(self.database.writer(), culprit.id).await?;
-        culprit = stored.ok_or_else(|| Error::corrupt("a claimed operation that is not there"))?;
-        let now_us = clock::now_us();
+    /// Notes that an operation could not be settled: it waits for another attempt, or becomes a dead letter. What another replica has done with it
+    /// since stays: it is locked first, and left alone unless it stands where it was claimed.
+    async fn note_failure(&self, claimed: Claimed, error: &Error) -> Result<(), Error> {
+        let mut ledger = Ledger::begin(&self.database).await?;
+        let stored = ledger.operation(claimed.id).await?.ok_or_else(|| Error::corrupt("a claimed operation that is not there"))?;
+        if Claimed::of(&stored) != claimed || is_decided(stored.state) {
+            return ledger.rollback().await;
+        }
+        let (mut culprit, now_us) = (stored, clock::now_us());
         let origin = Origin { correlation_id: format!("worker-{}", culprit.id.simple()), causation_id: None, now_us };
         let event = decision::wait_for_retry(&mut culprit, &origin);
-        let mut writes = Writes { updated: vec![&culprit], events: event.into_iter().collect(), ..Writes::default() };
+        let mut writes = Writes { updated: vec![change(&claimed, &culprit)], events: event.into_iter().collect(), ..Writes::default() };
         if culprit.attempts >= ATTEMPTS_MAX {
             tracing::error!(%error, operation = %culprit.id, attempts = culprit.attempts, "an operation becomes a dead letter");
             counter!("lastro_operations_dead_total").increment(1);
             let error = error.to_string();
             writes.dead_letters.push(DeadLetter { operation_id: culprit.id, error, attempts: culprit.attempts, create_time_us: now_us });
         }
-        Ledger::begin(&self.database).await?.commit(&writes).await
+        ledger.commit(&writes).await
     }
+}
+
+fn change<'a>(from: &Claimed, operation: &'a Operation) -> OperationChange<'a> {
+    OperationChange { operation, from_version: from.version, from_state: from.state }
 }

@@ -3,7 +3,7 @@
 use lastro_database::{Error, Transaction, all, execute, one};
 use lastro_mesh::page::Page;
 use lastro_money::{Currency, Minor};
-use sea_orm::{ConnectionTrait, FromQueryResult, Value};
+use sea_orm::{ConnectionTrait, DbBackend, FromQueryResult, Value};
 use uuid::Uuid;
 
 use crate::domain::account::{Account, STRIPES, SYSTEM_OWNER, clearing_account_id};
@@ -46,11 +46,18 @@ impl Row {
     }
 }
 
-/// Adds an account with a balance of zero.
-pub async fn insert(tx: &Transaction, account: &Account, stripe: Option<u8>) -> Result<(), Error> {
-    let sql = "INSERT INTO accounts (id, owner_id, currency_code, display_name, system, stripe, create_time_us) \
-               VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (id) DO NOTHING";
-    let values: [Value; 7] = [
+/// An idempotency key, and the SHA-256 of what was asked for with it.
+#[derive(Debug, Clone)]
+pub struct Key {
+    pub external_id: String,
+    pub request_hash: [u8; 32],
+}
+
+/// Adds an account with a balance of zero. An error of kind `Unique` when its owner has used the key.
+pub async fn insert(tx: &Transaction, account: &Account, stripe: Option<u8>, key: Option<&Key>) -> Result<(), Error> {
+    let sql = "INSERT INTO accounts (id, owner_id, currency_code, display_name, system, stripe, create_time_us, external_id, request_hash) \
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (id) DO NOTHING";
+    let values: [Value; 9] = [
         account.id.into(),
         account.owner_id.into(),
         account.currency.code().into(),
@@ -58,6 +65,8 @@ pub async fn insert(tx: &Transaction, account: &Account, stripe: Option<u8>) -> 
         account.system.into(),
         stripe.map(i64::from).into(),
         account.create_time_us.into(),
+        key.map(|key| key.external_id.clone()).into(),
+        key.map(|key| key.request_hash.to_vec()).into(),
     ];
     execute(tx, sql, values).await?;
     let sql =
@@ -76,7 +85,7 @@ pub async fn ensure_clearing(tx: &Transaction, currency: Currency, now_us: i64) 
             system: true,
             create_time_us: now_us,
         };
-        insert(tx, &account, Some(stripe)).await?;
+        insert(tx, &account, Some(stripe), None).await?;
     }
     Ok(())
 }
@@ -84,6 +93,53 @@ pub async fn ensure_clearing(tx: &Transaction, currency: Currency, now_us: i64) 
 /// One account.
 pub async fn get(on: &impl ConnectionTrait, id: Uuid) -> Result<Option<AccountWithBalance>, Error> {
     one::<Row>(on, &format!("{SELECT} WHERE a.id = $1"), [id.into()]).await?.map(Row::read).transpose()
+}
+
+/// The account that its owner opened with this key, and the hash of what it asked for.
+pub async fn by_key(on: &impl ConnectionTrait, owner_id: Uuid, external_id: &str) -> Result<Option<(AccountWithBalance, Vec<u8>)>, Error> {
+    #[derive(FromQueryResult)]
+    struct Hash {
+        id: Uuid,
+        request_hash: Vec<u8>,
+    }
+    let sql = "SELECT id, request_hash FROM accounts WHERE owner_id = $1 AND external_id = $2";
+    let Some(found) = one::<Hash>(on, sql, [owner_id.into(), external_id.into()]).await? else { return Ok(None) };
+    let account = get(on, found.id).await?.ok_or_else(|| Error::corrupt("an account without a balance"))?;
+    Ok(Some((account, found.request_hash)))
+}
+
+/// What an open account has, locked.
+#[derive(Debug, Clone, FromQueryResult)]
+pub struct OpenBalance {
+    pub account_id: Uuid,
+    posted: i64,
+    held: i64,
+}
+
+impl OpenBalance {
+    /// Whether the account may be closed.
+    pub fn is_empty(&self) -> bool {
+        self.posted == 0 && self.held == 0
+    }
+}
+
+/// Locks the balances of a user's open accounts until the transaction ends, in the order of their ids, as everybody does.
+pub async fn lock_open(tx: &Transaction, owner_id: Uuid) -> Result<Vec<OpenBalance>, Error> {
+    let for_update = if tx.get_database_backend() == DbBackend::Postgres { " FOR UPDATE" } else { "" };
+    let sql = format!(
+        "SELECT account_id, posted, held FROM balances WHERE NOT closed AND account_id IN (SELECT id FROM accounts WHERE owner_id = $1 AND NOT system) \
+         ORDER BY account_id{for_update}"
+    );
+    all(tx, &sql, [owner_id.into()]).await
+}
+
+/// Closes accounts that are locked and empty.
+pub async fn close(tx: &Transaction, accounts: &[OpenBalance]) -> Result<(), Error> {
+    for account in accounts {
+        let sql = "UPDATE balances SET closed = $2 WHERE account_id = $1 AND posted = 0 AND held = 0 AND NOT closed";
+        Error::expect_rows(1, execute(tx, sql, [account.account_id.into(), true.into()]).await?)?;
+    }
+    Ok(())
 }
 
 /// A page of accounts, newest first: of one owner, or of all.

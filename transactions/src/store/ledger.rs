@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::operations::Operation;
 use crate::domain::ledger::{Balance, Posting};
+use crate::domain::operation::State;
 
 /// The transaction of a batch.
 pub enum Ledger {
@@ -49,13 +50,29 @@ pub struct Writes<'a> {
     /// New operations, sorted by (owner, external id).
     pub inserted: Vec<&'a Operation>,
     /// Operations that were stored before, in their new state.
-    pub updated: Vec<&'a Operation>,
+    pub updated: Vec<OperationChange<'a>>,
     pub events: Vec<Event>,
     /// With the operation that each belongs to.
     pub postings: Vec<(Uuid, Posting)>,
     /// Accounts whose balance changed.
-    pub balances: Vec<(Uuid, Balance)>,
+    pub balances: Vec<BalanceChange>,
     pub dead_letters: Vec<DeadLetter>,
+}
+
+/// An operation in its new state, and where it stood when it was locked. Where it does not stand there, nothing is written at all.
+#[derive(Debug, Clone, Copy)]
+pub struct OperationChange<'a> {
+    pub operation: &'a Operation,
+    pub from_version: i64,
+    pub from_state: State,
+}
+
+/// A balance as it is to be, and its version when it was locked. Where it has another one, nothing is written at all.
+#[derive(Debug, Clone, Copy)]
+pub struct BalanceChange {
+    pub account_id: Uuid,
+    pub from_version: i64,
+    pub after: Balance,
 }
 
 /// An operation that is given up until an operator retries it.
@@ -91,6 +108,14 @@ impl Ledger {
         match self {
             Self::Postgres(tx) => postgres::claim(tx, claim).await,
             Self::Sqlite(tx) => sqlite::claim(tx, claim).await,
+        }
+    }
+
+    /// Locks one operation; None when there is none. Waits for whoever has it, up to the lock timeout.
+    pub async fn operation(&mut self, id: Uuid) -> Result<Option<Operation>, Error> {
+        match self {
+            Self::Postgres(tx) => postgres::operation(tx, id).await,
+            Self::Sqlite(tx) => sqlite::operation(tx, id).await,
         }
     }
 

@@ -1,6 +1,6 @@
 //! The table `operations`, outside of settlement.
 
-use lastro_database::{Error, all, one};
+use lastro_database::{Error, Transaction, all, one};
 use lastro_mesh::page::Page;
 use lastro_money::{Currency, Minor};
 use lastro_proto::transactions::v1::MetadataEntry;
@@ -65,6 +65,14 @@ pub(super) struct Row {
 
 pub(super) const COLUMNS: &str = "id, owner_id, external_id, request_hash, kind, state, reason, currency_code, amount, source_account_id, \
                                   destination_account_id, description, metadata, effective_time_us, create_time_us, update_time_us, version, hash, attempts";
+
+impl Operation {
+    /// How large it is in an answer, about: never less than it is.
+    pub fn answer_bytes(&self) -> usize {
+        let metadata: usize = self.metadata.iter().map(|entry| entry.key.len() + entry.value.len() + 12).sum();
+        400 + self.external_id.len() + self.reason.len() + self.description.len() + metadata
+    }
+}
 
 impl Row {
     /// Of a row with [`COLUMNS`].
@@ -141,10 +149,35 @@ pub async fn get(on: &impl ConnectionTrait, id: Uuid) -> Result<Option<Operation
     one::<Row>(on, &format!("SELECT {COLUMNS} FROM operations WHERE id = $1"), [id.into()]).await?.map(Row::read).transpose()
 }
 
-/// The operation with this key.
-pub async fn by_key(on: &impl ConnectionTrait, owner_id: Uuid, external_id: &str) -> Result<Option<Operation>, Error> {
-    let sql = format!("SELECT {COLUMNS} FROM operations WHERE owner_id = $1 AND external_id = $2");
-    one::<Row>(on, &sql, [owner_id.into(), external_id.into()]).await?.map(Row::read).transpose()
+/// The operations with these keys, (owner, external id) each, as many of them as exist.
+pub async fn by_keys(on: &impl ConnectionTrait, keys: &[(Uuid, &str)]) -> Result<Vec<Operation>, Error> {
+    /// Keys to a statement, each size being one prepared statement.
+    const AT_ONCE: [usize; 3] = [64, 8, 1];
+    let (mut found, mut rest) = (Vec::new(), keys);
+    while let Some(size) = AT_ONCE.into_iter().find(|size| *size <= rest.len()) {
+        let (now, later) = rest.split_at(size);
+        rest = later;
+        // Each term is one look into the index; a planner without statistics might read the whole table for a join.
+        let terms: Vec<String> = (0..size).map(|n| format!("(owner_id = ${} AND external_id = ${})", 2 * n + 1, 2 * n + 2)).collect();
+        let values = now.iter().flat_map(|(owner_id, external_id)| [Value::from(*owner_id), Value::from(*external_id)]);
+        let rows: Vec<Row> = all(on, &format!("SELECT {COLUMNS} FROM operations WHERE {}", terms.join(" OR ")), values).await?;
+        for row in rows {
+            found.push(row.read()?);
+        }
+    }
+    Ok(found)
+}
+
+/// Whether an operation that is not settled yet names an account of a user, on either side. Few are open at any time.
+pub async fn any_open_of(tx: &Transaction, owner_id: Uuid) -> Result<bool, Error> {
+    #[derive(FromQueryResult)]
+    struct Found {
+        id: Uuid,
+    }
+    let sql = "SELECT id FROM operations WHERE state IN (1, 2) AND (source_account_id IN (SELECT id FROM accounts WHERE owner_id = $1) \
+               OR destination_account_id IN (SELECT id FROM accounts WHERE owner_id = $1)) LIMIT 1";
+    let found: Option<Found> = one(tx, sql, [owner_id.into()]).await?;
+    Ok(found.is_some_and(|found| !found.id.is_nil()))
 }
 
 /// A page of all operations, newest first.

@@ -1,7 +1,8 @@
-//! What transactions knows of users: the tables `owners` and `revoked_sessions`.
+//! What transactions knows of users: the tables `owners`, `revoked_sessions` and `revoked_users`.
 
 use lastro_database::{Error, Transaction, all, execute, one};
-use sea_orm::{ConnectionTrait, FromQueryResult};
+use lastro_mesh::identity::Revocation;
+use sea_orm::{ConnectionTrait, DbBackend, FromQueryResult};
 use uuid::Uuid;
 
 #[derive(FromQueryResult)]
@@ -20,25 +21,59 @@ pub async fn set_may_own(tx: &Transaction, user_id: Uuid, may_own: bool) -> Resu
     execute(tx, sql, [user_id.into(), may_own.into()]).await.map(|_| ())
 }
 
-/// A session that is dead.
-#[derive(Debug, Clone, Copy, FromQueryResult)]
-pub struct RevokedSession {
-    pub session_id: Uuid,
-    pub forget_after_s: i64,
+/// Locks what is known of a user as an owner until the transaction ends; whether the user may own accounts. Who opens an account and who closes
+/// all that a user has take turns here, so that none is opened behind the back of the other.
+pub async fn lock_owner(tx: &Transaction, user_id: Uuid) -> Result<bool, Error> {
+    execute(tx, "INSERT INTO owners (user_id, may_own) VALUES ($1, $2) ON CONFLICT (user_id) DO NOTHING", [user_id.into(), true.into()]).await?;
+    let for_update = if tx.get_database_backend() == DbBackend::Postgres { " FOR UPDATE" } else { "" };
+    let row: Option<MayOwn> = one(tx, &format!("SELECT may_own FROM owners WHERE user_id = $1{for_update}"), [user_id.into()]).await?;
+    Ok(row.is_some_and(|row| row.may_own))
 }
 
-/// Remembers a dead session.
-pub async fn add_revoked(tx: &Transaction, session: RevokedSession) -> Result<(), Error> {
-    let sql = "INSERT INTO revoked_sessions (session_id, forget_after_s) VALUES ($1, $2) ON CONFLICT (session_id) DO NOTHING";
-    execute(tx, sql, [session.session_id.into(), session.forget_after_s.into()]).await.map(|_| ())
+#[derive(FromQueryResult)]
+struct RevokedSession {
+    session_id: Uuid,
+    forget_after_s: i64,
 }
 
-/// Dead sessions that still matter.
-pub async fn revoked(on: &impl ConnectionTrait, now_s: i64) -> Result<Vec<RevokedSession>, Error> {
-    all(on, "SELECT session_id, forget_after_s FROM revoked_sessions WHERE forget_after_s >= $1", [now_s.into()]).await
+#[derive(FromQueryResult)]
+struct RevokedUser {
+    user_id: Uuid,
+    token_version: i64,
+    forget_after_s: i64,
+}
+
+/// Remembers tokens that are dead. What is known of a user is never replaced by something older.
+pub async fn add_revocation(tx: &Transaction, revocation: &Revocation) -> Result<(), Error> {
+    match *revocation {
+        Revocation::Session { session_id, forget_after_s } => {
+            let sql = "INSERT INTO revoked_sessions (session_id, forget_after_s) VALUES ($1, $2) ON CONFLICT (session_id) DO NOTHING";
+            execute(tx, sql, [session_id.into(), forget_after_s.into()]).await?;
+        }
+        Revocation::User { user_id, token_version, forget_after_s } => {
+            let sql = "INSERT INTO revoked_users (user_id, token_version, forget_after_s) VALUES ($1, $2, $3) ON CONFLICT (user_id) DO UPDATE SET \
+                       token_version = excluded.token_version, forget_after_s = excluded.forget_after_s \
+                       WHERE revoked_users.token_version < excluded.token_version";
+            execute(tx, sql, [user_id.into(), token_version.into(), forget_after_s.into()]).await?;
+        }
+    }
+    Ok(())
+}
+
+/// All tokens that are dead and might otherwise still live. Decides who gets in: never cut.
+pub async fn revoked(on: &impl ConnectionTrait, now_s: i64) -> Result<Vec<Revocation>, Error> {
+    let sessions: Vec<RevokedSession> =
+        all(on, "SELECT session_id, forget_after_s FROM revoked_sessions WHERE forget_after_s >= $1", [now_s.into()]).await?;
+    let users: Vec<RevokedUser> =
+        all(on, "SELECT user_id, token_version, forget_after_s FROM revoked_users WHERE forget_after_s >= $1", [now_s.into()]).await?;
+    let sessions = sessions.into_iter().map(|row| Revocation::Session { session_id: row.session_id, forget_after_s: row.forget_after_s });
+    let users =
+        users.into_iter().map(|row| Revocation::User { user_id: row.user_id, token_version: row.token_version, forget_after_s: row.forget_after_s });
+    Ok(sessions.chain(users).collect())
 }
 
 /// Deletes those that no longer matter.
-pub async fn forget_revoked(tx: &Transaction, now_s: i64) -> Result<u64, Error> {
-    execute(tx, "DELETE FROM revoked_sessions WHERE forget_after_s < $1", [now_s.into()]).await
+pub async fn forget_revoked(tx: &Transaction, now_s: i64) -> Result<(), Error> {
+    execute(tx, "DELETE FROM revoked_sessions WHERE forget_after_s < $1", [now_s.into()]).await?;
+    execute(tx, "DELETE FROM revoked_users WHERE forget_after_s < $1", [now_s.into()]).await.map(|_| ())
 }

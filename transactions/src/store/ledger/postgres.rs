@@ -9,7 +9,7 @@ use lastro_events::Event;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use super::{Claim, DEAD_LETTER, Lock, Writes};
+use super::{BalanceChange, Claim, DEAD_LETTER, Lock, OperationChange, Writes};
 use crate::domain::ledger::{Balance, Posting};
 use crate::store::operations::{self, Operation, metadata_to_text};
 
@@ -20,16 +20,25 @@ const WAIT_LOCKED: &str =
 const COPY_OPERATIONS: &str = "COPY operations (id, owner_id, external_id, request_hash, kind, state, reason, currency_code, amount, source_account_id, \
                                destination_account_id, description, metadata, effective_time_us, create_time_us, update_time_us, version, hash, \
                                attempts) FROM STDIN (FORMAT binary)";
-const UPDATE_OPERATIONS: &str = "UPDATE operations o SET state = u.state, reason = u.reason, update_time_us = u.update_time_us, version = u.version, \
-                                 hash = u.hash, attempts = u.attempts \
-                                 FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::bigint[], $5::bigint[], $6::bytea[], $7::bigint[]) \
-                                 AS u (id, state, reason, update_time_us, version, hash, attempts) WHERE o.id = u.id";
+/// What is changed is what was locked, as it was then: else the server raises an error, which names both numbers, and skips the COMMIT.
+const UPDATE_OPERATIONS: &str = "WITH changed AS (UPDATE operations o SET state = u.state, reason = u.reason, update_time_us = u.update_time_us, \
+                                 version = u.version, hash = u.hash, attempts = u.attempts \
+                                 FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::bigint[], $5::bigint[], $6::bytea[], $7::bigint[], \
+                                 $8::bigint[], $9::bigint[]) \
+                                 AS u (id, state, reason, update_time_us, version, hash, attempts, from_version, from_state) \
+                                 WHERE o.id = u.id AND o.version = u.from_version AND o.state = u.from_state RETURNING 1) \
+                                 SELECT CASE WHEN count(*) = cardinality($1) THEN 1 \
+                                 ELSE (count(*) || ' operations were changed, and meant were ' || cardinality($1))::int END FROM changed";
 const COPY_EVENTS: &str = "COPY operation_events (id, aggregate_id, version, kind, payload, digest, correlation_id, causation_id, recorded_us, hash) \
                            FROM STDIN (FORMAT binary)";
 const COPY_POSTINGS: &str = "COPY postings (account_id, account_version, operation_id, amount, balance) FROM STDIN (FORMAT binary)";
-const UPDATE_BALANCES: &str = "UPDATE balances b SET posted = u.posted, held = u.held, version = u.version \
-                               FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[]) AS u (account_id, posted, held, version) \
-                               WHERE b.account_id = u.account_id";
+/// As UPDATE_OPERATIONS.
+const UPDATE_BALANCES: &str = "WITH changed AS (UPDATE balances b SET posted = u.posted, held = u.held, version = u.version \
+                               FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[]) \
+                               AS u (account_id, posted, held, version, from_version) \
+                               WHERE b.account_id = u.account_id AND b.version = u.from_version RETURNING 1) \
+                               SELECT CASE WHEN count(*) = cardinality($1) THEN 1 \
+                               ELSE (count(*) || ' balances were changed, and meant were ' || cardinality($1))::int END FROM changed";
 
 /// A transaction. Dropped before its end, it takes its connection along, and the server undoes it.
 pub struct Tx {
@@ -102,6 +111,11 @@ pub async fn claim(tx: &mut Tx, claim: Claim) -> Result<Vec<Operation>, Error> {
     rows.iter().map(|row| operations::Row::from_postgres(row)?.read()).collect()
 }
 
+pub async fn operation(tx: &mut Tx, id: Uuid) -> Result<Option<Operation>, Error> {
+    let sql = format!("SELECT {} FROM operations WHERE id = $1 FOR UPDATE", operations::COLUMNS);
+    tx.run(&sql, &[&id]).await?.first().map(|row| operations::Row::from_postgres(row)?.read()).transpose()
+}
+
 /// All at once. The server skips what follows the first error, COMMIT included; a key that exists is one, and costs nothing as long as
 /// none does: no look before each row, as ON CONFLICT takes.
 pub async fn commit(mut tx: Tx, writes: &Writes<'_>) -> Result<(), Error> {
@@ -169,29 +183,32 @@ fn write_operations(pipeline: &mut Pipeline<'_>, copy: &Statement, operations: &
     });
 }
 
-fn write_updated(pipeline: &mut Pipeline<'_>, update: &Statement, operations: &[&Operation]) {
-    pipeline.execute(
+fn write_updated(pipeline: &mut Pipeline<'_>, update: &Statement, changes: &[OperationChange<'_>]) {
+    pipeline.check(
         update,
         &[
-            &column(operations, |one| one.id),
-            &column(operations, |one| one.state as i64),
-            &column(operations, |one| one.reason.as_str()),
-            &column(operations, |one| one.update_time_us),
-            &column(operations, |one| one.version),
-            &column(operations, |one| one.hash.as_slice()),
-            &column(operations, |one| one.attempts),
+            &column(changes, |one| one.operation.id),
+            &column(changes, |one| one.operation.state as i64),
+            &column(changes, |one| one.operation.reason.as_str()),
+            &column(changes, |one| one.operation.update_time_us),
+            &column(changes, |one| one.operation.version),
+            &column(changes, |one| one.operation.hash.as_slice()),
+            &column(changes, |one| one.operation.attempts),
+            &column(changes, |one| one.from_version),
+            &column(changes, |one| one.from_state as i64),
         ],
     );
 }
 
-fn write_balances(pipeline: &mut Pipeline<'_>, update: &Statement, balances: &[(Uuid, Balance)]) {
-    pipeline.execute(
+fn write_balances(pipeline: &mut Pipeline<'_>, update: &Statement, changes: &[BalanceChange]) {
+    pipeline.check(
         update,
         &[
-            &column(balances, |(id, _)| *id),
-            &column(balances, |(_, balance)| balance.posted),
-            &column(balances, |(_, balance)| balance.held),
-            &column(balances, |(_, balance)| balance.version),
+            &column(changes, |one| one.account_id),
+            &column(changes, |one| one.after.posted),
+            &column(changes, |one| one.after.held),
+            &column(changes, |one| one.after.version),
+            &column(changes, |one| one.from_version),
         ],
     );
 }

@@ -9,7 +9,7 @@ use sqlx::sqlite::{SqliteArguments, SqlitePool};
 use sqlx::{Row as _, Sqlite};
 use uuid::Uuid;
 
-use super::{Claim, Writes};
+use super::{Claim, OperationChange, Writes};
 use crate::domain::ledger::Balance;
 use crate::store::operations::{self, Operation, metadata_to_text};
 
@@ -87,10 +87,13 @@ pub async fn commit(mut tx: Tx, writes: &Writes<'_>) -> Result<(), Error> {
 
 async fn write(tx: &mut Tx, writes: &Writes<'_>) -> Result<(), Error> {
     insert_operations(tx, &writes.inserted).await?;
-    for operation in &writes.updated {
-        let sql = "UPDATE operations SET state = ?, reason = ?, update_time_us = ?, version = ?, hash = ?, attempts = ? WHERE id = ?";
+    for OperationChange { operation, from_version, from_state } in &writes.updated {
+        let sql = "UPDATE operations SET state = ?, reason = ?, update_time_us = ?, version = ?, hash = ?, attempts = ? \
+                   WHERE id = ? AND version = ? AND state = ?";
         let query = sqlx::query(sql).bind(operation.state as i64).bind(&operation.reason).bind(operation.update_time_us);
-        query.bind(operation.version).bind(operation.hash.to_vec()).bind(operation.attempts).bind(operation.id).execute(&mut *tx.connection).await?;
+        let query = query.bind(operation.version).bind(operation.hash.to_vec()).bind(operation.attempts);
+        let changed = query.bind(operation.id).bind(from_version).bind(*from_state as i64).execute(&mut *tx.connection).await?;
+        Error::expect_rows(1, changed.rows_affected())?;
     }
     let sql =
         "INSERT INTO operation_events (id, aggregate_id, version, kind, payload, digest, correlation_id, causation_id, recorded_us, hash) VALUES ";
@@ -105,12 +108,16 @@ async fn write(tx: &mut Tx, writes: &Writes<'_>) -> Result<(), Error> {
         query.bind(posting.account_id).bind(posting.account_version).bind(*operation_id).bind(posting.amount).bind(posting.balance)
     })
     .await?;
-    let sql = "INSERT INTO balances (account_id, posted, held, version, system, closed) VALUES ";
-    let update = " ON CONFLICT (account_id) DO UPDATE SET posted = excluded.posted, held = excluded.held, version = excluded.version";
-    insert(tx, sql, update, 6, &writes.balances, |query, (id, balance)| {
-        query.bind(*id).bind(balance.posted).bind(balance.held).bind(balance.version).bind(balance.system).bind(balance.closed)
+    // What is changed is what was locked, as it was then.
+    let sql = "WITH u (account_id, posted, held, version, from_version) AS (VALUES ";
+    let update = ") UPDATE balances SET posted = u.posted, held = u.held, version = u.version FROM u \
+                  WHERE balances.account_id = u.account_id AND balances.version = u.from_version";
+    let changed = insert(tx, sql, update, 5, &writes.balances, |query, change| {
+        let after = change.after;
+        query.bind(change.account_id).bind(after.posted).bind(after.held).bind(after.version).bind(change.from_version)
     })
     .await?;
+    Error::expect_rows(writes.balances.len() as u64, changed)?;
     for one in &writes.dead_letters {
         let query = sqlx::query(super::DEAD_LETTER).bind(one.operation_id).bind(&one.error).bind(one.attempts).bind(one.create_time_us);
         query.execute(&mut *tx.connection).await?;
@@ -118,7 +125,7 @@ async fn write(tx: &mut Tx, writes: &Writes<'_>) -> Result<(), Error> {
     Ok(())
 }
 
-async fn insert_operations(tx: &mut Tx, operations: &[&Operation]) -> Result<(), Error> {
+async fn insert_operations(tx: &mut Tx, operations: &[&Operation]) -> Result<u64, Error> {
     let sql = format!("INSERT INTO operations ({}) VALUES ", operations::COLUMNS);
     insert(tx, &sql, "", 19, operations, |query, one| {
         let query = query.bind(one.id).bind(one.owner_id).bind(one.external_id.clone()).bind(one.request_hash.to_vec()).bind(one.kind as i64);
@@ -129,7 +136,7 @@ async fn insert_operations(tx: &mut Tx, operations: &[&Operation]) -> Result<(),
     .await
 }
 
-/// Inserts rows of `columns` values each.
+/// Runs a statement with rows of `columns` values each, as often as it takes; how many rows of the database it changed.
 async fn insert<T>(
     tx: &mut Tx,
     head: &str,
@@ -137,14 +144,15 @@ async fn insert<T>(
     columns: usize,
     rows: &[T],
     bind: impl for<'q> Fn(Bound<'q>, &T) -> Bound<'q>,
-) -> Result<(), Error> {
+) -> Result<u64, Error> {
     let row = format!("({})", vec!["?"; columns].join(", "));
+    let mut changed = 0;
     for chunk in chunks(rows) {
         let sql = format!("{head}{}{tail}", vec![row.as_str(); chunk.len()].join(", "));
         let query = chunk.iter().fold(sqlx::query(sqlx::AssertSqlSafe(sql)), &bind);
-        query.execute(&mut *tx.connection).await?;
+        changed += query.execute(&mut *tx.connection).await?.rows_affected();
     }
-    Ok(())
+    Ok(changed)
 }
 
 /// Cuts rows into pieces of the sizes of CHUNKS, the largest first.
@@ -167,6 +175,13 @@ pub async fn claim(tx: &mut Tx, claim: Claim) -> Result<Vec<Operation>, Error> {
     let rows: Vec<operations::Row> =
         sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(claim.after).bind(claim.failed_before_us).fetch_all(&mut *tx.connection).await?;
     rows.into_iter().map(operations::Row::read).collect()
+}
+
+/// The one writer has it.
+pub async fn operation(tx: &mut Tx, id: Uuid) -> Result<Option<Operation>, Error> {
+    let sql = format!("SELECT {} FROM operations WHERE id = $1", operations::COLUMNS);
+    let row: Option<operations::Row> = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(id).fetch_optional(&mut *tx.connection).await?;
+    row.map(operations::Row::read).transpose()
 }
 
 #[cfg(test)]

@@ -1,0 +1,232 @@
+//! How often a password may be tried, for an account and from an address. An attempt is counted as failed before the password is looked at, and
+//! taken back when it was right: of any number of attempts at once no more get through than are allowed.
+//!
+//! Attempts that are under way might all be right, as when many workers of one account start together. So one that finds every place taken waits
+//! until another one has ended, and is refused only when enough of them have failed.
+
+use std::net::IpAddr;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use lastro_database::{Database, Transaction};
+use lastro_mesh::call::Call;
+use lastro_mesh::clock;
+use lastro_mesh::status::{Problem, UNAVAILABLE};
+use moka::sync::Cache;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout_at};
+
+use crate::store::failures;
+use crate::{Error, Settings};
+
+/// Failures from an address are forgotten after so long.
+const ADDRESS_WINDOW: Duration = Duration::from_secs(60);
+const ADDRESSES_MAX: u64 = 100_000;
+const ACCOUNTS_MAX: u64 = 100_000;
+/// An attempt does not wait longer than this for its turn, nor than its call has time.
+const WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// An attempt that was counted less long ago may be under way on another replica, and be right.
+const ELSEWHERE_MAX: Duration = Duration::from_millis(1500);
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// Under what the failures of an account are counted: the SHA-256 of its normalized address, so that unknown ones count too and none is kept.
+pub type AccountHash = [u8; 32];
+
+/// As [`AccountHash`].
+pub fn account_of(email: &str) -> AccountHash {
+    Sha256::digest(email.as_bytes()).into()
+}
+
+/// The attempts that are under way in this process, and the failures from each address in the last minute. Failures of accounts are in the
+/// database, where all replicas count together.
+pub struct Attempts {
+    database: Database,
+    failures_max: i64,
+    pause_s: i64,
+    failures_per_address: u32,
+    /// At most as many attempts under way as may fail.
+    accounts: Cache<AccountHash, Arc<Semaphore>>,
+    addresses: Cache<IpAddr, Arc<Address>>,
+}
+
+#[derive(Default)]
+struct Address {
+    counts: Mutex<Counts>,
+    ended: Notify,
+}
+
+#[derive(Default)]
+struct Counts {
+    failed: u32,
+    under_way: u32,
+}
+
+/// Leave to look at a password once. Dropped without a word it counts as a failure: a caller that goes away must not get its attempt back.
+#[must_use = "an attempt that is not taken back counts as failed"]
+pub struct Attempt {
+    address: Option<Arc<Address>>,
+    account: AccountHash,
+    /// Held until the attempt has ended.
+    _turn: OwnedSemaphorePermit,
+}
+
+/// How an attempt ended, for its address.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Failed,
+    /// It was right, or was never made.
+    TakenBack,
+}
+
+impl Attempts {
+    pub fn new(database: Database, settings: &Settings) -> Self {
+        Self {
+            database,
+            failures_max: settings.login_failures_max,
+            pause_s: settings.login_pause_s,
+            failures_per_address: settings.login_failures_per_address,
+            accounts: Cache::builder().max_capacity(ACCOUNTS_MAX).time_to_idle(ADDRESS_WINDOW).build(),
+            addresses: Cache::builder().max_capacity(ADDRESSES_MAX).time_to_live(ADDRESS_WINDOW).build(),
+        }
+    }
+
+    /// Takes an attempt for an account, or says when to try again.
+    pub async fn take(&self, call: &Call, account: AccountHash) -> Result<Attempt, Error> {
+        let until = call.deadline.min(Instant::now() + WAIT_MAX);
+        let address = call.address.map(|address| self.addresses.get_with(address, Arc::default));
+        if let Some(address) = &address {
+            timeout_at(until, address.take(self.failures_per_address)).await.map_err(|_| busy())??;
+        }
+        // From here on the address is told how it ended.
+        let mut place = Place(address);
+        let turns = self.accounts.get_with(account, || Arc::new(Semaphore::new(self.failures_max.clamp(1, 1000) as usize)));
+        let turn = timeout_at(until, turns.acquire_owned()).await.map_err(|_| busy())?.map_err(|_| busy())?;
+        loop {
+            let now_us = clock::now_us();
+            let tx = self.database.begin().await?;
+            let taken = failures::take(&tx, &account, now_us, now_us - self.pause_s * 1_000_000, self.failures_max).await?;
+            tx.commit().await.map_err(lastro_database::Error::from)?;
+            if taken {
+                return Ok(Attempt { address: place.0.take(), account, _turn: turn });
+            }
+            let last_us = failures::last_us(self.database.reader(), &account).await?.unwrap_or_default();
+            let may_be_under_way = now_us - last_us < ELSEWHERE_MAX.as_micros() as i64;
+            if !may_be_under_way || Instant::now() + LOOK_AGAIN > until {
+                let again_s = last_us / 1_000_000 + self.pause_s - clock::now_s();
+                return Err(Error::LoginThrottled { retry_after_s: u64::try_from(again_s).unwrap_or(0).max(1) });
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+}
+
+fn busy() -> Problem {
+    Problem::new(&UNAVAILABLE, "too many logins of this account, or from this address, are under way").retry_after(Duration::from_secs(1))
+}
+
+/// A place among the attempts from an address that are under way, given back unused when it is dropped.
+struct Place(Option<Arc<Address>>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(address) = &self.0 {
+            address.end(End::TakenBack);
+        }
+    }
+}
+
+impl Address {
+    async fn take(&self, failures_max: u32) -> Result<(), Error> {
+        loop {
+            let mut ended = pin!(self.ended.notified());
+            // Before looking, so that an attempt that ends in between is noticed.
+            ended.as_mut().enable();
+            {
+                let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+                if counts.failed >= failures_max {
+                    return Err(Error::LoginThrottled { retry_after_s: ADDRESS_WINDOW.as_secs() });
+                }
+                if counts.failed + counts.under_way < failures_max {
+                    counts.under_way += 1;
+                    return Ok(());
+                }
+            }
+            ended.await;
+        }
+    }
+
+    fn end(&self, end: End) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.under_way = counts.under_way.saturating_sub(1);
+        counts.failed += u32::from(end == End::Failed);
+        drop(counts);
+        self.ended.notify_waiters();
+    }
+}
+
+impl Attempt {
+    /// The password was right: the failures of the account are forgotten when the transaction commits. Until then nobody else gets this turn.
+    pub async fn succeeded(&mut self, tx: &Transaction) -> Result<(), Error> {
+        failures::clear(tx, &self.account).await?;
+        if let Some(address) = self.address.take() {
+            address.end(End::TakenBack);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        if let Some(address) = &self.address {
+            address.end(End::Failed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn of_many_at_once_no_more_are_tried_than_may_fail() {
+        let address = Arc::new(Address::default());
+        let tried = Arc::new(Mutex::new(0));
+        let attempts: Vec<_> = (0..50)
+            .map(|_| {
+                let (address, tried) = (address.clone(), tried.clone());
+                tokio::spawn(async move {
+                    address.take(3).await?;
+                    *tried.lock().expect("not poisoned") += 1;
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    address.end(End::Failed);
+                    Ok::<_, Error>(())
+                })
+            })
+            .collect();
+        for attempt in attempts {
+            let _ = attempt.await.expect("no panic");
+        }
+        assert_eq!(*tried.lock().expect("not poisoned"), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_that_are_right_wait_for_each_other_and_all_get_in() {
+        let address = Arc::new(Address::default());
+        let attempts = (0..50).map(|_| {
+            let address = address.clone();
+            async move {
+                address.take(3).await?;
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                address.end(End::TakenBack);
+                Ok::<_, Error>(())
+            }
+        });
+        let ended: Vec<_> = attempts.map(tokio::spawn).collect();
+        for attempt in ended {
+            assert!(attempt.await.expect("no panic").is_ok());
+        }
+    }
+}
