@@ -40,6 +40,7 @@ pub fn trials(world: impl Fn() -> Result<Arc<World>> + Clone + Send + 'static) -
         shared("services_may_not_change_tables", |world| block_on(services_may_not_change_tables(world))),
         Trial::test("stack::edge::nginx_speaks_the_callers_language", || failed(block_on(nginx_speaks_the_callers_language()))),
         Trial::test("stack::edge::frozen_replicas_and_long_waits", || failed(block_on(frozen_replicas_and_long_waits()))),
+        Trial::test("stack::edge::a_frozen_replica_learns_what_it_missed", || failed(block_on(a_frozen_replica_learns_what_it_missed()))),
         Trial::test("stack::edge::customers_away", || failed(block_on(customers_away()))),
     ]
 }
@@ -419,5 +420,64 @@ async fn customers_away() -> Result<()> {
         assert!(since.elapsed() < Duration::from_secs(30), "the breaker does not close again");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
+    Ok(())
+}
+
+/// A replica that was frozen for longer than any overlap learns what was revoked meanwhile, as does the list that transactions asks for; and nobody
+/// is deleted whose accounts cannot be closed.
+async fn a_frozen_replica_learns_what_it_missed() -> Result<()> {
+    let stack = Stack::start(Options::default())?;
+    let (front, certs) = (stack.front(), stack.path("certs"));
+    let api = front.api();
+    let someone = api.someone().await?;
+    stack.signal("customers-1", "STOP")?;
+    let since = Instant::now();
+    let out = async || api.post("/api/v1/auth/logout", Some(&someone.token), json!({})).await;
+    while out().await?.status != 200 {
+        assert!(since.elapsed() < Duration::from_secs(15), "nobody can log out");
+    }
+    // More than a page of others, so that the list has to be followed.
+    let url = format!("{}/lastro_customers", stack.postgres.url());
+    let mut session = sqlx::PgConnection::connect(&url).await?;
+    let far_s = lastro_mesh::clock::now_s() + 18_000;
+    let rows = format!(
+        "INSERT INTO sessions (id, user_id, refresh_hash, create_time_us, refresh_expires_us, forget_after_s, revoked_us) \
+         SELECT gen_random_uuid(), '{}', decode(md5(n::text), 'hex'), 0, {far_s}000000, {far_s}, 1 + n / 3 FROM generate_series(1, 11000) n",
+        someone.id
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(rows)).execute(&mut session).await?;
+    tokio::time::sleep(Duration::from_secs(17).saturating_sub(since.elapsed())).await;
+    stack.signal("customers-1", "CONT")?;
+    let since = Instant::now();
+    loop {
+        let mut request = tonic::Request::new(lastro_proto::customers::v1::GetMeRequest {});
+        request.metadata_mut().insert("authorization", format!("Bearer {}", someone.token).parse()?);
+        let channel = connect(&stack, "customers-1", &certs, Some("edge"))?;
+        let me = lastro_proto::customers::v1::users_service_client::UsersServiceClient::new(channel).get_me(request).await;
+        if me.is_err_and(|status| status.code() == Code::Unauthenticated) {
+            break;
+        }
+        assert!(since.elapsed() < Duration::from_secs(5), "it never learns that the session is over");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let mut list = IdentityServiceClient::new(connect(&stack, "customers-2", &certs, Some("transactions"))?);
+    let (mut sessions, mut cursor) = (std::collections::HashSet::new(), String::new());
+    loop {
+        let page = list.list_revocations(ListRevocationsRequest { cursor }).await?.into_inner();
+        sessions.extend(page.revocations.into_iter().map(|one| one.session_id));
+        cursor = page.cursor;
+        if !page.more {
+            break;
+        }
+    }
+    assert!(sessions.len() > 11_000, "{} are told", sessions.len());
+    assert!(list.list_revocations(ListRevocationsRequest { cursor }).await?.into_inner().revocations.is_empty());
+
+    let other = api.someone().await?;
+    stack.kill("transactions-1")?;
+    stack.kill("transactions-2")?;
+    let refused = api.json(Method::DELETE, &format!("/api/v1/users/{}", other.id), Some(&other.token), &[], None).await?;
+    assert_eq!((refused.status, refused.body["reason"].clone()), (503, json!("UNAVAILABLE")), "{refused:?}");
+    assert_eq!(api.get("/api/v1/users/me", Some(&other.token)).await?.status, 200);
     Ok(())
 }

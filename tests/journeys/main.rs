@@ -15,10 +15,12 @@ mod ha;
 mod idempotency;
 mod ledger;
 mod meaning;
+mod pipeline;
 mod pipelined;
 mod poison;
 mod rest;
 mod sessions;
+mod stores;
 mod tokens;
 mod traces;
 mod transfers;
@@ -164,6 +166,8 @@ fn main() {
     trials.extend(traces::trials());
     trials.extend(bus::trials());
     trials.extend(pipelined::trials());
+    trials.extend(pipeline::trials());
+    trials.extend(stores::trials());
     trials.extend(cli::trials());
     for kind in [Kind::Embedded, Kind::Stack] {
         let shared = shared.clone();

@@ -45,6 +45,11 @@ impl Postgres {
         run(as_postgres(&bin("pg_ctl")?).args(["-w", "-m", mode, "-D"]).arg(self.data()).arg("stop")).map(|_| ())
     }
 
+    /// The folder of its Unix socket.
+    pub fn socket_folder(&self) -> String {
+        self.folder.path().display().to_string()
+    }
+
     /// For `--database-url`.
     pub fn url(&self) -> String {
         format!("postgres://postgres@127.0.0.1:{}", self.port)

@@ -346,3 +346,90 @@ impl From<Error> for Failure {
         if error.kind == Kind::Unique { Self::KeyExists(error) } else { Self::Database(error) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use lastro_money::Currency;
+    use tokio::sync::Semaphore;
+
+    use super::*;
+    use crate::domain::operation::{State, Type};
+
+    /// A transfer between two accounts, and the end at which its caller waits.
+    async fn transfer(number: u128, source: u128, destination: u128) -> (Job, oneshot::Receiver<Result<Accepted, Refused>>) {
+        let operation = Operation {
+            id: Uuid::from_u128(number),
+            owner_id: Uuid::nil(),
+            external_id: number.to_string(),
+            request_hash: [0; 32],
+            kind: Type::Transfer,
+            state: State::Pending,
+            reason: String::new(),
+            currency: Currency::from_code("BRL").expect("a currency"),
+            amount: 1,
+            source: Some(Uuid::from_u128(source)),
+            destination: Some(Uuid::from_u128(destination)),
+            description: String::new(),
+            metadata: Vec::new(),
+            effective_time_us: 0,
+            create_time_us: 0,
+            update_time_us: 0,
+            version: 0,
+            hash: [0; 32],
+            attempts: 0,
+        };
+        let new = NewOperation { operation, submitted: Vec::new(), correlation_id: String::new() };
+        let (reply, answer) = oneshot::channel();
+        let place = Arc::new(Semaphore::new(1)).acquire_owned().await.expect("a place");
+        (Job { new, reply, place }, answer)
+    }
+
+    async fn in_flight(accounts: &[u128]) -> InFlight {
+        let id = tokio::spawn(async {}).id();
+        InFlight { id, size: 1, accounts: accounts.iter().map(|id| Uuid::from_u128(*id)).collect() }
+    }
+
+    fn numbers<'a>(jobs: impl IntoIterator<Item = &'a Job>) -> Vec<u128> {
+        jobs.into_iter().map(|job| job.new.operation.id.as_u128()).collect()
+    }
+
+    #[tokio::test]
+    async fn who_is_passed_over_keeps_its_accounts() {
+        let (mut waiting, mut answers) = (VecDeque::new(), Vec::new());
+        // The first wants two busy accounts, of which one is in use. Those behind it that want either of them must not pass it.
+        for (number, source, destination) in [(1, 10, 20), (2, 20, 30), (3, 40, 50), (4, 30, 60), (5, 50, 70)] {
+            let (job, answer) = transfer(number, source, destination).await;
+            waiting.push_back(job);
+            answers.push(answer);
+        }
+        let stripes = Stripes::default();
+        let batch = take_disjoint(&mut waiting, &[in_flight(&[10]).await], &stripes);
+        assert_eq!(numbers(&batch), [3, 5], "4 wants what 2 waits for");
+        assert_eq!(numbers(&waiting), [1, 2, 4]);
+        // The account is free, and another one that others use all the time is not.
+        let batch = take_disjoint(&mut waiting, &[in_flight(&[40, 50]).await], &stripes);
+        assert_eq!(numbers(&batch), [1, 2, 4]);
+    }
+
+    #[tokio::test]
+    async fn what_its_caller_gave_up_never_gets_into_a_batch() {
+        let ((kept, _waits), (given_up, gone)) = (transfer(1, 1, 2).await, transfer(2, 3, 4).await);
+        drop(gone);
+        let mut waiting = VecDeque::from([given_up, kept]);
+        let batch = take_disjoint(&mut waiting, &[], &Stripes::default());
+        assert_eq!((numbers(&batch), waiting.len()), (vec![1], 0));
+    }
+
+    #[tokio::test]
+    async fn a_batch_has_a_size_and_the_rest_keeps_its_order() {
+        let (mut waiting, mut answers) = (VecDeque::new(), Vec::new());
+        for number in 0..BATCH_MAX as u128 + 3 {
+            let (job, answer) = transfer(number, 2 * number, 2 * number + 1).await;
+            waiting.push_back(job);
+            answers.push(answer);
+        }
+        let batch = take_disjoint(&mut waiting, &[], &Stripes::default());
+        assert_eq!(batch.len(), BATCH_MAX);
+        assert_eq!(numbers(&waiting), (BATCH_MAX as u128..BATCH_MAX as u128 + 3).collect::<Vec<_>>());
+    }
+}

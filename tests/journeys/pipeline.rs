@@ -1,0 +1,207 @@
+//! The operation pipeline under what users do not see: callers that give up, rows that somebody else changes, accounts that are full. Each on a
+//! server of its own, since each breaks something on purpose.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use futures_util::future::join_all;
+use lastro_database::Database;
+use lastro_proto::transactions::v1::transactions_service_client::TransactionsServiceClient;
+use lastro_tests::client::Someone;
+use lastro_tests::{Answer, Api, Postgres, Server};
+use libtest_mimic::Trial;
+use sea_orm::ConnectionTrait as _;
+use serde_json::json;
+use sqlx::{Connection as _, Row as _};
+
+use crate::faults::two_accounts;
+use crate::ha::transfer_request;
+use crate::ledger::Ledger;
+use crate::{block_on, failed};
+
+pub fn trials() -> Vec<Trial> {
+    let on_postgres = |name: &str, journey: fn(Rig) -> Result<()>| {
+        Trial::test(format!("pipeline::postgres::{name}"), move || failed(Rig::start(true).and_then(journey)))
+    };
+    let embedded = |name: &str, journey: fn(Rig) -> Result<()>| {
+        Trial::test(format!("pipeline::embedded::{name}"), move || failed(Rig::start(false).and_then(journey)))
+    };
+    vec![
+        on_postgres("what_is_given_up_is_not_stored", |rig| block_on(what_is_given_up_is_not_stored(&rig))),
+        on_postgres("what_another_replica_completed_stays", |rig| block_on(what_another_replica_completed_stays(&rig))),
+        on_postgres("full_stripes_are_left_out", |rig| block_on(full_stripes_are_left_out(&rig))),
+        embedded("full_stripes_are_left_out", |rig| block_on(full_stripes_are_left_out(&rig))),
+        on_postgres("another_unique_violation_ends", |rig| block_on(another_unique_violation_ends(&rig))),
+        embedded("another_unique_violation_ends", |rig| block_on(another_unique_violation_ends(&rig))),
+        on_postgres("old_keys_repeated_hold_nobody_up", |rig| block_on(old_keys_repeated_hold_nobody_up(&rig))),
+        embedded("old_keys_repeated_hold_nobody_up", |rig| block_on(old_keys_repeated_hold_nobody_up(&rig))),
+    ]
+}
+
+/// A server of its own.
+struct Rig {
+    server: Server,
+    postgres: Option<Postgres>,
+    _folder: tempfile::TempDir,
+}
+
+impl Rig {
+    fn start(on_postgres: bool) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let postgres = if on_postgres { Some(Postgres::start()?) } else { None };
+        let url = postgres.as_ref().map(Postgres::url);
+        let flags: Vec<&str> = url.iter().flat_map(|url| ["--database-url", url.as_str()]).collect();
+        Ok(Self { server: Server::start(&folder.path().join("data"), &flags)?, postgres, _folder: folder })
+    }
+
+    async fn transactions(&self) -> Result<Database> {
+        let url = self.postgres.as_ref().map(Postgres::url);
+        Ok(Ledger::open(url.as_deref(), &self.server.data).await?.transactions)
+    }
+
+    async fn session(&self) -> Result<sqlx::PgConnection> {
+        let url = self.postgres.as_ref().context("on PostgreSQL")?.url();
+        Ok(sqlx::PgConnection::connect(&format!("{url}/lastro_transactions")).await?)
+    }
+
+    async fn someone(&self) -> Result<(Api, Someone, [String; 2])> {
+        let (someone, accounts) = two_accounts(&self.server.front()).await?;
+        Ok((self.server.api(), someone, accounts))
+    }
+}
+
+/// A ledger that is stuck for a while settles afterwards what somebody still waits for, and nothing else.
+async fn what_is_given_up_is_not_stored(rig: &Rig) -> Result<()> {
+    const CALLS: usize = 3000;
+    let (api, someone, accounts) = rig.someone().await?;
+    let mut session = rig.session().await?;
+    sqlx::raw_sql("BEGIN; LOCK TABLE operations IN ACCESS EXCLUSIVE MODE").execute(&mut session).await?;
+    let channel = rig.server.front().channel().await?;
+    let call = async |number: usize| {
+        let request = transfer_request(&someone, &format!("given up {number}"), [&accounts[0], &accounts[1]], Duration::from_millis(400))?;
+        anyhow::Ok(TransactionsServiceClient::new(channel.clone()).create_transaction(request).await.is_err())
+    };
+    let ended = join_all((0..CALLS).map(call)).await.into_iter().collect::<Result<Vec<bool>>>()?;
+    assert!(ended.iter().all(|failed| *failed), "nothing can have been stored yet");
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    sqlx::raw_sql("ROLLBACK").execute(&mut session).await?;
+    let since = Instant::now();
+    while api.transact(&someone.token, Api::transfer("afterwards", &accounts[0], &accounts[1], "0.01")).await?.status >= 300 {
+        assert!(since.elapsed() < Duration::from_secs(10), "it does not heal");
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let row = sqlx::query("SELECT count(*) FROM operations WHERE external_id LIKE 'given up %'").fetch_one(&mut session).await?;
+    let stored: i64 = row.try_get(0)?;
+    // Three batches were under way at most when their callers gave up.
+    assert!(stored <= 3 * 512, "{stored} of {CALLS} were stored after their callers had gone");
+    Ok(())
+}
+
+/// One replica fails to settle an operation for a reason that is not transient, and before it can write that down another one has completed it.
+async fn what_another_replica_completed_stays(rig: &Rig) -> Result<()> {
+    let (api, someone, accounts) = rig.someone().await?;
+    let database = rig.transactions().await?;
+    let poison = "CREATE FUNCTION poison() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF abs(NEW.amount) = 66613 THEN PERFORM pg_sleep(0.3); \
+                  RAISE EXCEPTION 'poison'; END IF; RETURN NEW; END $$; \
+                  CREATE TRIGGER poison BEFORE INSERT ON postings FOR EACH ROW EXECUTE FUNCTION poison()";
+    database.writer().execute_unprepared(poison).await?;
+    let parked = api.post("/api/v1/transactions", Some(&someone.token), Api::transfer("poison", &accounts[0], &accounts[1], "666.13")).await?;
+    let id = uuid::Uuid::parse_str(&parked.text("id")?)?;
+    // The other replica: it gets the lock that the failed attempt has just let go of. The worker makes two in a row, with others and alone, and writes
+    // down what came of the second.
+    let mut other = rig.session().await?;
+    let (since, mut waited) = (Instant::now(), 0);
+    loop {
+        assert!(since.elapsed() < Duration::from_secs(20), "no attempt was met under way");
+        sqlx::raw_sql("BEGIN").execute(&mut other).await?;
+        let asked = Instant::now();
+        sqlx::query("SELECT 1 FROM operations WHERE id = $1 FOR UPDATE").bind(id).execute(&mut other).await?;
+        waited = if asked.elapsed() > Duration::from_millis(50) { waited + 1 } else { 0 };
+        if waited == 2 {
+            break;
+        }
+        sqlx::raw_sql("ROLLBACK").execute(&mut other).await?;
+        tokio::time::sleep(Duration::from_millis(60)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    sqlx::query("UPDATE operations SET state = 4, version = version + 1 WHERE id = $1").bind(id).execute(&mut other).await?;
+    sqlx::raw_sql("COMMIT").execute(&mut other).await?;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let now = api.get(&format!("/api/v1/transactions/{id}"), Some(&someone.token)).await?;
+    assert_eq!(now.text("state")?, "COMPLETED", "{now:?}");
+    let dead = sqlx::query("SELECT count(*) FROM dead_letters").fetch_one(&mut other).await?;
+    assert_eq!(dead.try_get::<i64, _>(0)?, 0);
+    Ok(())
+}
+
+fn deposit(key: usize, account: &str) -> serde_json::Value {
+    json!({ "externalId": format!("d{key}"), "type": "DEPOSIT", "destinationAccountId": account, "amount": { "currencyCode": "BRL", "amount": "10000000000000.00" } })
+}
+
+/// A stripe of the clearing account that has no room is left out; only when none has room is a deposit refused.
+async fn full_stripes_are_left_out(rig: &Rig) -> Result<()> {
+    let (api, someone, accounts) = rig.someone().await?;
+    let administrator = rig.server.administrator().await?;
+    let database = rig.transactions().await?;
+    let fill = async |below: u8| {
+        let sql = format!(
+            "UPDATE balances SET posted = -9223372036854775000 WHERE account_id IN (SELECT id FROM accounts WHERE currency_code = 'BRL' AND stripe < {below})"
+        );
+        database.writer().execute_unprepared(&sql).await
+    };
+    let too_much = json!({ "externalId": "much", "type": "DEPOSIT", "destinationAccountId": accounts[0], "amount": { "currencyCode": "BRL", "amount": "92233720368547700.00" } });
+    let refused = api.transact(&administrator, too_much).await?;
+    assert_eq!((refused.status, refused.body["errors"][0]["field"].clone()), (400, json!("amount")), "{refused:?}");
+    fill(13).await?;
+    // All at once and one by one, so that batches of every size meet them.
+    let together = join_all((0..40).map(|key| api.transact(&administrator, deposit(key, &accounts[0])))).await;
+    let mut answers: Vec<Answer> = together.into_iter().collect::<Result<_>>()?;
+    for key in 40..60 {
+        answers.push(api.transact(&administrator, deposit(key, &accounts[1])).await?);
+    }
+    for answer in &answers {
+        assert_eq!(answer.text("state")?, "COMPLETED", "{answer:?}");
+    }
+    fill(16).await?;
+    let full = api.transact(&administrator, deposit(60, &accounts[0])).await?;
+    assert_eq!((full.text("state")?, full.text("reason")?), ("REJECTED".to_owned(), "BALANCE_OVERFLOW".to_owned()), "{full:?}");
+    // Money that goes out makes room, and transfers need none.
+    let transfer = api.transact(&someone.token, Api::transfer("t", &accounts[0], &accounts[1], "1.00")).await?;
+    assert_eq!(transfer.text("state")?, "COMPLETED");
+    Ok(())
+}
+
+/// A unique violation that is not of a key is no repetition: it is told, and others go on.
+async fn another_unique_violation_ends(rig: &Rig) -> Result<()> {
+    let (api, someone, accounts) = rig.someone().await?;
+    rig.transactions().await?.writer().execute_unprepared("CREATE UNIQUE INDEX odd ON operations (amount) WHERE amount = 77777").await?;
+    let transfer = |key: String, amount: &str| {
+        let body = Api::transfer(&key, &accounts[0], &accounts[1], amount);
+        let (api, token) = (api.clone(), someone.token.clone());
+        async move { api.transact(&token, body).await }
+    };
+    assert_eq!(transfer("first".to_owned(), "777.77").await?.status, 201);
+    let started = Instant::now();
+    let all = join_all((0..20).map(|number| transfer(format!("n{number}"), if number == 7 { "777.77" } else { "0.01" }))).await;
+    for (number, answer) in all.into_iter().enumerate() {
+        let (answer, expected) = (answer?, if number == 7 { 503 } else { 201 });
+        assert_eq!(answer.status, expected, "{number}: {answer:?}");
+    }
+    assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
+    Ok(())
+}
+
+/// Somebody repeats old keys, which this process has never seen, as fast as it can, while another one pays.
+async fn old_keys_repeated_hold_nobody_up(rig: &Rig) -> Result<()> {
+    let (api, someone, accounts) = rig.someone().await?;
+    let body = |number: usize| Api::transfer(&format!("old {number}"), &accounts[0], &accounts[1], "0.01");
+    let made = join_all((0..150).map(|number| api.transact(&someone.token, body(number)))).await.into_iter().collect::<Result<Vec<Answer>>>()?;
+    let again = join_all((0..450).map(|number| api.transact(&someone.token, body(number % 150)))).await.into_iter().collect::<Result<Vec<Answer>>>()?;
+    for (number, answer) in again.iter().enumerate() {
+        assert_eq!((answer.status, &answer.body["id"]), (200, &made[number % 150].body["id"]), "{answer:?}");
+    }
+    let mut changed = body(3);
+    changed["amount"]["amount"] = json!("0.02");
+    assert_eq!(api.transact(&someone.token, changed).await?.text("reason")?, "IDEMPOTENCY_KEY_REUSED");
+    Ok(())
+}
