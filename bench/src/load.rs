@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -49,6 +50,16 @@ pub struct Calls {
 impl Calls {
     fn new() -> Self {
         Self { latency_us: Histogram::new_with_bounds(1, 60_000_000, 3).expect("good bounds"), span: Duration::ZERO }
+    }
+
+    /// Milliseconds.
+    pub fn p50_ms(&self) -> f64 {
+        self.latency_us.value_at_quantile(0.5) as f64 / 1000.0
+    }
+
+    /// Milliseconds.
+    pub fn p99_ms(&self) -> f64 {
+        self.latency_us.value_at_quantile(0.99) as f64 / 1000.0
     }
 
     /// Successful calls per second.
@@ -100,8 +111,14 @@ impl Caller {
         while destination == source {
             destination = self.account();
         }
+        let made = self.move_money(&uuid::Uuid::new_v4().to_string(), source, destination).await?;
+        anyhow::ensure!(made.state() == State::Completed, "{made:?}");
+        Ok(())
+    }
+
+    async fn move_money(&self, key: &str, source: &str, destination: &str) -> Result<Transaction> {
         let message = CreateTransactionRequest {
-            external_id: uuid::Uuid::new_v4().to_string(),
+            external_id: key.to_owned(),
             r#type: Type::Transfer as i32,
             source_account_id: source.to_owned(),
             destination_account_id: destination.to_owned(),
@@ -109,12 +126,10 @@ impl Caller {
             wait: Some(pbjson_types::Duration { seconds: 10, nanos: 0 }),
             ..CreateTransactionRequest::default()
         };
-        let made: Transaction = match &self.raw {
-            Some((connection, uri)) => connection.call(uri.clone(), &self.bearer_header, &message).await?,
-            None => TransactionsServiceClient::new(self.channel.clone()).create_transaction(self.request(message)).await?.into_inner(),
-        };
-        anyhow::ensure!(made.state() == State::Completed, "{made:?}");
-        Ok(())
+        match &self.raw {
+            Some((connection, uri)) => connection.call(uri.clone(), &self.bearer_header, &message).await,
+            None => Ok(TransactionsServiceClient::new(self.channel.clone()).create_transaction(self.request(message)).await?.into_inner()),
+        }
     }
 
     fn account(&self) -> &str {
@@ -197,4 +212,59 @@ pub async fn one_at_a_time(rich: &Rich, number: usize, pause: Duration) -> Resul
     }
     calls.span = begun.elapsed();
     Ok(calls)
+}
+
+/// One caller that sends one key again and again until told to stop; how often.
+pub async fn repeat_one_key(rich: Rich, stop: Arc<AtomicBool>) -> Result<u64> {
+    let caller = callers(&rich, 1).await?.remove(0);
+    let (key, mut repeated) = (uuid::Uuid::new_v4().to_string(), 0);
+    while !stop.load(Ordering::Relaxed) {
+        caller.move_money(&key, &rich.accounts[0], &rich.accounts[1]).await?;
+        repeated += 1;
+    }
+    Ok(repeated)
+}
+
+/// So many callers at each of two accounts, and one between the two: what the one measured, and what the others did.
+pub async fn two_busy_accounts(rich: &Rich, at_each: usize, span: Duration) -> Result<(Calls, Calls)> {
+    let counted_from = Instant::now() + Duration::from_secs(1);
+    let until = counted_from + span;
+    let busy = [rich.accounts[0].clone(), rich.accounts[1].clone()];
+    let tasks = callers(rich, 2 * at_each + 1).await?.into_iter().enumerate().map(|(index, caller)| {
+        let busy = busy.clone();
+        tokio::spawn(async move {
+            let (mut calls, mut turn) = (Calls::new(), false);
+            loop {
+                let started = Instant::now();
+                if started >= until {
+                    return anyhow::Ok(calls);
+                }
+                let own = busy[index % 2].as_str();
+                let mut other = if index == 0 { busy[1].as_str() } else { caller.account() };
+                while index > 0 && busy.iter().any(|account| account == other) {
+                    other = caller.account();
+                }
+                let (source, destination) = if turn { (own, other) } else { (other, own) };
+                turn = !turn;
+                let moved = caller.move_money(&uuid::Uuid::new_v4().to_string(), source, destination).await;
+                // What is refused took as long as it took.
+                if index > 0 {
+                    moved?;
+                }
+                if started >= counted_from {
+                    calls.latency_us.saturating_record(started.elapsed().as_micros() as u64);
+                }
+            }
+        })
+    });
+    let tasks: Vec<_> = tasks.collect();
+    let (mut one, mut others) = (None, Calls { span, ..Calls::new() });
+    for task in tasks {
+        let calls = task.await??;
+        match one {
+            None => one = Some(Calls { span, ..calls }),
+            Some(_) => others.latency_us.add(calls.latency_us)?,
+        }
+    }
+    Ok((one.unwrap_or_else(Calls::new), others))
 }

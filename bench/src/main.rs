@@ -2,6 +2,8 @@
 //! from that as ratios. Every figure comes from one run on one machine; figures of different runs do not compare.
 #![allow(clippy::print_stdout, clippy::float_arithmetic, clippy::expect_used, reason = "a report of measurements")]
 
+mod against;
+mod fairness;
 mod load;
 mod pgbench;
 mod raw;
@@ -36,9 +38,12 @@ struct Options {
     /// Accounts that transfers move money between.
     #[arg(long, default_value_t = 10_000)]
     accounts: usize,
-    /// Only this part: transfers, callers, idle, reads, embedded, stack.
+    /// Only this part: transfers, callers, idle, reads, fairness, embedded, stack, against.
     #[arg(long)]
     only: Option<String>,
+    /// Another lastro, to measure beside this one in turns: transfers, reads and idle latency, on the same PostgreSQL.
+    #[arg(long, value_name = "PATH")]
+    against: Option<std::path::PathBuf>,
     /// Leave pgbench out; there are no ratios then.
     #[arg(long)]
     without_pgbench: bool,
@@ -53,13 +58,16 @@ async fn main() -> Result<()> {
     if options.only.as_deref() == Some("stack") {
         return stack(options.rounds, span).await;
     }
+    if let Some(other) = &options.against {
+        return against::measure(other, wants, options.rounds, span, options.accounts).await;
+    }
     let postgres = Postgres::start()?;
     if !options.without_pgbench && wants("transfers") {
         println!("making pgbench's tables at scale {} …", options.scale);
         pgbench::initialise(&postgres, options.scale)?;
     }
     println!("making {} accounts …", options.accounts);
-    let bench = Bench::start(Stores::Postgres(&postgres), options.accounts).await?;
+    let bench = Bench::start(Stores::Postgres(&postgres), options.accounts, None).await?;
 
     if wants("transfers") {
         let (mut base, mut ours) = (Vec::new(), Vec::new());
@@ -94,9 +102,13 @@ async fn main() -> Result<()> {
             println!("{}, 64 callers: {calls}", kind.name());
         }
     }
+    if wants("fairness") {
+        fairness::repeated_key(&bench.rich, options.rounds, span).await?;
+        fairness::two_busy_accounts(&bench.rich, span).await?;
+    }
     drop(bench);
     if wants("embedded") {
-        let embedded = Bench::start(Stores::Embedded, options.accounts.min(1000)).await?;
+        let embedded = Bench::start(Stores::Embedded, options.accounts.min(1000), None).await?;
         println!("embedded: start to ready {:?}, idle memory {} MB", embedded.start, embedded.idle_memory_mb);
         for callers in [1, 128] {
             println!("embedded: settled transfers, {callers} callers: {}", measure(&embedded.rich, Kind::Transfer, callers, span).await?);

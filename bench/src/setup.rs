@@ -1,5 +1,6 @@
 //! A server with users, accounts and money.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -64,8 +65,8 @@ impl Rich {
 const AT_ONCE: usize = 64;
 
 impl Bench {
-    /// Starts a server and gives every account money.
-    pub async fn start(stores: Stores<'_>, accounts: usize) -> Result<Self> {
+    /// Starts a server, of another binary if one is given, and gives every account money.
+    pub async fn start(stores: Stores<'_>, accounts: usize, binary: Option<&Path>) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let url = match stores {
             Stores::Postgres(postgres) => Some(postgres.url()),
@@ -73,7 +74,11 @@ impl Bench {
         };
         let flags: Vec<&str> = url.iter().flat_map(|url| ["--database-url", url.as_str()]).collect();
         let started = Instant::now();
-        let server = Server::start(&folder.path().join("data"), &flags)?;
+        let data = folder.path().join("data");
+        let server = match binary {
+            Some(binary) => Server::start_binary(binary, &data, &flags)?,
+            None => Server::start(&data, &flags)?,
+        };
         let start = started.elapsed();
         tokio::time::sleep(Duration::from_secs(2)).await;
         let idle_memory_mb = memory_mb(server.pid(), "VmRSS")?;

@@ -16,8 +16,9 @@ const PORT_DEFAULT: u16 = 5432;
 /// Settings of a session that Lastro counts on. A URL must not set them.
 pub(crate) const SESSION: [(&str, &str); 3] = [("idle_in_transaction_session_timeout", "2s"), ("lock_timeout", "1s"), ("statement_timeout", "5s")];
 /// As [`SESSION`], of the connections that money waits for: every statement of a batch names its rows by key, and a planner that has no statistics
-/// yet would read a small table whole instead.
-pub(crate) const BY_KEY: [(&str, &str); 3] = [("enable_seqscan", "off"), ("enable_hashjoin", "off"), ("enable_mergejoin", "off")];
+/// yet would read a small table whole instead. The plan is the same however many rows a batch has, so that it is made once a connection.
+pub(crate) const BY_KEY: [(&str, &str); 4] =
+    [("enable_seqscan", "off"), ("enable_hashjoin", "off"), ("enable_mergejoin", "off"), ("plan_cache_mode", "force_generic_plan")];
 
 /// Where a server is, and as whom to talk to it.
 #[derive(Clone, PartialEq, Eq)]

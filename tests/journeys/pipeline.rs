@@ -196,7 +196,8 @@ async fn old_keys_repeated_hold_nobody_up(rig: &Rig) -> Result<()> {
     let (api, someone, accounts) = rig.someone().await?;
     let body = |number: usize| Api::transfer(&format!("old {number}"), &accounts[0], &accounts[1], "0.01");
     let made = join_all((0..150).map(|number| api.transact(&someone.token, body(number)))).await.into_iter().collect::<Result<Vec<Answer>>>()?;
-    let again = join_all((0..450).map(|number| api.transact(&someone.token, body(number % 150)))).await.into_iter().collect::<Result<Vec<Answer>>>()?;
+    let again =
+        join_all((0..450).map(|number| api.transact(&someone.token, body(number % 150)))).await.into_iter().collect::<Result<Vec<Answer>>>()?;
     for (number, answer) in again.iter().enumerate() {
         assert_eq!((answer.status, &answer.body["id"]), (200, &made[number % 150].body["id"]), "{answer:?}");
     }

@@ -39,19 +39,24 @@ impl Server {
     /// Starts one on a data folder, with more flags, and waits until it is ready.
     pub fn start(data: &Path, flags: &[&str]) -> Result<Self> {
         let ports = ["--rest", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--ops", "127.0.0.1:0"];
-        Self::start_on(data, &ports, flags)
+        Self::start_on(&binary()?, data, &ports, flags)
+    }
+
+    /// As [`start`](Self::start), of another binary.
+    pub fn start_binary(binary: &Path, data: &Path, flags: &[&str]) -> Result<Self> {
+        Self::start_on(binary, data, &["--rest", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--ops", "127.0.0.1:0"], flags)
     }
 
     /// As [`start`](Self::start), on the ports that an earlier one had.
     pub fn start_again(&self, flags: &[&str]) -> Result<Self> {
         let ports = ["--rest", self.rest.as_str(), "--grpc", &self.grpc, "--ops", &self.ops];
-        Self::start_on(&self.data, &ports, flags)
+        Self::start_on(&binary()?, &self.data, &ports, flags)
     }
 
-    fn start_on(data: &Path, ports: &[&str], flags: &[&str]) -> Result<Self> {
+    fn start_on(binary: &Path, data: &Path, ports: &[&str], flags: &[&str]) -> Result<Self> {
         std::fs::create_dir_all(data)?;
         let log = std::fs::OpenOptions::new().create(true).append(true).open(data.with_extension("log"))?;
-        let mut command = Command::new(binary()?);
+        let mut command = Command::new(binary);
         command.arg("up").arg("--data").arg(data).args(ports).args(flags);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn()?;
         let mut lines = BufReader::new(child.stdout.take().context("a pipe")?).lines();

@@ -9,6 +9,7 @@ mod stripes;
 mod worker;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lastro_database::Database;
 use lastro_events::bus::Bus;
@@ -16,9 +17,9 @@ use metrics::{Histogram, histogram};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use self::known_keys::KnownKeys;
+use self::known_keys::{KnownKeys, Lookup};
 use self::stripes::Stripes;
-use crate::store::operations::{self, Operation};
+use crate::store::operations::Operation;
 
 /// Operations to a batch; what exceeds it waits for the next one.
 const BATCH_MAX: usize = 512;
@@ -69,6 +70,7 @@ struct Job {
 pub struct Pipeline {
     queue: mpsc::UnboundedSender<Job>,
     places: Arc<Semaphore>,
+    lookups: mpsc::Sender<Lookup>,
     settler: Arc<Settler>,
 }
 
@@ -82,8 +84,18 @@ pub(crate) struct Settler {
     unsettled: Notify,
     known: KnownKeys,
     stripes: Stripes,
+    /// Batches that are being settled.
+    settling: AtomicUsize,
+    /// Told when one of them has ended.
+    batch_ended: Notify,
     batch_size: Histogram,
     batch_seconds: Histogram,
+}
+
+impl Settler {
+    fn is_settling(&self) -> bool {
+        self.settling.load(Ordering::Relaxed) > 0
+    }
 }
 
 impl Pipeline {
@@ -98,11 +110,16 @@ impl Pipeline {
             unsettled: Notify::new(),
             known: KnownKeys::new(),
             stripes: Stripes::default(),
+            settling: AtomicUsize::new(0),
+            batch_ended: Notify::new(),
             batch_size: histogram!("lastro_settle_batch_operations"),
             batch_seconds: histogram!("lastro_settle_batch_seconds"),
         });
         tokio::spawn(batch::run(settler.clone(), jobs));
-        Self { queue, places: Arc::new(Semaphore::new(QUEUE_MAX)), settler }
+        let (lookups, asked) = mpsc::channel(QUEUE_MAX);
+        let looks_up = settler.clone();
+        tokio::spawn(async move { known_keys::run_lookups(&looks_up, asked).await });
+        Self { queue, places: Arc::new(Semaphore::new(QUEUE_MAX)), lookups, settler }
     }
 
     /// Stores an operation, and settles it if its accounts are free. Answers once it is durable. Who stops waiting before the operation has got
@@ -121,11 +138,12 @@ impl Pipeline {
 
     /// The stored operation of a key that may exist.
     async fn look_up(&self, new: &NewOperation) -> Result<Option<Accepted>, Refused> {
-        let (settler, asked) = (&self.settler, &new.operation);
-        let _turn = settler.known.lookups.acquire().await.map_err(|_| Refused::Unavailable)?;
-        // An answer that does not come is the batch's to wait for.
-        let found = operations::by_keys(settler.database.reader(), &[(asked.owner_id, asked.external_id.as_str())]).await.unwrap_or_default();
-        found.into_iter().next().map(|stored| batch::answer_of(&stored, asked.id, &asked.request_hash)).transpose()
+        let asked = &new.operation;
+        let (reply, found) = oneshot::channel();
+        let lookup = Lookup { owner_id: asked.owner_id, external_id: asked.external_id.clone(), reply };
+        self.lookups.try_send(lookup).map_err(|_| Refused::Unavailable)?;
+        let found = found.await.unwrap_or_default();
+        found.map(|stored| batch::answer_of(&stored, asked.id, &asked.request_hash)).transpose()
     }
 
     /// Resolves when the worker has settled something after this call.

@@ -5,6 +5,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use lastro_database::{Error, Kind};
@@ -74,6 +75,7 @@ pub async fn run(settler: Arc<Settler>, mut jobs: mpsc::UnboundedReceiver<Job>) 
                 // Its own task: a defect in one batch must not end the pipeline. Its callers are told UNAVAILABLE then.
                 let size = batch.len();
                 let id = in_flight.spawn(settle_batch(settler.clone(), size, group(batch))).id();
+                settler.settling.store(running.len() + 1, Ordering::Relaxed);
                 running.push(InFlight { id, size, accounts });
                 continue;
             }
@@ -92,6 +94,8 @@ pub async fn run(settler: Arc<Settler>, mut jobs: mpsc::UnboundedReceiver<Job>) 
                     }
                 };
                 running.retain(|batch| batch.id != id);
+                settler.settling.store(running.len(), Ordering::Relaxed);
+                settler.batch_ended.notify_waiters();
             }
             _ = drop_abandoned.tick(), if !waiting.is_empty() => waiting.retain(|job| !job.reply.is_closed()),
         }
@@ -384,7 +388,7 @@ mod tests {
         (Job { new, reply, place }, answer)
     }
 
-    async fn in_flight(accounts: &[u128]) -> InFlight {
+    fn in_flight(accounts: &[u128]) -> InFlight {
         let id = tokio::spawn(async {}).id();
         InFlight { id, size: 1, accounts: accounts.iter().map(|id| Uuid::from_u128(*id)).collect() }
     }
@@ -403,11 +407,11 @@ mod tests {
             answers.push(answer);
         }
         let stripes = Stripes::default();
-        let batch = take_disjoint(&mut waiting, &[in_flight(&[10]).await], &stripes);
+        let batch = take_disjoint(&mut waiting, &[in_flight(&[10])], &stripes);
         assert_eq!(numbers(&batch), [3, 5], "4 wants what 2 waits for");
         assert_eq!(numbers(&waiting), [1, 2, 4]);
         // The account is free, and another one that others use all the time is not.
-        let batch = take_disjoint(&mut waiting, &[in_flight(&[40, 50]).await], &stripes);
+        let batch = take_disjoint(&mut waiting, &[in_flight(&[40, 50])], &stripes);
         assert_eq!(numbers(&batch), [1, 2, 4]);
     }
 

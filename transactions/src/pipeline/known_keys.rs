@@ -5,9 +5,12 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::time::Duration;
 
 use quick_cache::sync::Cache;
-use tokio::sync::Semaphore;
-use tokio::time::Instant;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout};
 use uuid::Uuid;
+
+use super::Settler;
+use crate::store::operations::{self, Operation};
 
 /// Keys that are remembered: eight bytes each, and as much again for the cache.
 const KEYS_MAX: usize = 200_000;
@@ -15,20 +18,51 @@ const OWNERS_MAX: usize = 10_000;
 /// A caller that repeats so many unknown keys within [`REPEATER_WINDOW`] has each of its keys looked up first, for another window.
 const REPEATED_MAX: u32 = 8;
 const REPEATER_WINDOW: Duration = Duration::from_secs(1);
-/// Look-ups at once: repetitions wait for each other, and leave the database to those who move money.
-const LOOKUPS_MAX: usize = 2;
+/// Keys that are looked up together.
+const LOOKUP_MAX: usize = 256;
+/// Look-ups do not wait longer than this for a batch to end.
+const PACE_MAX: Duration = Duration::from_millis(20);
+
+/// A key to be looked up, and who wants to know.
+pub struct Lookup {
+    pub owner_id: Uuid,
+    pub external_id: String,
+    pub reply: oneshot::Sender<Option<Operation>>,
+}
+
+/// Looks keys up until nobody can ask any more.
+pub async fn run_lookups(settler: &Settler, mut asked: mpsc::Receiver<Lookup>) {
+    let mut lookups = Vec::new();
+    while asked.recv_many(&mut lookups, LOOKUP_MAX).await > 0 {
+        if settler.is_settling() {
+            let _ = timeout(PACE_MAX, settler.batch_ended.notified()).await;
+            while lookups.len() < LOOKUP_MAX
+                && let Ok(another) = asked.try_recv()
+            {
+                lookups.push(another);
+            }
+        }
+        lookups.retain(|lookup| !lookup.reply.is_closed());
+        let keys: Vec<(Uuid, &str)> = lookups.iter().map(|lookup| (lookup.owner_id, lookup.external_id.as_str())).collect();
+        // Where the database does not answer, the batch asks it, and says what becomes of that.
+        let found = operations::by_keys(settler.database.reader(), &keys).await.unwrap_or_default();
+        for lookup in lookups.drain(..) {
+            let of_key = |one: &&Operation| one.owner_id == lookup.owner_id && one.external_id == lookup.external_id;
+            let _ = lookup.reply.send(found.iter().find(of_key).cloned());
+        }
+    }
+}
 
 pub struct KnownKeys {
     keys: Cache<u64, ()>,
     hasher: RandomState,
     /// When a caller's window began, and how many repetitions got into a batch in it.
     repeaters: Cache<Uuid, (Instant, u32)>,
-    pub lookups: Semaphore,
 }
 
 impl KnownKeys {
     pub fn new() -> Self {
-        Self { keys: Cache::new(KEYS_MAX), hasher: RandomState::new(), repeaters: Cache::new(OWNERS_MAX), lookups: Semaphore::new(LOOKUPS_MAX) }
+        Self { keys: Cache::new(KEYS_MAX), hasher: RandomState::new(), repeaters: Cache::new(OWNERS_MAX) }
     }
 
     /// Whether a key should be looked up before it gets into a batch.

@@ -55,8 +55,12 @@ pub struct Key {
 
 /// Adds an account with a balance of zero. An error of kind `Unique` when its owner has used the key.
 pub async fn insert(tx: &Transaction, account: &Account, stripe: Option<u8>, key: Option<&Key>) -> Result<(), Error> {
-    let sql = "INSERT INTO accounts (id, owner_id, currency_code, display_name, system, stripe, create_time_us, external_id, request_hash) \
-               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (id) DO NOTHING";
+    // Whoever makes a currency's stripes at the same time makes the same ones; of any other account a conflict is told.
+    let conflict = if stripe.is_some() { " ON CONFLICT DO NOTHING" } else { "" };
+    let sql = format!(
+        "INSERT INTO accounts (id, owner_id, currency_code, display_name, system, stripe, create_time_us, external_id, request_hash) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9){conflict}"
+    );
     let values: [Value; 9] = [
         account.id.into(),
         account.owner_id.into(),
@@ -68,7 +72,7 @@ pub async fn insert(tx: &Transaction, account: &Account, stripe: Option<u8>, key
         key.map(|key| key.external_id.clone()).into(),
         key.map(|key| key.request_hash.to_vec()).into(),
     ];
-    execute(tx, sql, values).await?;
+    execute(tx, &sql, values).await?;
     let sql =
         "INSERT INTO balances (account_id, posted, held, version, system, closed) VALUES ($1, 0, 0, 0, $2, $3) ON CONFLICT (account_id) DO NOTHING";
     execute(tx, sql, [account.id.into(), account.system.into(), false.into()]).await.map(|_| ())
