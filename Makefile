@@ -5,7 +5,7 @@ CARGO ?= cargo
 # Arguments for `make run`, as in: make run ARGS="--data /tmp/x --log info"
 ARGS ?=
 
-.PHONY: help run build test test-faults test-ha test-compose lint fmt bench ci docs deps clean up down logs smoke stack load
+.PHONY: help run build test test-faults test-ha test-long test-compose lint fmt bench ci docs deps clean up down logs smoke stack load
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,8 @@ test-faults: deps ## kill -9 under load, 20 times on each database; databases an
 test-ha: deps ## Replicas killed, frozen and restarted, stores stopped, nginx reloaded: under load through nginx, on the stack without Docker
 	$(CARGO) build --locked --bin lastro
 	. tools/test-env && $(CARGO) test --locked -p lastro-tests --test journeys -- --ignored --nocapture ha::
+
+test-long: test-faults test-ha ## The long suites whole: faults, and replicas under load
 
 test-compose: deps ## The stack of compose.yaml for real: built, started, tried, loaded, ended
 	tools/test-compose

@@ -239,6 +239,19 @@ fn write_methods(pool: &DescriptorPool, out: &Path) -> Result<()> {
         for method in service.methods() {
             let (http_method, http_path, body) = http_rule(&method).unwrap_or_default();
             ensure!(body.is_empty() || body == "*", "{}: only body: \"*\" is read, or no body at all", method.full_name());
+            let option = extension(&method, "lastro.type.v1.access").context("an access annotation")?;
+            let option = |name: &str| option.get_field_by_name(name).map(std::borrow::Cow::into_owned);
+            let hashes = option("hashes_password").and_then(|value| value.as_bool()).unwrap_or_default();
+            let request_kb_max = option("request_kb_max").and_then(|value| value.as_i32()).filter(|kb| *kb > 0).unwrap_or(64);
+            // NO_SIDE_EFFECTS is 1.
+            let reads = method.method_descriptor_proto().options.as_ref().is_some_and(|options| options.idempotency_level == Some(1));
+            let class = if hashes {
+                "Login"
+            } else if reads {
+                "Read"
+            } else {
+                "Write"
+            };
             let (path_fields, query) = rest_fields(&method, &http_path, &body)?;
             let access = access(&method)?;
             // IDEMPOTENCY_UNKNOWN is 0.
@@ -247,13 +260,15 @@ fn write_methods(pool: &DescriptorPool, out: &Path) -> Result<()> {
             writeln!(
                 table,
                 "    Method {{ service: {:?}, name: {:?}, path: \"/{}/{}\", access: {access}, http_method: {http_method:?}, http_path: {http_path:?}, retry_safe: {retry_safe}, \
-                 takes_body: {}, path_fields: &{path_fields:?}, query: &[{query}], input: {:?} }},",
+                 takes_body: {}, path_fields: &{path_fields:?}, query: &[{query}], input: {:?}, class: Class::{class}, \
+                 request_bytes_max: {} }},",
                 service.full_name(),
                 method.name(),
                 service.full_name(),
                 method.name(),
                 !body.is_empty(),
                 method.input().full_name(),
+                request_kb_max * 1024,
             )?;
         }
     }

@@ -1,6 +1,7 @@
 //! What every HTTP request passes: ids, limits, the body cap, routing, the transcoder, and the headers of the answer.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,29 +9,34 @@ use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
-use lastro_mesh::call::{CORRELATION_HEADER, CorrelationId};
+use lastro_mesh::call::{CORRELATION_HEADER, CorrelationId, Slot};
 use lastro_mesh::inbound::client_address;
 use lastro_mesh::logs::otlp;
 use lastro_mesh::serve::Peer;
-use lastro_mesh::status::{INTERNAL, INVALID_ARGUMENT, MALFORMED_MESSAGE, PERMISSION_DENIED, Problem, RATE_LIMITED};
+use lastro_mesh::status::{
+    BODY_TOO_LARGE, BODY_TOO_SLOW, INTERNAL, INVALID_ARGUMENT, MALFORMED_MESSAGE, PERMISSION_DENIED, Problem, RATE_LIMITED, UNAVAILABLE,
+};
 use lastro_mesh::trace::{TRACEPARENT, TRACERESPONSE, TraceContext};
-use lastro_proto::reasons::{BODY_TOO_LARGE, BODY_TOO_SLOW, MALFORMED_JSON, METHOD_NOT_ALLOWED, NO_SUCH_ROUTE, UNSUPPORTED_MEDIA_TYPE};
+use lastro_proto::reasons::{MALFORMED_JSON, METHOD_NOT_ALLOWED, NO_SUCH_ROUTE, UNSUPPORTED_MEDIA_TYPE};
 use metrics::{Counter, Histogram, counter, histogram};
 use rest_over_grpc::transcoding::{HttpResponse, Transcode as _, TranscodeResponse};
 use serde_json::json;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tonic_types::FieldViolation;
 use tracing::Instrument as _;
 
 use crate::limits::Limiter;
-use crate::rest::{self, ADDRESS_HEADER, STATUS_HEADER};
-use crate::{BODY_BYTES_MAX, Settings, body, docs, headers, json_path, openapi, problem, query, routes};
+use crate::rest::{self, ADDRESS_HEADER, SLOT, STATUS_HEADER};
+use crate::{Settings, body, docs, headers, json_path, openapi, problem, query, routes};
 
 /// The gateway's one request handler.
 pub struct Edge {
     api: rest::Api,
     settings: Settings,
     limiter: Limiter,
+    /// Requests that are handled at once.
+    slots: Arc<Semaphore>,
     openapi: Bytes,
     metrics: HttpMetrics,
 }
@@ -68,6 +74,7 @@ impl Edge {
         Self {
             api: rest::api(&settings.customers, &settings.transactions),
             limiter: Limiter::new(settings.limits),
+            slots: Arc::new(Semaphore::new(settings.concurrency_max)),
             openapi: Bytes::from(openapi::document().to_string()),
             metrics: HttpMetrics::new(),
             settings,
@@ -180,9 +187,15 @@ impl Edge {
         let route = routes::find(method.as_str(), path).ok_or_else(no_such_route)?;
         headers::check(&parts.headers)?;
         let target = format!("{path}{}", query::read(route, target.split_once('?').map(|(_, query)| query).unwrap_or_default())?);
-        let body = body::read(route, read_body(&parts.headers, body).await?)?;
+        let body = body::read(route, read_body(&parts.headers, body, route.request_bytes_max).await?)?;
         parts.headers.remove(header::CONTENT_LENGTH);
-        let answered = self.api.try_transcode(method.as_str(), &target, parts.headers, &body).await;
+        // Not before the body is there: who sends none must not hold a slot.
+        let slot = Slot::new(self.slots.clone().try_acquire_owned().ok());
+        if !slot.is_held() {
+            return Err(Problem::new(&UNAVAILABLE, "too many requests at once").retry_after(Duration::from_millis(250)));
+        }
+        let answer = self.api.try_transcode(method.as_str(), &target, parts.headers, &body);
+        let answered = SLOT.scope(slot, answer).await;
         match answered {
             Some(TranscodeResponse::Unary(unary)) => finish_unary(unary, &body),
             Some(_) => Err(Problem::new(&INTERNAL, "internal error")),
@@ -226,13 +239,13 @@ fn current_version(target: &str) -> String {
 /// A body that does not come holds a connection, and the end of the process.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
-async fn read_body(headers: &HeaderMap, body: Incoming) -> Result<Bytes, Problem> {
-    let too_large = || Problem::new(&BODY_TOO_LARGE, format!("a request body has at most {BODY_BYTES_MAX} bytes"));
+async fn read_body(headers: &HeaderMap, body: Incoming, bytes_max: usize) -> Result<Bytes, Problem> {
+    let too_large = || Problem::new(&BODY_TOO_LARGE, format!("a request body of this method has at most {bytes_max} bytes"));
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-    if announced.is_some_and(|length| length > BODY_BYTES_MAX) {
+    if announced.is_some_and(|length| length > bytes_max) {
         return Err(too_large());
     }
-    let body = match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, BODY_BYTES_MAX).collect()).await {
+    let body = match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, bytes_max).collect()).await {
         Ok(Ok(body)) => body.to_bytes(),
         Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => return Err(too_large()),
         Ok(Err(_)) => return Err(Problem::new(&MALFORMED_MESSAGE, "the request body ended early")),

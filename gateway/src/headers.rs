@@ -9,12 +9,18 @@ use crate::rest::IDEMPOTENCY_KEY;
 const SINGLE: [(HeaderName, &str); 4] =
     [(AUTHORIZATION, "Authorization"), (IDEMPOTENCY_KEY, "Idempotency-Key"), (CONTENT_TYPE, "Content-Type"), (CONTENT_ENCODING, "Content-Encoding")];
 
+/// It goes on to the services in a header, and a header that they do not take would make them look broken. Ours have about 700.
+const TOKEN_BYTES_MAX: usize = 4096;
+
 /// Refuses a header that is given more than once with different values.
 pub fn check(headers: &HeaderMap) -> Result<(), Problem> {
     for (name, shown) in &SINGLE {
         if lastro_mesh::call::is_ambiguous(headers, name) {
             return Err(Problem::field(*shown, "is given more than once, with different values; send it once"));
         }
+    }
+    if headers.get(AUTHORIZATION).is_some_and(|token| token.len() > TOKEN_BYTES_MAX) {
+        return Err(Problem::field("Authorization", format!("has at most {TOKEN_BYTES_MAX} bytes")));
     }
     Ok(())
 }

@@ -26,9 +26,6 @@ pub use serve::serve;
 /// The service's name in logs and metrics.
 pub const NAME: &str = "gateway";
 
-/// The body cap: 1 MiB.
-pub const BODY_BYTES_MAX: usize = 1 << 20;
-
 /// What the gateway is made of.
 pub struct Settings {
     /// The way to customers.
@@ -39,6 +36,8 @@ pub struct Settings {
     pub verifier: Arc<TokenVerifier>,
     /// How many requests are taken.
     pub limits: Limits,
+    /// How many are handled at once.
+    pub concurrency_max: usize,
     /// Origins whose scripts may read answers; empty: none but our own; `*`: all.
     pub cors_origins: Vec<String>,
     /// For `/readyz`.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use governor::clock::{Clock as _, DefaultClock};
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+use lastro_mesh::serve::limited_address;
 use uuid::Uuid;
 
 /// Requests per second that one caller may send; as many at once.
@@ -35,7 +36,7 @@ impl Limiter {
 
     /// How long an address has to wait, if it has to.
     pub fn address(&self, address: IpAddr) -> Option<Duration> {
-        check(&self.by_address, &address)
+        check(&self.by_address, &limited_address(address))
     }
 
     /// How long a user has to wait, if it has to.

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use lastro_mesh::call::{Call, CorrelationId};
+use lastro_mesh::call::{Call, CorrelationId, Slot};
 use lastro_mesh::inbound::ClientAddress;
 use lastro_mesh::outbound::Outbound;
 use lastro_mesh::trace::TraceContext;
@@ -36,6 +36,11 @@ pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key
 pub const PATIENCE_HEADER: HeaderName = HeaderName::from_static("x-lastro-patience");
 /// An answer has to be on its way so long before a proxy's patience ends.
 const PATIENCE_MARGIN: Duration = Duration::from_millis(200);
+
+tokio::task_local! {
+    /// The slot of the request that is answered.
+    pub static SLOT: Slot;
+}
 
 /// For calls that wait for nothing.
 const TIMEOUT: Duration = Duration::from_secs(5);

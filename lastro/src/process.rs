@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use lastro_database::Database;
 use lastro_mesh::health::Health;
 use lastro_mesh::metrics::PrometheusHandle;
-use lastro_mesh::serve::Listener;
+use lastro_mesh::serve::{ConnectionLimits, Listener};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -19,6 +19,8 @@ const PING_EVERY: Duration = Duration::from_millis(500);
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 const TRY_AGAIN_AFTER: Duration = Duration::from_millis(500);
+
+const OPS_CONNECTIONS: ConnectionLimits = ConnectionLimits { per_address: 64, in_all: 256, streams: 16 };
 
 /// Logs and traces of a process.
 pub struct Telemetry<'a> {
@@ -43,6 +45,8 @@ pub struct Process {
 impl Process {
     /// Starts logs, metrics and the watch for signals.
     pub fn start(name: &'static str, telemetry: &Telemetry<'_>) -> Result<Self> {
+        // Each connection takes one. Where it cannot be raised, the limits of the listeners are what is left.
+        let _ = rlimit::increase_nofile_limit(u64::MAX);
         let logs = lastro_mesh::logs::start(telemetry.filter, name, telemetry.otlp_endpoint, telemetry.trace_percent);
         let process = Self {
             _logs: logs.map_err(anyhow::Error::msg)?,
@@ -63,7 +67,9 @@ impl Process {
 
     /// Serves `/livez`, `/readyz` and `/metrics` to the very end.
     pub fn serve_ops(&self, listener: TcpListener) {
-        self.spawn(ops::serve(Listener::open(listener), self.end_of_background.clone(), self.health.clone(), self.metrics.clone()));
+        // It keeps its own few: whoever fills the others must not keep an operator from seeing it.
+        let listener = Listener { limits: OPS_CONNECTIONS, ..Listener::open(listener) };
+        self.spawn(ops::serve(listener, self.end_of_background.clone(), self.health.clone(), self.metrics.clone()));
     }
 
     /// Makes readiness depend on a database that answered a moment ago.

@@ -15,7 +15,7 @@ use lastro_mesh::metrics::MethodMetrics;
 use lastro_mesh::outbound::{Outbound, OutboundSettings};
 use lastro_proto::customers::v1::GetJwksRequest;
 use lastro_proto::customers::v1::auth_service_client::AuthServiceClient;
-use lastro_proto::methods::{METHODS, is_retry_safe};
+use lastro_proto::methods::{METHODS, class_of, is_retry_safe};
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tonic::codegen::http::{Request, Response};
@@ -35,7 +35,9 @@ pub fn inbound(service: &'static str, verifier: &Arc<TokenVerifier>, concurrency
         access: Arc::new(own().map(|method| (method.path, method.access)).collect()),
         verifier: verifier.clone(),
         concurrency_max,
+        request_bytes_max: Arc::new(own().map(|method| (method.path, method.request_bytes_max)).collect()),
         timeout_default: TIMEOUT_DEFAULT,
+        timeout_max: TIMEOUT_DEFAULT,
         metrics: Arc::new(MethodMetrics::new(service, own().map(|method| method.path))),
     }
 }
@@ -47,7 +49,7 @@ where
     S::Future: Send,
 {
     let metrics = Arc::new(MethodMetrics::outbound(caller, METHODS.iter().map(|method| method.path)));
-    OutboundSettings { concurrency_max, ..OutboundSettings::new(target, is_retry_safe, metrics) }.wrap(connection)
+    OutboundSettings { concurrency_max, ..OutboundSettings::new(target, is_retry_safe, class_of, metrics) }.wrap(connection)
 }
 
 /// Customers verifies tokens with its own keys.

@@ -76,6 +76,7 @@ pub async fn up(args: UpArgs) -> Result<()> {
         ),
         verifier: gateway_verifier.clone(),
         limits: settings.rate_limits,
+        concurrency_max: settings.concurrency_max,
         cors_origins: settings.cors_origins.clone(),
         health: process.health.clone(),
     });
@@ -105,8 +106,9 @@ pub async fn up(args: UpArgs) -> Result<()> {
     process.drain_on_stop();
     announce(&listening, administrator.as_ref(), &data);
 
-    let serve_grpc = lastro_mesh::serve::serve_grpc(Listener::open(grpc), process.stop.clone(), dispatch.boxed());
-    tokio::join!(serve_grpc, lastro_gateway::serve(gateway, Listener::open(rest), process.stop.clone()));
+    let open = |tcp| Listener { limits: settings.connections, ..Listener::open(tcp) };
+    let serve_grpc = lastro_mesh::serve::serve_grpc(open(grpc), process.stop.clone(), dispatch.boxed());
+    tokio::join!(serve_grpc, lastro_gateway::serve(gateway, open(rest), process.stop.clone()));
     process.end().await;
     storage.close().await;
     Ok(())

@@ -2,11 +2,12 @@
 //! request's extensions; handlers read it and hand it on to the clients that they use.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::header::AsHeaderName;
 use http::{HeaderMap, HeaderValue};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use crate::identity::Principal;
@@ -15,6 +16,28 @@ use crate::trace::TraceContext;
 
 /// The header of the correlation id, in requests and answers.
 pub const CORRELATION_HEADER: &str = "x-correlation-id";
+
+/// One of the slots for calls that are handled at once, held until the call ends or [releases](Self::release) it: a call that waits for an outcome
+/// is no load. Cheap to clone; all clones are one.
+#[derive(Debug, Clone, Default)]
+pub struct Slot(Arc<Mutex<Option<OwnedSemaphorePermit>>>);
+
+impl Slot {
+    /// A slot that is held, or none.
+    pub fn new(permit: Option<OwnedSemaphorePermit>) -> Self {
+        Self(Arc::new(Mutex::new(permit)))
+    }
+
+    /// Whether it is held.
+    pub fn is_held(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// Gives the slot to somebody else.
+    pub fn release(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
 
 /// What goes along with one call from hop to hop.
 #[derive(Debug, Clone)]
@@ -33,6 +56,8 @@ pub struct Call {
     pub address: Option<IpAddr>,
     /// True when the caller asked to wait for an outcome: not a slow call to a breaker, and no bulkhead slot.
     pub waits: bool,
+    /// What the call holds of the service that handles it.
+    pub slot: Slot,
 }
 
 impl Call {
@@ -46,6 +71,7 @@ impl Call {
             token: None,
             address: None,
             waits: false,
+            slot: Slot::default(),
         }
     }
 
@@ -60,7 +86,8 @@ impl Call {
     /// A request to another service on behalf of this call.
     pub fn request<T>(&self, message: T) -> tonic::Request<T> {
         let mut request = tonic::Request::new(message);
-        request.extensions_mut().insert(self.clone());
+        // The slot stays here.
+        request.extensions_mut().insert(Self { slot: Slot::default(), ..self.clone() });
         request
     }
 

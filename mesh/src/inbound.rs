@@ -4,6 +4,7 @@ mod correlation;
 mod deadline;
 mod heartbeat;
 mod identity;
+mod receive;
 mod shed;
 mod telemetry;
 
@@ -35,8 +36,12 @@ pub struct Inbound {
     pub verifier: Arc<TokenVerifier>,
     /// Calls at once; what exceeds it is refused at once.
     pub concurrency_max: usize,
+    /// The largest request message of each method, in bytes. What is not listed streams, and is not received beforehand.
+    pub request_bytes_max: Arc<HashMap<&'static str, usize>>,
     /// The deadline of a caller that set none.
     pub timeout_default: Duration,
+    /// The longest deadline that is kept.
+    pub timeout_max: Duration,
     /// Metric handles, one set a method.
     pub metrics: Arc<MethodMetrics>,
 }
@@ -56,7 +61,9 @@ impl Inbound {
             // Outside of the deadline, which guards until the head of the answer, and inside of what judges its end.
             .layer_fn(|inner| heartbeat::Heartbeat { inner })
             // Before any waiting, so that waiting counts.
-            .layer_fn(|inner| deadline::Deadline { inner, timeout_default: self.timeout_default })
+            .layer_fn(|inner| deadline::Deadline { inner, timeout_default: self.timeout_default, timeout_max: self.timeout_max })
+            // Outside of the slots: who sends a request by halves must not hold one.
+            .layer_fn(|inner| receive::Receive::new(inner, self.request_bytes_max.clone()))
             // Before anything that costs, such as a signature.
             .layer_fn(|inner| shed::Shed::new(inner, self.concurrency_max))
             // Last: validation follows in the codec when the handler's request is decoded.

@@ -23,7 +23,8 @@ use tower::util::BoxCloneSyncService;
 use tower::{Service, ServiceBuilder};
 
 use self::balance::Balance;
-pub use self::breaker::{Breaker, BreakerSettings, State as BreakerState};
+use self::breaker::Breakers;
+pub use self::breaker::{Breaker, BreakerSettings, Class, State as BreakerState};
 pub use self::discover::check_place;
 pub use self::late::Late;
 pub use self::retry::RetryBudget;
@@ -52,13 +53,15 @@ pub struct OutboundSettings {
     pub breaker: BreakerSettings,
     /// Whether a method may be called again when nobody knows whether it was done.
     pub retry_safe: fn(&str) -> bool,
+    /// With which other methods a method is judged.
+    pub class: fn(&str) -> Class,
     /// Metric handles, one set a method.
     pub metrics: Arc<MethodMetrics>,
 }
 
 impl OutboundSettings {
     /// The defaults for a service: 5 s, 3 attempts, 256 at once, the breaker of `BreakerSettings::default`.
-    pub fn new(target: &'static str, retry_safe: fn(&str) -> bool, metrics: Arc<MethodMetrics>) -> Self {
+    pub fn new(target: &'static str, retry_safe: fn(&str) -> bool, class: fn(&str) -> Class, metrics: Arc<MethodMetrics>) -> Self {
         Self {
             target,
             timeout: Duration::from_secs(5),
@@ -67,6 +70,7 @@ impl OutboundSettings {
             queue_max: 4096,
             breaker: BreakerSettings::default(),
             retry_safe,
+            class,
             metrics,
         }
     }
@@ -85,7 +89,7 @@ impl OutboundSettings {
             // Above the breaker, so that each attempt is judged and an open breaker ends the attempts.
             .layer_fn(|inner| retry::Retry::new(inner, self.attempts_max, self.retry_safe))
             // Above the bulkhead, so that an open breaker refuses without queueing.
-            .layer_fn(|inner| breaker::Guard { inner, breaker: Breaker::new(self.target, self.breaker.clone()) })
+            .layer_fn(|inner| breaker::Guard { inner, breakers: Breakers::new(self.target, &self.breaker), class: self.class })
             // Bounds what one slow service may hold.
             .layer_fn(|inner| bulkhead::Bulkhead::new(inner, self.concurrency_max, self.queue_max))
             // Balancing over several endpoints and outlier ejection stand below, next to the wire: see `far`.

@@ -2,10 +2,13 @@
 //! but connections are told to go elsewhere (GOAWAY in two steps for gRPC, `connection: close` with each answer for HTTP/1.1) and new ones
 //! are still taken, since not everybody has noticed; then the listener closes, and what is in flight ends.
 
+mod limits;
+
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,6 +29,9 @@ use crate::identity::policy::{Caller, Policy};
 use crate::inbound::GrpcService;
 use crate::private_headers;
 use crate::tls::{self, Tls};
+
+pub use self::limits::{ConnectionLimits, limited_address};
+use self::limits::{Connections, PREFACE_BYTES, ReadCount};
 
 /// Who is at the other end of the connection.
 #[derive(Debug, Clone)]
@@ -65,7 +71,7 @@ const DRAIN_MAX: Duration = Duration::from_secs(35);
 /// closes what has not said a word yet.
 const FIRST_REQUEST: Duration = Duration::from_millis(500);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
-const STREAMS_MAX: u32 = 4096;
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 const WINDOW_BYTES: u32 = 1 << 20;
 
 /// A listener that is not serving yet.
@@ -76,12 +82,14 @@ pub struct Listener {
     pub security: Security,
     /// How it ends.
     pub drain: Drain,
+    /// How many connections it holds.
+    pub limits: ConnectionLimits,
 }
 
 impl Listener {
     /// For everybody, and ending at once when told to.
     pub fn open(tcp: TcpListener) -> Self {
-        Self { tcp, security: Security::Open, drain: Drain { linger: Duration::ZERO, at_once: true } }
+        Self { tcp, security: Security::Open, drain: Drain { linger: Duration::ZERO, at_once: true }, limits: ConnectionLimits::default() }
     }
 }
 
@@ -94,14 +102,22 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let Listener { tcp, security, drain } = listener;
-    let connections = TaskTracker::new();
+    let Listener { tcp, security, drain, limits } = listener;
+    let (connections, counted) = (TaskTracker::new(), Connections::new(limits));
     let lingered = CancellationToken::new();
     let told_first = if drain.at_once { stop.clone() } else { lingered.clone() };
     let take = |stream: TcpStream, address: SocketAddr, told: CancellationToken| {
+        let Some(place) = counted.take(address.ip()) else {
+            // Nothing is said: whoever floods us reads nothing, and a word costs more than an end.
+            return;
+        };
         let _ = stream.set_nodelay(true);
-        let connection = Connection { stop: stop.clone(), told };
-        connections.spawn(connection.run(stream, address, security.clone(), service.clone()));
+        let connection = Connection { stop: stop.clone(), told, streams: limits.streams };
+        let (security, service) = (security.clone(), service.clone());
+        connections.spawn(async move {
+            connection.run(stream, address, security, service).await;
+            drop(place);
+        });
     };
     let accept_until = async |end: &mut (dyn Future<Output = ()> + Send + Unpin), told: &CancellationToken| {
         loop {
@@ -142,6 +158,7 @@ enum Ours {
 struct Connection {
     stop: CancellationToken,
     told: CancellationToken,
+    streams: u32,
 }
 
 impl Connection {
@@ -196,8 +213,16 @@ impl Connection {
                 Ok::<_, Infallible>(response)
             }
         });
-        let builder = builder();
+        let builder = builder(self.streams);
+        let (io, read) = ReadCount::new(io);
         let mut connection = pin!(builder.serve_connection(TokioIo::new(io), closing));
+        // The library waits for the first bytes for ever, since it does not know yet which version of HTTP to speak.
+        let silent = async {
+            tokio::time::sleep(HEADER_TIMEOUT).await;
+            if read.load(Ordering::Relaxed) >= PREFACE_BYTES {
+                std::future::pending::<()>().await;
+            }
+        };
         let first_request = Instant::now() + FIRST_REQUEST;
         let told = async {
             self.told.cancelled().await;
@@ -205,6 +230,7 @@ impl Connection {
         };
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
+            () = silent => return,
             () = told => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
@@ -216,14 +242,15 @@ impl Connection {
     }
 }
 
-fn builder() -> auto::Builder<TokioExecutor> {
+fn builder(streams: u32) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
     builder
         .http2()
         .timer(TokioTimer::new())
         .keep_alive_interval(KEEPALIVE_INTERVAL)
-        .max_concurrent_streams(STREAMS_MAX)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .max_concurrent_streams(streams)
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES);
     builder

@@ -74,6 +74,10 @@ reasons! {
     INTERNAL: Internal, 500, Operator, "Internal error";
     /// The method does not exist, or is not offered yet.
     UNIMPLEMENTED: Unimplemented, 501, Operator, "Not offered";
+    /// The request is larger than its method takes.
+    BODY_TOO_LARGE: OutOfRange, 413, Caller, "The request body is too large";
+    /// The request did not come within 10 s.
+    BODY_TOO_SLOW: DeadlineExceeded, 408, Caller, "The request body did not come in time";
     /// The caller went away.
     CANCELLED: Cancelled, 499, Caller, "The caller cancelled";
 }
@@ -107,6 +111,7 @@ impl Problem {
 
     /// INVALID_ARGUMENT for several fields.
     pub fn fields(fields: Vec<FieldViolation>) -> Self {
+        let fields = bounded(fields);
         let detail = detail_of(&fields);
         Self { fields, ..Self::new(&INVALID_ARGUMENT, detail) }
     }
@@ -115,6 +120,40 @@ impl Problem {
     pub fn retry_after(self, after: Duration) -> Self {
         Self { retry_after: Some(after), ..self }
     }
+}
+
+/// Fields that one answer names, and bytes of their names and descriptions together. What a caller is told must fit into the headers of an answer,
+/// wherever it passes: who provokes more must not look like a service that is broken.
+const FIELDS_MAX: usize = 20;
+const FIELDS_BYTES_MAX: usize = 4096;
+/// Bytes of the one sentence.
+const DETAIL_BYTES_MAX: usize = 1024;
+
+/// At most [`FIELDS_MAX`] fields and [`FIELDS_BYTES_MAX`] bytes; the last one says how many were left out, if any were.
+fn bounded(fields: Vec<FieldViolation>) -> Vec<FieldViolation> {
+    let (total, mut bytes, mut kept) = (fields.len(), 0, Vec::new());
+    for one in fields {
+        let one = FieldViolation::new(cut(one.field, FIELDS_BYTES_MAX / 8), cut(one.description, FIELDS_BYTES_MAX / 8));
+        bytes += one.field.len() + one.description.len();
+        if kept.len() == FIELDS_MAX - 1 && total > FIELDS_MAX || bytes > FIELDS_BYTES_MAX {
+            break;
+        }
+        kept.push(one);
+    }
+    if kept.len() < total {
+        kept.push(FieldViolation::new("", format!("and {} more", total - kept.len())));
+    }
+    kept
+}
+
+/// At most so many bytes of a text; what was cut ends in an ellipsis.
+fn cut(mut text: String, bytes_max: usize) -> String {
+    if text.len() > bytes_max {
+        let end = (0..=bytes_max - '…'.len_utf8()).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
+        text.truncate(end);
+        text.push('…');
+    }
+    text
 }
 
 /// What is wrong with each of these fields, in one line.
@@ -143,12 +182,12 @@ impl From<Problem> for Status {
         let mut details = ErrorDetails::new();
         details.set_error_info(problem.reason.name, DOMAIN, std::collections::HashMap::new());
         if !problem.fields.is_empty() {
-            details.set_bad_request(problem.fields);
+            details.set_bad_request(bounded(problem.fields));
         }
         if let Some(after) = problem.retry_after {
             details.set_retry_info(Some(after));
         }
-        let mut status = Self::with_error_details(problem.reason.code, problem.detail, details);
+        let mut status = Self::with_error_details(problem.reason.code, cut(problem.detail, DETAIL_BYTES_MAX), details);
         if let Some(dependency) = problem.dependency.and_then(|name| name.parse().ok()) {
             status.metadata_mut().insert(DEPENDENCY_HEADER, dependency);
         }
@@ -170,6 +209,21 @@ pub fn reason_name(status: &Status) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whatever_a_caller_provokes_fits_into_the_headers_of_an_answer() {
+        for (count, length) in [(1, 10), (20, 10), (21, 10), (60, 70), (10_000, 70), (3, 100_000), (1000, 1)] {
+            let fields = (0..count).map(|n| FieldViolation::new(format!("metadata[{}{n}]", "k".repeat(length)), "é".repeat(length))).collect();
+            let status = Status::from(Problem::fields(fields));
+            let told = status.get_error_details().bad_request().map(|bad| bad.field_violations.clone()).unwrap_or_default();
+            assert!(told.len() <= FIELDS_MAX, "{}", told.len());
+            let cut = told.len() < count;
+            assert_eq!(told.last().is_some_and(|last| last.description.starts_with("and ")), cut, "{count} {length}");
+            let headers =
+                status.into_http::<tonic::body::Body>().headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum::<usize>();
+            assert!(headers < 14_000, "{headers} bytes of headers for {count} fields of {length}");
+        }
+    }
 
     #[test]
     fn a_problem_travels_as_a_rich_status() {

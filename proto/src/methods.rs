@@ -1,6 +1,7 @@
 //! The table of every RPC: its path, who may call it, and its REST route. Made from the proto annotations at build time.
 
 use lastro_mesh::identity::Access;
+use lastro_mesh::outbound::Class;
 
 /// One RPC.
 #[derive(Debug, Clone, Copy)]
@@ -27,6 +28,10 @@ pub struct Method {
     pub query: &'static [Parameter],
     /// Full name of the request message.
     pub input: &'static str,
+    /// With which other methods it is judged.
+    pub class: Class,
+    /// The largest request message, in bytes; over REST the largest body.
+    pub request_bytes_max: usize,
 }
 
 /// A field that a REST route reads from its query.
@@ -38,6 +43,11 @@ pub struct Parameter {
     pub proto_name: &'static str,
     /// Whether it is a whole number of 32 bits.
     pub is_number: bool,
+}
+
+/// With which other methods a method is judged by a breaker. An unknown one is a write.
+pub fn class_of(path: &str) -> Class {
+    by_path(path).map_or(Class::Write, |method| method.class)
 }
 
 /// Every RPC of every package, in the order of the files.

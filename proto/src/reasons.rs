@@ -32,10 +32,6 @@ lastro_mesh::reasons! {
     METHOD_NOT_ALLOWED: Unimplemented, 405, Caller, "The resource does not take this method";
     /// Only `application/json` is read.
     UNSUPPORTED_MEDIA_TYPE: InvalidArgument, 415, Caller, "Send application/json";
-    /// The body is over 1 MiB.
-    BODY_TOO_LARGE: OutOfRange, 413, Caller, "The request body is too large";
-    /// The body did not come within 10 s.
-    BODY_TOO_SLOW: DeadlineExceeded, 408, Caller, "The request body did not come in time";
 }
 
 /// Why an operation was refused at settlement: the `reason` of a REJECTED transaction. An answer, not an error.

@@ -295,7 +295,7 @@ async fn nginx_speaks_the_callers_language() -> Result<()> {
 
 /// Whether a replica's breaker towards customers is closed.
 async fn is_closed(stack: &Stack, replica: &str) -> Result<bool> {
-    const BREAKER: &str = "lastro_breaker_state{target=\"customers\"}";
+    const BREAKER: &str = "lastro_breaker_state{target=\"customers\",class=\"read\"}";
     let metrics = Api::new(&format!("http://{}", stack.ops(replica))).get("/metrics", None).await?;
     let text = metrics.body.as_str().unwrap_or_default().to_owned();
     let found = text.lines().find_map(|line| line.strip_prefix(BREAKER)).with_context(|| format!("no {BREAKER} in {text}"))?;

@@ -191,7 +191,7 @@ async fn fill_and_free(folder: &std::path::Path, mount: impl Fn(&str) -> Result<
     let (someone, accounts) = two_accounts(&server.front()).await?;
     let api = server.api();
     let (mut promised, mut refused) = (Vec::new(), 0);
-    let large: serde_json::Map<String, Value> = (0..50).map(|number| (format!("key {number}"), Value::String("x".repeat(500)))).collect();
+    let large: serde_json::Map<String, Value> = (0..50).map(|number| (format!("key {number}"), Value::String("x".repeat(300)))).collect();
     for number in 0..200 {
         let key = format!("full {number}");
         let mut body = Api::transfer(&key, &accounts[0], &accounts[1], "0.01");

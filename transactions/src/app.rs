@@ -21,6 +21,7 @@ use lastro_mesh::outbound::Outbound;
 use lastro_money::Currency;
 use lastro_proto::internal::customers::v1::identity_service_client::IdentityServiceClient;
 use quick_cache::sync::Cache;
+use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use crate::domain::account::Account;
@@ -29,6 +30,9 @@ use crate::{Error, Settings, store};
 
 /// Accounts that are kept in memory; what never changes about one takes some 200 bytes.
 const ACCOUNTS_CACHED: usize = 200_000;
+
+/// Calls that wait for an outcome at once. Each takes some KB for up to half a minute.
+const WAITING_MAX: usize = 10_000;
 
 /// What every use case works with.
 pub struct App {
@@ -40,6 +44,8 @@ pub struct App {
     pub(crate) revoked: Revocations,
     pub(crate) pipeline: Pipeline,
     pub(crate) settings: Settings,
+    /// Places for calls that wait for an outcome.
+    pub(crate) waiting: Semaphore,
     accounts: Cache<Uuid, Arc<Account>>,
     /// Currencies whose clearing account is known to exist.
     cleared: Mutex<HashSet<Currency>>,
@@ -66,6 +72,7 @@ impl App {
             users,
             revoked,
             settings,
+            waiting: Semaphore::new(WAITING_MAX),
         })
     }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use lastro_mesh::call::Slot;
 use lastro_mesh::outbound::Outbound;
 use lastro_proto::transactions::v1::transaction::State;
 use lastro_proto::transactions::v1::transactions_service_client::TransactionsServiceClient;
@@ -12,7 +13,7 @@ use lastro_proto::transactions::v1::{
 };
 use rest_over_grpc::handling::{self, Context};
 
-use super::{TIMEOUT, answer, call, hand_on, idempotency, patience, request, set_location, set_status};
+use super::{SLOT, TIMEOUT, answer, call, hand_on, idempotency, patience, request, set_location, set_status};
 
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
@@ -47,6 +48,10 @@ impl TransactionsService for Transactions {
         }
         let mut call = call(cx.request_headers(), TIMEOUT + Duration::from_secs(wait));
         call.waits = waits;
+        if waits {
+            // It is not load, it is patience.
+            let _ = SLOT.try_with(Slot::release);
+        }
 
         let transaction = answer(self.0.clone().create_transaction(request(&call, message)).await)?;
         set_status(cx, status_of(&transaction, waits));

@@ -5,6 +5,7 @@ use std::num::NonZeroU32;
 use clap::Args;
 use lastro_database::PostgresUrl;
 use lastro_mesh::config::{Problems, Setting};
+use lastro_mesh::serve::ConnectionLimits;
 
 /// What customers is told of tokens and logins.
 #[derive(Args)]
@@ -43,6 +44,30 @@ impl CustomersGroup {
             sessions_per_user_max: sessions_per_user_max?,
             ..lastro_customers::Settings::default()
         })
+    }
+}
+
+/// How many connections a listener holds.
+#[derive(Args)]
+pub struct ConnectionsGroup {
+    /// Connections from one address, of IPv6 from one /64, 1 to 1000000.
+    #[arg(long, env = "LASTRO_CONNECTIONS_PER_ADDRESS", value_name = "N", default_value = "1000")]
+    connections_per_address: Setting,
+    /// Connections in all, 1 to 1000000.
+    #[arg(long, env = "LASTRO_CONNECTIONS_MAX", value_name = "N", default_value = "8000")]
+    connections_max: Setting,
+    /// Calls at once on one HTTP/2 connection, 1 to 100000.
+    #[arg(long, env = "LASTRO_STREAMS_PER_CONNECTION", value_name = "N", default_value = "256")]
+    streams_per_connection: Setting,
+}
+
+impl ConnectionsGroup {
+    /// The limits, or None with every mistake in `problems`.
+    pub fn read(&self, problems: &mut Problems) -> Option<ConnectionLimits> {
+        let per_address = problems.take_within("--connections-per-address", &self.connections_per_address, 1..=1_000_000);
+        let in_all = problems.take_within("--connections-max", &self.connections_max, 1..=1_000_000);
+        let streams = problems.take_within("--streams-per-connection", &self.streams_per_connection, 1..=100_000);
+        Some(ConnectionLimits { per_address: per_address?, in_all: in_all?, streams: streams? })
     }
 }
 

@@ -9,10 +9,10 @@ use clap::Args;
 use lastro_database::PostgresUrl;
 use lastro_mesh::config::{Invalid, Problems, Setting};
 use lastro_mesh::identity::Policy;
-use lastro_mesh::serve::Security;
+use lastro_mesh::serve::{ConnectionLimits, Security};
 use lastro_mesh::tls::{Tls, TlsFiles};
 
-use super::groups::{CustomersGroup, GatewayGroup, TransactionsGroup, read_postgres_url};
+use super::groups::{ConnectionsGroup, CustomersGroup, GatewayGroup, TransactionsGroup, read_postgres_url};
 
 /// What every process is told.
 #[derive(Args)]
@@ -53,6 +53,8 @@ struct ProcessArgs {
     /// Seconds after SIGTERM during which new connections and calls are still taken, 0 to 60: longer than a proxy keeps an idle connection.
     #[arg(long, env = "LASTRO_DRAIN_LINGER", value_name = "SECONDS", default_value = "5")]
     drain_linger: Setting,
+    #[command(flatten)]
+    connections: ConnectionsGroup,
 }
 
 /// Where a service keeps what it knows.
@@ -141,6 +143,7 @@ pub struct ProcessSettings {
     pub trace_percent: u32,
     pub concurrency_max: usize,
     pub drain_linger: Duration,
+    pub connections: ConnectionLimits,
 }
 
 /// [`StoreArgs`], read and checked.
@@ -207,6 +210,7 @@ impl ProcessArgs {
         let concurrency_max = problems.take_within("--concurrency-max", &self.concurrency_max, 1..=1_000_000);
         let drain_linger = problems.take_within("--drain-linger", &self.drain_linger, 0..=60);
         let plaintext = problems.take::<bool>("--plaintext", &self.plaintext);
+        let connections = self.connections.read(problems);
         if self.otlp_endpoint.as_ref().is_some_and(|url| !url.starts_with("http://") && !url.starts_with("https://")) {
             problems.add("--otlp-endpoint: must begin with http:// or https://");
         }
@@ -224,6 +228,7 @@ impl ProcessArgs {
             trace_percent: trace_percent?,
             concurrency_max: concurrency_max?,
             drain_linger: Duration::from_secs(drain_linger?),
+            connections: connections?,
         })
     }
 }

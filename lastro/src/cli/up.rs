@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use clap::Args;
 use lastro_database::PostgresUrl;
 use lastro_mesh::config::{Invalid, Problems, Setting};
+use lastro_mesh::serve::ConnectionLimits;
 
-use super::groups::{CustomersGroup, GatewayGroup, TransactionsGroup, read_postgres_url};
+use super::groups::{ConnectionsGroup, CustomersGroup, GatewayGroup, TransactionsGroup, read_postgres_url};
 
 /// As given: every value is kept as text, so that all mistakes are reported at once.
 #[derive(Args)]
@@ -51,6 +52,8 @@ pub struct UpArgs {
     customers: CustomersGroup,
     #[command(flatten)]
     transactions: TransactionsGroup,
+    #[command(flatten)]
+    connections: ConnectionsGroup,
     /// Whether gRPC reflection tells the public surface.
     #[arg(long, env = "LASTRO_REFLECTION", value_name = "BOOL", default_value = "true")]
     reflection: Setting,
@@ -73,6 +76,7 @@ pub struct UpSettings {
     pub cors_origins: Vec<String>,
     pub customers: lastro_customers::Settings,
     pub transactions: lastro_transactions::Settings,
+    pub connections: ConnectionLimits,
     pub reflection: bool,
 }
 
@@ -89,6 +93,7 @@ impl UpArgs {
         let rate_limits = self.edge.read_limits(&mut problems);
         let customers = self.customers.read(&mut problems);
         let transactions = self.transactions.read(&mut problems);
+        let connections = self.connections.read(&mut problems);
         let database_url = self.database_url.as_ref().map(|url| read_postgres_url(&mut problems, "--database-url", url));
         let reflection = problems.take::<bool>("--reflection", &self.reflection);
         for (name, url, schemes) in [
@@ -118,6 +123,7 @@ impl UpArgs {
             cors_origins: self.edge.cors_origins,
             customers: customers.ok_or_else(missing)?,
             transactions: transactions.ok_or_else(missing)?,
+            connections: connections.ok_or_else(missing)?,
             reflection: reflection.ok_or_else(missing)?,
         })
     }

@@ -33,6 +33,7 @@ pub async fn run(args: GatewayArgs) -> Result<()> {
         transactions: outbound(NAME, lastro_transactions::NAME, transactions, concurrency_max),
         verifier,
         limits: settings.rate_limits,
+        concurrency_max,
         cors_origins: settings.cors_origins,
         health: process.health.clone(),
     });

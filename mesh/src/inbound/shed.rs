@@ -1,4 +1,5 @@
-//! Sheds load by concurrency: what exceeds the bound is refused at once, with a pushback, instead of queueing past its deadline.
+//! Sheds load by concurrency: what exceeds the bound is refused at once, with a pushback, instead of queueing past its deadline. A slot is taken when
+//! the request is there whole, and a call that waits for an outcome gives it back before.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -11,6 +12,7 @@ use tokio::sync::Semaphore;
 use tonic::body::Body;
 use tower::Service;
 
+use crate::call::{Call, Slot};
 use crate::status::{Problem, UNAVAILABLE};
 
 #[derive(Clone)]
@@ -38,15 +40,19 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let Ok(slot) = self.slots.clone().try_acquire_owned() else {
             let problem = Problem::new(&UNAVAILABLE, "too many calls at once").retry_after(Duration::from_millis(250));
             return Box::pin(std::future::ready(Ok(tonic::Status::from(problem).into_http())));
         };
+        let slot = Slot::new(Some(slot));
+        if let Some(call) = request.extensions_mut().get_mut::<Call>() {
+            call.slot = slot.clone();
+        }
         let answer = self.inner.call(request);
         Box::pin(async move {
             let answer = answer.await;
-            drop(slot);
+            slot.release();
             answer
         })
     }

@@ -20,6 +20,31 @@ use crate::call::Call;
 use crate::outcome;
 use crate::status::{Problem, UNAVAILABLE};
 
+/// Methods that have something in common, judged together and apart from the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// They change nothing.
+    Read,
+    /// They change something.
+    Write,
+    /// They hash a password, which takes long.
+    Login,
+}
+
+impl Class {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 3] = [Self::Read, Self::Write, Self::Login];
+
+    /// In metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Login => "login",
+        }
+    }
+}
+
 /// When calls stop, and for how long.
 #[derive(Debug, Clone)]
 pub struct BreakerSettings {
@@ -111,9 +136,13 @@ pub struct Permit {
 
 impl Breaker {
     /// A closed breaker for calls to `target`.
-    pub fn new(target: &'static str, settings: BreakerSettings) -> Self {
+    pub fn new(target: &'static str, class: &'static str, settings: BreakerSettings) -> Self {
         let inner = Inner { state: State::Closed, since: Instant::now(), epoch: 0, window: VecDeque::new(), probes_out: 0 };
-        let breaker = Self { settings, inner: Arc::new(Mutex::new(inner)), gauge: GaugeHandle(gauge!("lastro_breaker_state", "target" => target)) };
+        let breaker = Self {
+            settings,
+            inner: Arc::new(Mutex::new(inner)),
+            gauge: GaugeHandle(gauge!("lastro_breaker_state", "target" => target, "class" => class)),
+        };
         breaker.gauge.0.set(0.0);
         breaker
     }
@@ -152,7 +181,13 @@ impl Breaker {
     fn tick(&self, inner: &mut Inner) {
         match inner.state {
             State::Open if inner.since.elapsed() >= self.settings.open_for => self.change(inner, State::HalfOpen),
-            State::HalfOpen if inner.since.elapsed() >= self.settings.half_open_max => self.change(inner, State::Open),
+            // Few calls come: what those that came say counts. Where none has ended, and some are out, they are stuck; where none came, nothing is known.
+            State::HalfOpen if inner.since.elapsed() >= self.settings.half_open_max => match (inner.window.is_empty(), inner.probes_out) {
+                (false, _) if self.is_bad(inner) => self.change(inner, State::Open),
+                (false, _) => self.change(inner, State::Closed),
+                (true, 0) => {}
+                (true, _) => self.change(inner, State::Open),
+            },
             _ => {}
         }
     }
@@ -180,12 +215,20 @@ impl Breaker {
         if calls < needed.min(size) {
             return;
         }
-        let share_reached = |what: Outcome| inner.window.iter().filter(|one| **one == what).count() * 100 >= self.settings.threshold_percent * calls;
-        if share_reached(Outcome::Failed) || share_reached(Outcome::Slow) {
+        if self.is_bad(inner) {
             self.change(inner, State::Open);
         } else if inner.state == State::HalfOpen {
             self.change(inner, State::Closed);
         }
+    }
+}
+
+impl Breaker {
+    /// Whether too many of the calls that are judged failed, or were slow.
+    fn is_bad(&self, inner: &Inner) -> bool {
+        let calls = inner.window.len();
+        let share_reached = |what: Outcome| inner.window.iter().filter(|one| **one == what).count() * 100 >= self.settings.threshold_percent * calls;
+        share_reached(Outcome::Failed) || share_reached(Outcome::Slow)
     }
 }
 
@@ -198,6 +241,8 @@ impl Permit {
             // It is away, too slow, or says what is no answer. Any other no is one to this request alone, also RESOURCE_EXHAUSTED and
             // INTERNAL: whoever makes a service say it over and over must not take it away from everybody else.
             Code::DeadlineExceeded if elapsed < PATIENCE => None,
+            // Whoever waits for an outcome waits as long as it likes.
+            Code::DeadlineExceeded if self.waits => None,
             Code::Unavailable | Code::DeadlineExceeded | Code::Unknown => Some(Outcome::Failed),
             // The caller went away: that says nothing about the service.
             Code::Cancelled => None,
@@ -237,10 +282,25 @@ const PATIENCE: Duration = Duration::from_millis(500);
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Refused;
 
+/// One breaker for each class of methods: what is wrong with the logins says nothing about payments.
+#[derive(Debug, Clone)]
+pub(super) struct Breakers([Breaker; Class::ALL.len()]);
+
+impl Breakers {
+    pub(super) fn new(target: &'static str, settings: &BreakerSettings) -> Self {
+        Self(Class::ALL.map(|class| Breaker::new(target, class.name(), settings.clone())))
+    }
+
+    fn of(&self, class: Class) -> &Breaker {
+        &self.0[class as usize]
+    }
+}
+
 #[derive(Clone)]
 pub(super) struct Guard<S> {
     pub inner: S,
-    pub breaker: Breaker,
+    pub breakers: Breakers,
+    pub class: fn(&str) -> Class,
 }
 
 impl<S> Service<Request<Body>> for Guard<S>
@@ -258,8 +318,9 @@ where
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let waits = request.extensions().get::<Call>().is_some_and(|call| call.waits);
-        let Some(permit) = self.breaker.acquire(waits) else {
-            let problem = Problem::new(&UNAVAILABLE, "the service is away; calls to it pause").retry_after(self.breaker.open_for_now());
+        let breaker = self.breakers.of((self.class)(request.uri().path()));
+        let Some(permit) = breaker.acquire(waits) else {
+            let problem = Problem::new(&UNAVAILABLE, "the service is away; calls to it pause").retry_after(breaker.open_for_now());
             let mut refusal: Response<Body> = tonic::Status::from(problem).into_http();
             refusal.extensions_mut().insert(Refused);
             return Box::pin(std::future::ready(Ok(refusal)));
@@ -277,7 +338,7 @@ mod tests {
     use super::*;
 
     fn breaker() -> Breaker {
-        Breaker::new("test", BreakerSettings::default())
+        Breaker::new("test", "write", BreakerSettings::default())
     }
 
     fn call(breaker: &Breaker, code: Code) -> bool {
@@ -353,6 +414,40 @@ mod tests {
         let _stuck: Vec<_> = (0..3).map(|_| breaker.acquire(false)).collect();
         tokio::time::advance(Duration::from_secs(10)).await;
         assert_eq!(breaker.state(), State::Open);
+    }
+
+    /// One call each six seconds to a service that is well again: the first good ones close it.
+    #[tokio::test(start_paused = true)]
+    async fn few_calls_close_it_as_well() {
+        let breaker = breaker();
+        (0..5).for_each(|_| assert!(call(&breaker, Code::Unavailable)));
+        let mut refused = 0;
+        for _ in 0..10 {
+            tokio::time::advance(Duration::from_secs(6)).await;
+            refused += usize::from(!call(&breaker, Code::Ok));
+        }
+        assert_eq!((refused, breaker.state()), (0, State::Closed));
+        // Nobody calls for long: nothing is known, and the next call is a probe.
+        (0..5).for_each(|_| assert!(call(&breaker, Code::Unavailable)));
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert!(call(&breaker, Code::Ok));
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert_eq!(breaker.state(), State::Closed);
+        // A probe that fails opens it again, also where only one comes.
+        (0..10).for_each(|_| {
+            call(&breaker, Code::Unavailable);
+        });
+        tokio::time::advance(Duration::from_secs(6)).await;
+        assert!(call(&breaker, Code::Unavailable));
+        tokio::time::advance(Duration::from_secs(10)).await;
+        assert_eq!(breaker.state(), State::Open);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn classes_are_judged_apart() {
+        let breakers = Breakers::new("test", &BreakerSettings::default());
+        (0..5).for_each(|_| assert!(call(breakers.of(Class::Login), Code::Unavailable)));
+        assert_eq!(Class::ALL.map(|class| breakers.of(class).state()), [State::Closed, State::Closed, State::Open]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -48,7 +48,7 @@ pub async fn create_transaction(app: &App, call: &Call, caller: &Caller, request
         Refused::Unavailable => Error::LedgerUnavailable,
         Refused::Broken => Error::LedgerBroken,
     })?;
-    wait_for_outcome(app, &mut accepted.operation, wait_until).await;
+    wait_for_outcome(app, call, &mut accepted.operation, wait_until).await;
     Ok(accepted)
 }
 
@@ -109,8 +109,14 @@ fn new_operation(call: &Call, caller: &Caller, submission: Submission) -> NewOpe
     }
 }
 
-/// Waits until the outcome is known or the time is over; the operation as it stands then.
-async fn wait_for_outcome(app: &App, operation: &mut Operation, until: Instant) {
+/// Waits until the outcome is known or the time is over; the operation as it stands then. A call that waits is no load, and gives its slot back; so
+/// many may wait, and one beyond does not.
+async fn wait_for_outcome(app: &App, call: &Call, operation: &mut Operation, until: Instant) {
+    if is_decided(operation.state) {
+        return;
+    }
+    let Ok(_waiting) = app.waiting.try_acquire() else { return };
+    call.slot.release();
     while !is_decided(operation.state) && Instant::now() < until {
         let next_look = until.min(Instant::now() + LOOK_AGAIN);
         let _ = timeout_at(next_look, app.pipeline.settled()).await;
