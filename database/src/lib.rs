@@ -11,6 +11,7 @@ use std::time::Duration;
 
 pub use error::{Error, Kind};
 pub use sea_orm::DatabaseTransaction as Transaction;
+use sea_orm::sea_query::SelectStatement;
 use sea_orm::{
     ConnectionTrait, DatabaseConnection, DbBackend, FromQueryResult, SqliteTransactionMode, SqlxPostgresConnector, SqlxSqliteConnector, Statement,
     TransactionOptions, TransactionTrait as _, Value,
@@ -180,6 +181,12 @@ pub async fn execute(on: &impl ConnectionTrait, sql: &str, values: impl IntoIter
 /// Every row of a query.
 pub async fn all<T: FromQueryResult>(on: &impl ConnectionTrait, sql: &str, values: impl IntoIterator<Item = Value>) -> Result<Vec<T>, Error> {
     let rows = on.query_all_raw(statement(on, sql, values)).await?;
+    Ok(rows.iter().map(|row| T::from_query_result(row, "")).collect::<Result<_, _>>()?)
+}
+
+/// Every row of a query that was built.
+pub async fn select_all<T: FromQueryResult>(on: &impl ConnectionTrait, select: &SelectStatement) -> Result<Vec<T>, Error> {
+    let rows = on.query_all_raw(on.get_database_backend().build(select)).await?;
     Ok(rows.iter().map(|row| T::from_query_result(row, "")).collect::<Result<_, _>>()?)
 }
 

@@ -18,6 +18,7 @@ const PAUSE_AFTER_ERROR: Duration = Duration::from_secs(1);
 const BATCH: u32 = 500;
 
 /// Publishes one service's events.
+#[derive(Clone)]
 pub struct Relay {
     /// Which table, to which topic.
     pub store: EventStore,

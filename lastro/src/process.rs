@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use lastro_database::Database;
+use lastro_events::relay::Relay;
 use lastro_mesh::health::Health;
 use lastro_mesh::metrics::PrometheusHandle;
 use lastro_mesh::serve::{ConnectionLimits, Listener};
+use lastro_mesh::supervise::keep_running;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -58,6 +60,12 @@ impl Process {
         };
         process.spawn(keep_metrics(process.metrics.clone(), process.end_of_background.clone()));
         Ok(process)
+    }
+
+    /// Publishes a service's events in the background.
+    pub fn keep_relaying(&self, relay: Relay) {
+        let stop = self.end_of_background.clone();
+        self.spawn(async move { keep_running("relay", &stop, || relay.clone().run(stop.clone())).await });
     }
 
     /// Work in the background, to end when `end_of_background` is cancelled.

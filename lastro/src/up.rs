@@ -133,7 +133,7 @@ fn start_bus(settings: &UpSettings, storage: &Storage, process: &Process) -> Res
     let bus = RedisBus::new(url).context("--redis-url cannot be used")?;
     for (store, database) in publishers {
         let relay = Relay { store, database: database.clone(), bus: bus.clone() };
-        process.spawn(relay.run(process.end_of_background.clone()));
+        process.keep_relaying(relay);
     }
     Ok(Bus::Redis(bus))
 }

@@ -17,5 +17,6 @@ pub mod private_headers;
 pub mod serve;
 pub mod shutdown;
 pub mod status;
+pub mod supervise;
 pub mod tls;
 pub mod trace;

@@ -36,6 +36,10 @@ impl Dialect {
 /// Runs statements one after the other.
 pub async fn run(manager: &SchemaManager<'_>, statements: &[&str]) -> Result<(), DbErr> {
     let dialect = Dialect::of(manager);
+    if dialect.is_postgres() {
+        // A large table takes the time that it takes; the session's timeout is for what callers wait for.
+        manager.get_connection().execute_unprepared("SET LOCAL statement_timeout = 0").await?;
+    }
     for statement in statements {
         manager.get_connection().execute_unprepared(&dialect.write(statement)).await?;
     }

@@ -34,7 +34,11 @@ pub struct TransactionsMigrator;
 #[async_trait::async_trait]
 impl MigratorTrait for TransactionsMigrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(transactions::m0001_ledger::Migration), Box::new(transactions::m0002_owners_and_keys::Migration)]
+        vec![
+            Box::new(transactions::m0001_ledger::Migration),
+            Box::new(transactions::m0002_owners_and_keys::Migration),
+            Box::new(transactions::m0003_operations_by_owner::Migration),
+        ]
     }
 }
 

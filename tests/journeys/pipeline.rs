@@ -29,6 +29,8 @@ pub fn trials() -> Vec<Trial> {
     vec![
         on_postgres("what_is_given_up_is_not_stored", |rig| block_on(what_is_given_up_is_not_stored(&rig))),
         on_postgres("what_another_replica_completed_stays", |rig| block_on(what_another_replica_completed_stays(&rig))),
+        on_postgres("what_waited_settles_as_its_caller_would_have", |rig| block_on(what_waited_settles_as_its_caller_would_have(&rig))),
+        on_postgres("a_list_costs_the_same_whatever_there_is", |rig| block_on(a_list_costs_the_same_whatever_there_is(&rig))),
         on_postgres("full_stripes_are_left_out", |rig| block_on(full_stripes_are_left_out(&rig))),
         embedded("full_stripes_are_left_out", |rig| block_on(full_stripes_are_left_out(&rig))),
         on_postgres("another_unique_violation_ends", |rig| block_on(another_unique_violation_ends(&rig))),
@@ -131,6 +133,95 @@ async fn what_another_replica_completed_stays(rig: &Rig) -> Result<()> {
     assert_eq!(now.text("state")?, "COMPLETED", "{now:?}");
     let dead = sqlx::query("SELECT count(*) FROM dead_letters").fetch_one(&mut other).await?;
     assert_eq!(dead.try_get::<i64, _>(0)?, 0);
+    Ok(())
+}
+
+/// Operations wait, since somebody holds their account. One of their rows does not read, and one was last tried in the future, since the clock was set
+/// back: when the account is free, all but the first settle, with the correlation id of their callers and each event caused by the one before.
+async fn what_waited_settles_as_its_caller_would_have(rig: &Rig) -> Result<()> {
+    let (api, someone, accounts) = rig.someone().await?;
+    let mut other = rig.session().await?;
+    sqlx::raw_sql("BEGIN").execute(&mut other).await?;
+    let account = uuid::Uuid::parse_str(&accounts[0])?;
+    sqlx::query("SELECT 1 FROM balances WHERE account_id = $1 FOR UPDATE").bind(account).execute(&mut other).await?;
+    let mut ids = Vec::new();
+    for number in 0..5 {
+        let headers = [("x-correlation-id", "the-caller"), ("prefer", "respond-async")];
+        let body = Api::transfer(&format!("waits {number}"), &accounts[0], &accounts[1], "1.00");
+        let answer = api.json(reqwest::Method::POST, "/api/v1/transactions", Some(&someone.token), &headers, Some(body)).await?;
+        ids.push(uuid::Uuid::parse_str(&answer.text("id")?)?);
+    }
+    let mut hand = rig.session().await?;
+    sqlx::query("UPDATE operations SET currency_code = '???' WHERE id = $1").bind(ids[1]).execute(&mut hand).await?;
+    let in_an_hour = "UPDATE operations SET attempts = 1, update_time_us = update_time_us + 3600000000 WHERE id = $1";
+    sqlx::query(in_an_hour).bind(ids[3]).execute(&mut hand).await?;
+    sqlx::raw_sql("ROLLBACK").execute(&mut other).await?;
+    for (number, id) in ids.iter().enumerate().filter(|(number, _)| *number != 1) {
+        let since = Instant::now();
+        while api.get(&format!("/api/v1/transactions/{id}"), Some(&someone.token)).await?.text("state")? != "COMPLETED" {
+            assert!(since.elapsed() < Duration::from_secs(10), "operation {number} is not settled");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+    let events = "SELECT e.correlation_id, e.causation_id = lag(e.id) OVER (PARTITION BY e.aggregate_id ORDER BY e.version), e.version \
+                  FROM operation_events e JOIN operations o ON o.id = e.aggregate_id WHERE o.external_id LIKE 'waits %'";
+    for row in sqlx::query(events).fetch_all(&mut hand).await? {
+        assert_eq!(row.try_get::<String, _>(0)?, "the-caller");
+        assert_eq!(row.try_get::<Option<bool>, _>(1)?, (row.try_get::<i64, _>(2)? > 1).then_some(true));
+    }
+    let dead: Vec<uuid::Uuid> = sqlx::query_scalar("SELECT operation_id FROM dead_letters").fetch_all(&mut hand).await?;
+    assert_eq!(dead, [ids[1]]);
+    Ok(())
+}
+
+/// Somebody has 10,000 accounts and 20,000 operations. A page reads about as many rows as it has, and the pages together have each operation once,
+/// also one that a replica of an older version stored, without its owners.
+async fn a_list_costs_the_same_whatever_there_is(rig: &Rig) -> Result<()> {
+    let (api, someone, accounts) = rig.someone().await?;
+    let mut hand = rig.session().await?;
+    for number in 0..3 {
+        let transfer = Api::transfer(&format!("mine {number}"), &accounts[0], &accounts[1], "0.01");
+        assert_eq!(api.transact(&someone.token, transfer).await?.status, 201);
+    }
+    let ids = "(lpad(to_hex(n), 12, '0') || '-7000-8000-000000000000')";
+    let ids = ids.replace("lpad(to_hex(n), 12, '0')", "substr(lpad(to_hex(n), 12, '0'), 1, 8) || '-' || substr(lpad(to_hex(n), 12, '0'), 9)");
+    let many = format!(
+        "INSERT INTO accounts (id, owner_id, currency_code, display_name, system, create_time_us) \
+           SELECT {ids}::uuid, '{owner}', 'BRL', '', false, 0 FROM generate_series(1, 10000) n; \
+         INSERT INTO balances (account_id, posted, held, version, system, closed) SELECT {ids}::uuid, 0, 0, 0, false, false FROM generate_series(1, 10000) n; \
+         INSERT INTO operations SELECT {ids}::uuid, o.owner_id, 'many ' || n, o.request_hash, o.kind, o.state, o.reason, o.currency_code, o.amount, \
+           (SELECT a.id FROM accounts a WHERE a.id = (substr(lpad(to_hex(1 + n % 10000), 12, '0'), 1, 8) || '-' || substr(lpad(to_hex(1 + n % 10000), 12, '0'), 9) || '-7000-8000-000000000000')::uuid), \
+           o.destination_account_id, o.description, o.metadata, o.effective_time_us, o.create_time_us, o.update_time_us, o.version, o.hash, o.attempts, \
+           o.source_owner_id, NULL FROM operations o, generate_series(1, 20000) n WHERE o.external_id = 'mine 0'; \
+         UPDATE operations SET source_owner_id = NULL WHERE external_id IN ('mine 1', 'many 7'); ANALYZE",
+        owner = someone.id,
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(many)).execute(&mut hand).await?;
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    let read = "SELECT (sum(idx_tup_read) + (SELECT sum(seq_tup_read) FROM pg_stat_user_tables WHERE relname = 'operations'))::bigint \
+                FROM pg_stat_user_indexes WHERE relname = 'operations'";
+    let before: i64 = sqlx::query_scalar(read).fetch_one(&mut hand).await?;
+    for _ in 0..10 {
+        let page = api.get("/api/v1/transactions?pageSize=50", Some(&someone.token)).await?;
+        assert_eq!(page.body["transactions"].as_array().map(Vec::len), Some(50), "{page:?}");
+    }
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    let after: i64 = sqlx::query_scalar(read).fetch_one(&mut hand).await?;
+    assert!((500..=1500).contains(&(after - before)), "{} rows were read for 10 pages of 50", after - before);
+    let (mut found, mut token) = (std::collections::HashSet::new(), String::new());
+    loop {
+        let page = api.get(&format!("/api/v1/transactions?pageSize=1000&pageToken={token}"), Some(&someone.token)).await?;
+        for one in page.body["transactions"].as_array().context("a list")? {
+            assert!(found.insert(one["id"].to_string()), "{one} is there twice");
+        }
+        token = page.text("nextPageToken")?;
+        if token.is_empty() {
+            break;
+        }
+    }
+    // The deposit that `two_accounts` made is one, too.
+    let all: i64 = sqlx::query_scalar("SELECT count(*) FROM operations").fetch_one(&mut hand).await?;
+    assert_eq!(found.len() as i64, all);
     Ok(())
 }
 

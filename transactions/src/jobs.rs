@@ -1,4 +1,5 @@
-//! Background work of transactions: asks customers every second which tokens are dead, should the bus have lost it.
+//! Background work of transactions, every second: asks customers which tokens are dead, should the bus have lost it, and fills in what replicas of an
+//! older version leave out.
 
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use uuid::Uuid;
 
 use crate::Error;
 use crate::app::App;
-use crate::store::users;
+use crate::store::{operations, users};
 
 const ASK_EVERY: Duration = Duration::from_secs(1);
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -34,6 +35,9 @@ pub async fn run(app: &App, stop: CancellationToken) {
         match ask(app, &mut cursor).await {
             Ok(()) => asked = Instant::now(),
             Err(error) => tracing::warn!(%error, "customers does not say which tokens are dead"),
+        }
+        if let Err(error) = fill_in_owners(app).await {
+            tracing::warn!(%error, "operations of an older version could not get their owners");
         }
         staleness.set(asked.elapsed().as_secs_f64());
         if tick.is_multiple_of(FORGET_EVERY)
@@ -74,6 +78,21 @@ fn read(told: &wire::Revocation) -> Option<Revocation> {
         Some(Revocation::Session { session_id: Uuid::parse_str(&told.session_id).ok()?, forget_after_s })
     } else {
         Some(Revocation::User { user_id: Uuid::parse_str(&told.user_id).ok()?, token_version: told.token_version, forget_after_s })
+    }
+}
+
+async fn fill_in_owners(app: &App) -> Result<(), Error> {
+    if !app.database.is_postgres() {
+        // One process, of one version.
+        return Ok(());
+    }
+    loop {
+        let tx = app.database.begin().await?;
+        let filled_in = operations::fill_in_owners(&tx).await?;
+        tx.commit().await.map_err(lastro_database::Error::from)?;
+        if filled_in == 0 {
+            return Ok(());
+        }
     }
 }
 

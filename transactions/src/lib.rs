@@ -17,6 +17,7 @@ use lastro_events::EventStore;
 use lastro_events::bus::Bus;
 use lastro_mesh::identity::Revocations;
 use lastro_mesh::outbound::Outbound;
+use lastro_mesh::supervise::keep_running;
 use lastro_money::Minor;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -71,8 +72,22 @@ impl Transactions {
         grpc::all_routes(&self.0)
     }
 
-    /// Background work, until told to stop.
+    /// Background work, until told to stop. Each kind of it has a task of its own, so that a defect in one leaves the others alone.
     pub async fn run_jobs(&self, stop: CancellationToken) {
-        tokio::join!(jobs::run(&self.0, stop.clone()), consume::run(&self.0, stop.clone()), self.0.pipeline.run_worker(stop));
+        let with_app = || (self.0.clone(), stop.clone());
+        tokio::join!(
+            keep_running("jobs", &stop, || {
+                let (app, stop) = with_app();
+                async move { jobs::run(&app, stop).await }
+            }),
+            keep_running("consumer", &stop, || {
+                let (app, stop) = with_app();
+                async move { consume::run(&app, stop).await }
+            }),
+            keep_running("worker", &stop, || {
+                let (app, stop) = with_app();
+                async move { app.pipeline.run_worker(stop).await }
+            }),
+        );
     }
 }

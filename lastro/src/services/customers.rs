@@ -27,7 +27,7 @@ pub async fn run(args: CustomersArgs) -> Result<()> {
     });
     let Some(customers) = started.await else { return Ok(()) };
     let stop = process.end_of_background.clone();
-    process.spawn(Relay { store: lastro_customers::EVENTS, database: database.clone(), bus: redis.clone() }.run(stop.clone()));
+    process.keep_relaying(Relay { store: lastro_customers::EVENTS, database: database.clone(), bus: redis.clone() });
     let verifier = Arc::new(TokenVerifier::new(own_keys(&customers), None, customers.revoked()));
     let (fresh, end) = (verifier.clone(), stop.clone());
     process.spawn(async move { fresh.keep_fresh(end).await });

@@ -35,7 +35,7 @@ pub async fn run(args: TransactionsArgs) -> Result<()> {
         return Ok(());
     }
     let stop = process.end_of_background.clone();
-    process.spawn(Relay { store: lastro_transactions::EVENTS, database: database.clone(), bus: redis.clone() }.run(stop.clone()));
+    process.keep_relaying(Relay { store: lastro_transactions::EVENTS, database: database.clone(), bus: redis.clone() });
     let grpc = Grpc {
         prefixes: &["/lastro.transactions.", "/lastro.internal.transactions."],
         address: settings.grpc,

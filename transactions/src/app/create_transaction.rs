@@ -35,12 +35,12 @@ pub async fn create_transaction(app: &App, call: &Call, caller: &Caller, request
     if submission.kind == Type::Deposit && !caller.may("write:deposits") {
         return Err(Error::MayNotDeposit);
     }
-    check_accounts(app, caller, &submission).await?;
+    let owners = check_accounts(app, caller, &submission).await?;
 
     let (answer_within, store_within) = shares(call.deadline.saturating_duration_since(Instant::now()));
     let answer_by = Instant::now() + answer_within;
     let wait_until = answer_by.min(Instant::now() + submission.wait);
-    let new = new_operation(call, caller, submission);
+    let new = new_operation(call, caller, submission, owners);
     // The pipeline's work is its own: a caller that leaves does not cancel a commit in flight.
     let accepted = timeout(store_within, app.pipeline.submit(new)).await.unwrap_or(Err(Refused::Unavailable));
     let mut accepted = accepted.map_err(|refused| match refused {
@@ -58,17 +58,28 @@ fn shares(left: Duration) -> (Duration, Duration) {
     (answer_within, STORE_MAX.min(answer_within / 2).max(STORE_MIN.min(answer_within)))
 }
 
+/// Whose the two accounts are.
+struct Owners {
+    source: Option<Uuid>,
+    destination: Option<Uuid>,
+}
+
 /// The source is the caller's own, whoever it is; an account that is not is as good as none.
-async fn check_accounts(app: &App, caller: &Caller, submission: &Submission) -> Result<(), Error> {
+async fn check_accounts(app: &App, caller: &Caller, submission: &Submission) -> Result<Owners, Error> {
+    let mut owners = Owners { source: None, destination: None };
     if let Some(id) = submission.source {
         let source = app.account(id).await?.filter(|source| source.owner_id == caller.id && !source.system);
-        check_currency(source.as_deref().ok_or(Error::AccountNotFound)?, submission)?;
+        let source = source.ok_or(Error::AccountNotFound)?;
+        check_currency(&source, submission)?;
+        owners.source = Some(source.owner_id);
     }
     if let Some(id) = submission.destination {
         let destination = app.account(id).await?.filter(|destination| !destination.system);
-        check_currency(destination.as_deref().ok_or(Error::AccountNotFound)?, submission)?;
+        let destination = destination.ok_or(Error::AccountNotFound)?;
+        check_currency(&destination, submission)?;
+        owners.destination = Some(destination.owner_id).filter(|owner| owners.source != Some(*owner));
     }
-    Ok(())
+    Ok(owners)
 }
 
 fn check_currency(account: &Account, submission: &Submission) -> Result<(), Problem> {
@@ -79,7 +90,7 @@ fn check_currency(account: &Account, submission: &Submission) -> Result<(), Prob
     Err(Problem::field("amount.currency_code", format!("{} is not the currency of both accounts", submission.currency)))
 }
 
-fn new_operation(call: &Call, caller: &Caller, submission: Submission) -> NewOperation {
+fn new_operation(call: &Call, caller: &Caller, submission: Submission, owners: Owners) -> NewOperation {
     let submitted = submission.submitted(caller.id);
     let now_us = clock::now_us();
     NewOperation {
@@ -95,6 +106,8 @@ fn new_operation(call: &Call, caller: &Caller, submission: Submission) -> NewOpe
             amount: submission.amount,
             source: submission.source,
             destination: submission.destination,
+            source_owner: owners.source,
+            destination_owner: owners.destination,
             description: submission.description,
             metadata: submission.metadata,
             effective_time_us: submission.effective_time_us.unwrap_or(now_us),

@@ -373,6 +373,8 @@ mod tests {
             amount: 1,
             source: Some(Uuid::from_u128(source)),
             destination: Some(Uuid::from_u128(destination)),
+            source_owner: None,
+            destination_owner: None,
             description: String::new(),
             metadata: Vec::new(),
             effective_time_us: 0,

@@ -14,7 +14,7 @@ use super::Settler;
 use super::batch::changed;
 use super::decision::{self, Origin, Settled};
 use crate::domain::operation::{State, is_decided};
-use crate::store::ledger::{Claim, DeadLetter, Ledger, Lock, OperationChange, Writes};
+use crate::store::ledger::{Claim, ClaimedOperation, DeadLetter, Ledger, Lock, OperationChange, Writes};
 use crate::store::operations::Operation;
 
 const SWEEP_EVERY: Duration = Duration::from_millis(250);
@@ -94,12 +94,16 @@ impl Settler {
         loop {
             let mut ledger = Ledger::begin(&self.database).await.map_err(none)?;
             let mut operations = ledger.claim(claim).await.map_err(none)?;
-            if operations.is_empty() {
+            if !operations.unreadable.is_empty() {
+                give_up(ledger, operations.unreadable).await.map_err(none)?;
+                continue;
+            }
+            if operations.read.is_empty() {
                 ledger.rollback().await.map_err(none)?;
                 return Ok(Vec::new());
             }
-            let claimed: Vec<Claimed> = operations.iter().map(Claimed::of).collect();
-            match self.settle_locked(ledger, &claimed, &mut operations).await {
+            let claimed: Vec<Claimed> = operations.read.iter().map(|one| Claimed::of(&one.operation)).collect();
+            match self.settle_locked(ledger, &claimed, &mut operations.read).await {
                 Ok(true) => return Ok(claimed),
                 // A clearing account was full: again, with another one. At most once a stripe.
                 Ok(false) => {}
@@ -109,13 +113,15 @@ impl Settler {
     }
 
     /// False when a clearing account was full: then nothing was done.
-    async fn settle_locked(&self, mut ledger: Ledger, claimed: &[Claimed], operations: &mut [Operation]) -> Result<bool, Error> {
-        let mut balances = ledger.lock(&decision::accounts(operations.iter(), &self.stripes), Lock::Wait).await?;
+    async fn settle_locked(&self, mut ledger: Ledger, claimed: &[Claimed], operations: &mut [ClaimedOperation]) -> Result<bool, Error> {
+        let mut balances = ledger.lock(&decision::accounts(operations.iter().map(|one| &one.operation), &self.stripes), Lock::Wait).await?;
         let before = balances.clone();
         let mut writes = Writes::default();
         let mut settled = vec![false; operations.len()];
-        for (operation, settled) in operations.iter_mut().zip(&mut settled) {
-            let origin = Origin { correlation_id: format!("worker-{}", operation.id.simple()), causation_id: None, now_us: clock::now_us() };
+        for (one, settled) in operations.iter_mut().zip(&mut settled) {
+            // As its caller's call would have recorded it, had it settled it.
+            let origin = Origin { correlation_id: one.correlation_id.clone(), causation_id: one.last_event_id, now_us: clock::now_us() };
+            let operation = &mut one.operation;
             match decision::settle(operation, &origin, &mut balances, &self.stripes) {
                 Settled::Ended(event, postings) => {
                     writes.events.push(event);
@@ -131,7 +137,7 @@ impl Settler {
         }
         writes.balances = changed(&before, &balances);
         let all = claimed.iter().zip(operations.iter()).zip(settled);
-        writes.updated = all.filter(|(_, settled)| *settled).map(|((claimed, operation), _)| change(claimed, operation)).collect();
+        writes.updated = all.filter(|(_, settled)| *settled).map(|((claimed, one), _)| change(claimed, &one.operation)).collect();
         ledger.commit(&writes).await?;
         self.bus.wake();
         self.settled.notify_waiters();
@@ -143,11 +149,12 @@ impl Settler {
     async fn note_failure(&self, claimed: Claimed, error: &Error) -> Result<(), Error> {
         let mut ledger = Ledger::begin(&self.database).await?;
         let stored = ledger.operation(claimed.id).await?.ok_or_else(|| Error::corrupt("a claimed operation that is not there"))?;
+        let ClaimedOperation { operation: stored, correlation_id, last_event_id } = stored;
         if Claimed::of(&stored) != claimed || is_decided(stored.state) {
             return ledger.rollback().await;
         }
         let (mut culprit, now_us) = (stored, clock::now_us());
-        let origin = Origin { correlation_id: format!("worker-{}", culprit.id.simple()), causation_id: None, now_us };
+        let origin = Origin { correlation_id, causation_id: last_event_id, now_us };
         let event = decision::wait_for_retry(&mut culprit, &origin);
         let mut writes = Writes { updated: vec![change(&claimed, &culprit)], events: event.into_iter().collect(), ..Writes::default() };
         if culprit.attempts >= ATTEMPTS_MAX {
@@ -158,6 +165,17 @@ impl Settler {
         }
         ledger.commit(&writes).await
     }
+}
+
+/// Parks operations whose rows do not read, so that the others go on.
+async fn give_up(ledger: Ledger, unreadable: Vec<(Uuid, Error)>) -> Result<(), Error> {
+    let mut writes = Writes::default();
+    for (operation_id, error) in unreadable {
+        tracing::error!(%error, operation = %operation_id, "an operation that does not read becomes a dead letter");
+        counter!("lastro_operations_dead_total").increment(1);
+        writes.dead_letters.push(DeadLetter { operation_id, error: error.to_string(), attempts: 0, create_time_us: clock::now_us() });
+    }
+    ledger.commit(&writes).await
 }
 
 fn change<'a>(from: &Claimed, operation: &'a Operation) -> OperationChange<'a> {

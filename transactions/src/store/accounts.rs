@@ -158,14 +158,3 @@ pub async fn list(on: &impl ConnectionTrait, owner_id: Option<Uuid>, page: Page)
     };
     rows.into_iter().map(Row::read).collect()
 }
-
-#[derive(FromQueryResult)]
-struct Id {
-    id: Uuid,
-}
-
-/// The ids of a user's accounts.
-pub async fn ids_of(on: &impl ConnectionTrait, owner_id: Uuid) -> Result<Vec<Uuid>, Error> {
-    let rows: Vec<Id> = all(on, "SELECT id FROM accounts WHERE owner_id = $1", [owner_id.into()]).await?;
-    Ok(rows.into_iter().map(|row| row.id).collect())
-}

@@ -40,8 +40,79 @@ pub struct Claim {
     pub limit: u32,
     /// Only operations after this one.
     pub after: Uuid,
-    /// One that failed is left alone until its last attempt is older than this.
+    /// One that failed is left alone until its last attempt is older than this. One whose last attempt lies ahead of the clock by more than
+    /// [`CLOCK_SKEW_US`] is not: the clock was set back, and it would wait until the clock has come so far again.
     pub failed_before_us: i64,
+}
+
+/// Clocks of replicas differ by less.
+const CLOCK_SKEW_US: i64 = 5_000_000;
+
+impl Claim {
+    fn failed_after_us(&self) -> i64 {
+        self.failed_before_us.saturating_add(CLOCK_SKEW_US)
+    }
+}
+
+/// An operation that was claimed, and where its last event came from.
+#[derive(Debug)]
+pub struct ClaimedOperation {
+    pub operation: Operation,
+    /// Of the call that submitted it.
+    pub correlation_id: String,
+    /// Its last event: what is done next is done because of it.
+    pub last_event_id: Option<Uuid>,
+}
+
+/// Operations that were claimed.
+#[derive(Debug, Default)]
+pub struct ClaimedOperations {
+    pub read: Vec<ClaimedOperation>,
+    /// Those whose rows do not read, and why: a defect, or a hand in the table.
+    pub unreadable: Vec<(Uuid, Error)>,
+}
+
+struct ClaimedRow {
+    operation: super::operations::Row,
+    correlation_id: Option<String>,
+    last_event_id: Option<Uuid>,
+}
+
+impl ClaimedRow {
+    fn read(self) -> Result<ClaimedOperation, Error> {
+        let (correlation_id, last_event_id) = (self.correlation_id.unwrap_or_default(), self.last_event_id);
+        Ok(ClaimedOperation { operation: self.operation.read()?, correlation_id, last_event_id })
+    }
+}
+
+impl ClaimedOperations {
+    fn of(rows: Vec<ClaimedRow>) -> Self {
+        let mut claimed = Self::default();
+        for row in rows {
+            let id = row.operation.id();
+            match row.read() {
+                Ok(operation) => claimed.read.push(operation),
+                Err(error) => claimed.unreadable.push((id, error)),
+            }
+        }
+        claimed
+    }
+}
+
+/// Selects rows of operations, each with where its last event came from.
+fn select_claimed(rest: &str) -> String {
+    let columns: Vec<String> = super::operations::COLUMN_NAMES.iter().map(|name| format!("o.{name}")).collect();
+    let [correlation_id, id] = ["correlation_id", "id"]
+        .map(|column| format!("(SELECT e.{column} FROM operation_events e WHERE e.aggregate_id = o.id AND e.version = o.version)"));
+    format!("SELECT {}, {correlation_id}, {id} FROM operations o {rest}", columns.join(", "))
+}
+
+fn select_open(claim: Claim, lock: &str) -> String {
+    select_claimed(&format!(
+        "WHERE o.state IN (1, 2) AND o.id > $1 AND (o.attempts = 0 OR o.update_time_us < $2 OR o.update_time_us > $3) \
+         AND NOT EXISTS (SELECT 1 FROM dead_letters d WHERE d.operation_id = o.id) ORDER BY o.id LIMIT {}{lock}",
+        claim.limit
+    ))
 }
 
 /// Everything that a batch writes.
@@ -104,7 +175,7 @@ impl Ledger {
     }
 
     /// Takes operations that wait to be settled and that nobody else has, oldest first; dead letters are left alone.
-    pub async fn claim(&mut self, claim: Claim) -> Result<Vec<Operation>, Error> {
+    pub async fn claim(&mut self, claim: Claim) -> Result<ClaimedOperations, Error> {
         match self {
             Self::Postgres(tx) => postgres::claim(tx, claim).await,
             Self::Sqlite(tx) => sqlite::claim(tx, claim).await,
@@ -112,7 +183,7 @@ impl Ledger {
     }
 
     /// Locks one operation; None when there is none. Waits for whoever has it, up to the lock timeout.
-    pub async fn operation(&mut self, id: Uuid) -> Result<Option<Operation>, Error> {
+    pub async fn operation(&mut self, id: Uuid) -> Result<Option<ClaimedOperation>, Error> {
         match self {
             Self::Postgres(tx) => postgres::operation(tx, id).await,
             Self::Sqlite(tx) => sqlite::operation(tx, id).await,

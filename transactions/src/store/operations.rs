@@ -1,9 +1,12 @@
 //! The table `operations`, outside of settlement.
 
-use lastro_database::{Error, Transaction, all, one};
-use lastro_mesh::page::Page;
+use std::sync::LazyLock;
+
+use lastro_database::{Error, Transaction, all, execute, one, select_all};
+use lastro_mesh::page::{BYTES_MAX, Page};
 use lastro_money::{Currency, Minor};
 use lastro_proto::transactions::v1::MetadataEntry;
+use sea_orm::sea_query::{Alias, Expr, ExprTrait as _, Order, Query, SelectStatement, SimpleExpr, UnionType};
 use sea_orm::{ConnectionTrait, FromQueryResult, Value};
 use uuid::Uuid;
 
@@ -26,6 +29,10 @@ pub struct Operation {
     pub source: Option<Uuid>,
     /// None: the clearing account.
     pub destination: Option<Uuid>,
+    /// Whose the source is.
+    pub source_owner: Option<Uuid>,
+    /// Whose the destination is, unless it is the source's owner: so that who owns both finds the operation once.
+    pub destination_owner: Option<Uuid>,
     pub description: String,
     pub metadata: Vec<MetadataEntry>,
     pub effective_time_us: i64,
@@ -53,6 +60,8 @@ pub(super) struct Row {
     amount: i64,
     source_account_id: Option<Uuid>,
     destination_account_id: Option<Uuid>,
+    source_owner_id: Option<Uuid>,
+    destination_owner_id: Option<Uuid>,
     description: String,
     metadata: String,
     effective_time_us: i64,
@@ -63,8 +72,32 @@ pub(super) struct Row {
     attempts: i64,
 }
 
-pub(super) const COLUMNS: &str = "id, owner_id, external_id, request_hash, kind, state, reason, currency_code, amount, source_account_id, \
-                                  destination_account_id, description, metadata, effective_time_us, create_time_us, update_time_us, version, hash, attempts";
+/// In this order everywhere: what is read by place, written by place, and copied.
+pub(super) const COLUMN_NAMES: [&str; 21] = [
+    "id",
+    "owner_id",
+    "external_id",
+    "request_hash",
+    "kind",
+    "state",
+    "reason",
+    "currency_code",
+    "amount",
+    "source_account_id",
+    "destination_account_id",
+    "source_owner_id",
+    "destination_owner_id",
+    "description",
+    "metadata",
+    "effective_time_us",
+    "create_time_us",
+    "update_time_us",
+    "version",
+    "hash",
+    "attempts",
+];
+
+pub(super) static COLUMNS: LazyLock<String> = LazyLock::new(|| COLUMN_NAMES.join(", "));
 
 impl Operation {
     /// How large it is in an answer, about: never less than it is.
@@ -75,6 +108,10 @@ impl Operation {
 }
 
 impl Row {
+    pub(super) fn id(&self) -> Uuid {
+        self.id
+    }
+
     /// Of a row with [`COLUMNS`].
     pub(super) fn from_postgres(row: &lastro_database::pipelined::Row) -> Result<Self, Error> {
         Ok(Self {
@@ -89,14 +126,16 @@ impl Row {
             amount: row.get(8)?,
             source_account_id: row.get(9)?,
             destination_account_id: row.get(10)?,
-            description: row.get(11)?,
-            metadata: row.get(12)?,
-            effective_time_us: row.get(13)?,
-            create_time_us: row.get(14)?,
-            update_time_us: row.get(15)?,
-            version: row.get(16)?,
-            hash: row.get(17)?,
-            attempts: row.get(18)?,
+            source_owner_id: row.get(11)?,
+            destination_owner_id: row.get(12)?,
+            description: row.get(13)?,
+            metadata: row.get(14)?,
+            effective_time_us: row.get(15)?,
+            create_time_us: row.get(16)?,
+            update_time_us: row.get(17)?,
+            version: row.get(18)?,
+            hash: row.get(19)?,
+            attempts: row.get(20)?,
         })
     }
 
@@ -115,6 +154,8 @@ impl Row {
             amount: self.amount,
             source: self.source_account_id,
             destination: self.destination_account_id,
+            source_owner: self.source_owner_id,
+            destination_owner: self.destination_owner_id,
             description: self.description,
             metadata: metadata_from_text(&self.metadata)?,
             effective_time_us: self.effective_time_us,
@@ -146,7 +187,7 @@ fn metadata_from_text(text: &str) -> Result<Vec<MetadataEntry>, Error> {
 
 /// One operation.
 pub async fn get(on: &impl ConnectionTrait, id: Uuid) -> Result<Option<Operation>, Error> {
-    one::<Row>(on, &format!("SELECT {COLUMNS} FROM operations WHERE id = $1"), [id.into()]).await?.map(Row::read).transpose()
+    one::<Row>(on, &format!("SELECT {} FROM operations WHERE id = $1", *COLUMNS), [id.into()]).await?.map(Row::read).transpose()
 }
 
 /// The operations with these keys, (owner, external id) each, as many of them as exist.
@@ -160,7 +201,7 @@ pub async fn by_keys(on: &impl ConnectionTrait, keys: &[(Uuid, &str)]) -> Result
         // Each term is one look into the index; a planner without statistics might read the whole table for a join.
         let terms: Vec<String> = (0..size).map(|n| format!("(owner_id = ${} AND external_id = ${})", 2 * n + 1, 2 * n + 2)).collect();
         let values = now.iter().flat_map(|(owner_id, external_id)| [Value::from(*owner_id), Value::from(*external_id)]);
-        let rows: Vec<Row> = all(on, &format!("SELECT {COLUMNS} FROM operations WHERE {}", terms.join(" OR ")), values).await?;
+        let rows: Vec<Row> = all(on, &format!("SELECT {} FROM operations WHERE {}", *COLUMNS, terms.join(" OR ")), values).await?;
         for row in rows {
             found.push(row.read()?);
         }
@@ -180,35 +221,71 @@ pub async fn any_open_of(tx: &Transaction, owner_id: Uuid) -> Result<bool, Error
     Ok(found.is_some_and(|found| !found.id.is_nil()))
 }
 
-/// A page of all operations, newest first.
-pub async fn list(on: &impl ConnectionTrait, page: Page) -> Result<Vec<Operation>, Error> {
-    let sql = format!("SELECT {COLUMNS} FROM operations WHERE id < $1 ORDER BY id DESC LIMIT {}", page.limit());
-    let rows: Vec<Row> = all(on, &sql, [page.before.unwrap_or(Uuid::max()).into()]).await?;
-    rows.into_iter().map(Row::read).collect()
+/// Whose operations a list has.
+#[derive(Debug, Clone, Copy)]
+pub enum Of {
+    /// Those of all.
+    Everybody,
+    /// Those that debit or credit an account of a user.
+    Owner(Uuid),
+    /// Those that debit or credit an account.
+    Account(Uuid),
 }
 
-/// A page of the operations that debit or credit one of some accounts, newest first. Each account's own index is read from its end, so
-/// that a page costs the same however long the history is.
-pub async fn list_of_accounts(on: &impl ConnectionTrait, accounts: &[Uuid], page: Page) -> Result<Vec<Operation>, Error> {
-    const ACCOUNTS_AT_ONCE: usize = 100;
-    let mut found: Vec<Operation> = Vec::new();
-    for accounts in accounts.chunks(ACCOUNTS_AT_ONCE) {
-        let one_side = |side: &str, place: usize| {
-            format!(
-                "SELECT * FROM (SELECT {COLUMNS} FROM operations WHERE {side} = ${place} AND id < $1 ORDER BY id DESC LIMIT {}) AS x",
-                page.limit()
-            )
-        };
-        let sides: Vec<String> =
-            (2..accounts.len() + 2).flat_map(|place| ["source_account_id", "destination_account_id"].map(|side| one_side(side, place))).collect();
-        let values = [Value::from(page.before.unwrap_or(Uuid::max()))].into_iter().chain(accounts.iter().map(|id| Value::from(*id)));
-        let rows: Vec<Row> = all(on, &sides.join(" UNION ALL "), values).await?;
+/// Rows to a statement: of what is far larger than the page may be, so many are read in vain at most.
+const ROWS_AT_ONCE: u64 = 64;
+
+/// The operations of a page, newest first: up to its limit, or until the page is full by bytes. One look into one index a side, read from its end, so
+/// that a page costs the same however long the history is and however many accounts its owner has.
+pub async fn list(on: &impl ConnectionTrait, of: Of, page: Page) -> Result<Vec<Operation>, Error> {
+    let (mut found, mut bytes, mut before) = (Vec::new(), 0, page.before);
+    while page.limit() > found.len() as u64 && bytes <= BYTES_MAX {
+        let limit = Ord::min(ROWS_AT_ONCE, page.limit() - found.len() as u64);
+        let rows: Vec<Row> = select_all(on, &newest(of, before.unwrap_or(Uuid::max()), limit)).await?;
+        let is_last = (rows.len() as u64) < limit;
         for row in rows {
-            found.push(row.read()?);
+            let operation = row.read()?;
+            bytes += operation.answer_bytes();
+            found.push(operation);
         }
+        if is_last {
+            break;
+        }
+        before = found.last().map(|operation: &Operation| operation.id);
     }
-    found.sort_by_key(|operation| std::cmp::Reverse(operation.id));
-    found.dedup_by_key(|operation| operation.id);
-    found.truncate(usize::try_from(page.limit()).unwrap_or(usize::MAX));
     Ok(found)
 }
+
+fn newest(of: Of, before: Uuid, limit: u64) -> SelectStatement {
+    let one_side = |is_its: Option<SimpleExpr>| {
+        let mut side = Query::select();
+        side.columns(COLUMN_NAMES.map(Alias::new)).from(Alias::new("operations")).cond_where(Expr::col(Alias::new("id")).lt(before));
+        if let Some(is_its) = is_its {
+            side.and_where(is_its);
+        }
+        side.order_by(Alias::new("id"), Order::Desc).limit(limit).take()
+    };
+    let (columns, id) = match of {
+        Of::Everybody => return one_side(None),
+        Of::Owner(id) => (["source_owner_id", "destination_owner_id"], id),
+        Of::Account(id) => (["source_account_id", "destination_account_id"], id),
+    };
+    // No operation is on both sides: an owner of both is the source's, and an account is never both.
+    let [debits, credits] = columns.map(|column| {
+        let side = one_side(Some(Expr::col(Alias::new(column)).eq(id)));
+        Query::select().columns(COLUMN_NAMES.map(Alias::new)).from_subquery(side, Alias::new(column)).take()
+    });
+    let mut both = debits;
+    both.union(UnionType::All, credits).order_by(Alias::new("id"), Order::Desc).limit(limit).take()
+}
+
+/// Notes the owners of operations that a replica of an older version stored, which knew no such columns; how many they were.
+pub async fn fill_in_owners(tx: &Transaction) -> Result<u64, Error> {
+    execute(tx, FILL_IN_OWNERS, []).await
+}
+
+const FILL_IN_OWNERS: &str = "UPDATE operations SET \
+    source_owner_id = (SELECT a.owner_id FROM accounts a WHERE a.id = source_account_id), \
+    destination_owner_id = (SELECT b.owner_id FROM accounts b WHERE b.id = destination_account_id \
+                            AND b.owner_id IS DISTINCT FROM (SELECT a.owner_id FROM accounts a WHERE a.id = source_account_id)) \
+    WHERE id IN (SELECT id FROM operations WHERE source_owner_id IS NULL AND destination_owner_id IS NULL LIMIT 500)";

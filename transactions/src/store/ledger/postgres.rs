@@ -2,6 +2,7 @@
 //! are parameters, and what is only ever appended goes by binary COPY.
 
 use std::collections::HashMap;
+use std::sync::LazyLock;
 
 use lastro_database::Error;
 use lastro_database::pipelined::{Pipeline, Pool, Pooled, Row, Statement};
@@ -9,7 +10,9 @@ use lastro_events::Event;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use super::{BalanceChange, Claim, DEAD_LETTER, Lock, OperationChange, Writes};
+use super::{
+    BalanceChange, Claim, ClaimedOperation, ClaimedOperations, ClaimedRow, DEAD_LETTER, Lock, OperationChange, Writes, select_claimed, select_open,
+};
 use crate::domain::ledger::{Balance, Posting};
 use crate::store::operations::{self, Operation, metadata_to_text};
 
@@ -17,9 +20,7 @@ const SKIP_LOCKED: &str =
     "SELECT account_id, posted, held, version, system, closed FROM balances WHERE account_id = ANY($1) ORDER BY account_id FOR UPDATE SKIP LOCKED";
 const WAIT_LOCKED: &str =
     "SELECT account_id, posted, held, version, system, closed FROM balances WHERE account_id = ANY($1) ORDER BY account_id FOR UPDATE";
-const COPY_OPERATIONS: &str = "COPY operations (id, owner_id, external_id, request_hash, kind, state, reason, currency_code, amount, source_account_id, \
-                               destination_account_id, description, metadata, effective_time_us, create_time_us, update_time_us, version, hash, \
-                               attempts) FROM STDIN (FORMAT binary)";
+static COPY_OPERATIONS: LazyLock<String> = LazyLock::new(|| format!("COPY operations ({}) FROM STDIN (FORMAT binary)", *operations::COLUMNS));
 /// What is changed is what was locked, as it was then: else the server raises an error, which names both numbers, and skips the COMMIT.
 const UPDATE_OPERATIONS: &str = "WITH changed AS (UPDATE operations o SET state = u.state, reason = u.reason, update_time_us = u.update_time_us, \
                                  version = u.version, hash = u.hash, attempts = u.attempts \
@@ -100,27 +101,27 @@ pub async fn lock(tx: &mut Tx, accounts: &[Uuid], lock: Lock) -> Result<HashMap<
     rows.into_iter().map(read).collect()
 }
 
-pub async fn claim(tx: &mut Tx, claim: Claim) -> Result<Vec<Operation>, Error> {
-    let sql = format!(
-        "SELECT {} FROM operations o WHERE state IN (1, 2) AND id > $1 AND (attempts = 0 OR update_time_us < $2) \
-         AND NOT EXISTS (SELECT 1 FROM dead_letters d WHERE d.operation_id = o.id) ORDER BY id LIMIT {} FOR UPDATE SKIP LOCKED",
-        operations::COLUMNS,
-        claim.limit
-    );
-    let rows = tx.run(&sql, &[&claim.after, &claim.failed_before_us]).await?;
-    rows.iter().map(|row| operations::Row::from_postgres(row)?.read()).collect()
+pub async fn claim(tx: &mut Tx, claim: Claim) -> Result<ClaimedOperations, Error> {
+    let sql = select_open(claim, " FOR UPDATE OF o SKIP LOCKED");
+    let rows = tx.run(&sql, &[&claim.after, &claim.failed_before_us, &claim.failed_after_us()]).await?;
+    Ok(ClaimedOperations::of(rows.iter().map(claimed_row).collect::<Result<_, _>>()?))
 }
 
-pub async fn operation(tx: &mut Tx, id: Uuid) -> Result<Option<Operation>, Error> {
-    let sql = format!("SELECT {} FROM operations WHERE id = $1 FOR UPDATE", operations::COLUMNS);
-    tx.run(&sql, &[&id]).await?.first().map(|row| operations::Row::from_postgres(row)?.read()).transpose()
+pub async fn operation(tx: &mut Tx, id: Uuid) -> Result<Option<ClaimedOperation>, Error> {
+    let rows = tx.run(&select_claimed("WHERE o.id = $1 FOR UPDATE OF o"), &[&id]).await?;
+    rows.first().map(|row| claimed_row(row)?.read()).transpose()
+}
+
+fn claimed_row(row: &Row) -> Result<ClaimedRow, Error> {
+    let after = operations::COLUMN_NAMES.len();
+    Ok(ClaimedRow { operation: operations::Row::from_postgres(row)?, correlation_id: row.get(after)?, last_event_id: row.get(after + 1)? })
 }
 
 /// All at once. The server skips what follows the first error, COMMIT included; a key that exists is one, and costs nothing as long as
 /// none does: no look before each row, as ON CONFLICT takes.
 pub async fn commit(mut tx: Tx, writes: &Writes<'_>) -> Result<(), Error> {
     let [begin, copy_operations, update_operations] =
-        [tx.prepare("BEGIN").await?, tx.prepare(COPY_OPERATIONS).await?, tx.prepare(UPDATE_OPERATIONS).await?];
+        [tx.prepare("BEGIN").await?, tx.prepare(&COPY_OPERATIONS).await?, tx.prepare(UPDATE_OPERATIONS).await?];
     let [copy_events, copy_postings] = [tx.prepare(COPY_EVENTS).await?, tx.prepare(COPY_POSTINGS).await?];
     let [update_balances, dead_letter] = [tx.prepare(UPDATE_BALANCES).await?, tx.prepare(DEAD_LETTER).await?];
     let commit = tx.prepare("COMMIT").await?;
@@ -158,7 +159,7 @@ pub async fn commit(mut tx: Tx, writes: &Writes<'_>) -> Result<(), Error> {
 }
 
 fn write_operations(pipeline: &mut Pipeline<'_>, copy: &Statement, operations: &[&Operation]) {
-    pipeline.copy(copy, 19, |rows| {
+    pipeline.copy(copy, operations::COLUMN_NAMES.len() as i16, |rows| {
         for one in operations {
             rows.start();
             rows.field(one.id.as_bytes());
@@ -172,6 +173,8 @@ fn write_operations(pipeline: &mut Pipeline<'_>, copy: &Statement, operations: &
             rows.field(&one.amount.to_be_bytes());
             rows.optional(one.source.as_ref().map(|id| id.as_bytes().as_slice()));
             rows.optional(one.destination.as_ref().map(|id| id.as_bytes().as_slice()));
+            rows.optional(one.source_owner.as_ref().map(|id| id.as_bytes().as_slice()));
+            rows.optional(one.destination_owner.as_ref().map(|id| id.as_bytes().as_slice()));
             rows.field(one.description.as_bytes());
             rows.field(metadata_to_text(&one.metadata).as_bytes());
             for number in [one.effective_time_us, one.create_time_us, one.update_time_us, one.version] {

@@ -5,11 +5,11 @@ use std::collections::HashMap;
 use lastro_database::Error;
 use sqlx::pool::PoolConnection;
 use sqlx::query::Query;
-use sqlx::sqlite::{SqliteArguments, SqlitePool};
-use sqlx::{Row as _, Sqlite};
+use sqlx::sqlite::{SqliteArguments, SqlitePool, SqliteRow};
+use sqlx::{FromRow as _, Row as _, Sqlite};
 use uuid::Uuid;
 
-use super::{Claim, OperationChange, Writes};
+use super::{Claim, ClaimedOperation, ClaimedOperations, ClaimedRow, OperationChange, Writes, select_claimed, select_open};
 use crate::domain::ledger::Balance;
 use crate::store::operations::{self, Operation, metadata_to_text};
 
@@ -126,11 +126,17 @@ async fn write(tx: &mut Tx, writes: &Writes<'_>) -> Result<(), Error> {
 }
 
 async fn insert_operations(tx: &mut Tx, operations: &[&Operation]) -> Result<u64, Error> {
-    let sql = format!("INSERT INTO operations ({}) VALUES ", operations::COLUMNS);
-    insert(tx, &sql, "", 19, operations, |query, one| {
+    let sql = format!("INSERT INTO operations ({}) VALUES ", *operations::COLUMNS);
+    insert(tx, &sql, "", operations::COLUMN_NAMES.len(), operations, |query, one| {
         let query = query.bind(one.id).bind(one.owner_id).bind(one.external_id.clone()).bind(one.request_hash.to_vec()).bind(one.kind as i64);
         let query = query.bind(one.state as i64).bind(one.reason.clone()).bind(one.currency.code().to_owned()).bind(one.amount).bind(one.source);
-        let query = query.bind(one.destination).bind(one.description.clone()).bind(metadata_to_text(&one.metadata)).bind(one.effective_time_us);
+        let query = query
+            .bind(one.destination)
+            .bind(one.source_owner)
+            .bind(one.destination_owner)
+            .bind(one.description.clone())
+            .bind(metadata_to_text(&one.metadata))
+            .bind(one.effective_time_us);
         query.bind(one.create_time_us).bind(one.update_time_us).bind(one.version).bind(one.hash.to_vec()).bind(one.attempts)
     })
     .await
@@ -165,23 +171,22 @@ fn chunks<T>(mut rows: &[T]) -> impl Iterator<Item = &[T]> {
     })
 }
 
-pub async fn claim(tx: &mut Tx, claim: Claim) -> Result<Vec<Operation>, Error> {
-    let sql = format!(
-        "SELECT {} FROM operations o WHERE state IN (1, 2) AND id > $1 AND (attempts = 0 OR update_time_us < $2) \
-         AND NOT EXISTS (SELECT 1 FROM dead_letters d WHERE d.operation_id = o.id) ORDER BY id LIMIT {}",
-        operations::COLUMNS,
-        claim.limit
-    );
-    let rows: Vec<operations::Row> =
-        sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(claim.after).bind(claim.failed_before_us).fetch_all(&mut *tx.connection).await?;
-    rows.into_iter().map(operations::Row::read).collect()
+pub async fn claim(tx: &mut Tx, claim: Claim) -> Result<ClaimedOperations, Error> {
+    let query = sqlx::query(sqlx::AssertSqlSafe(select_open(claim, ""))).bind(claim.after);
+    let rows = query.bind(claim.failed_before_us).bind(claim.failed_after_us()).fetch_all(&mut *tx.connection).await?;
+    Ok(ClaimedOperations::of(rows.iter().map(claimed_row).collect::<Result<_, _>>()?))
 }
 
 /// The one writer has it.
-pub async fn operation(tx: &mut Tx, id: Uuid) -> Result<Option<Operation>, Error> {
-    let sql = format!("SELECT {} FROM operations WHERE id = $1", operations::COLUMNS);
-    let row: Option<operations::Row> = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(id).fetch_optional(&mut *tx.connection).await?;
-    row.map(operations::Row::read).transpose()
+pub async fn operation(tx: &mut Tx, id: Uuid) -> Result<Option<ClaimedOperation>, Error> {
+    let sql = select_claimed("WHERE o.id = $1");
+    let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id).fetch_optional(&mut *tx.connection).await?;
+    row.map(|row| claimed_row(&row)?.read()).transpose()
+}
+
+fn claimed_row(row: &SqliteRow) -> Result<ClaimedRow, Error> {
+    let after = operations::COLUMN_NAMES.len();
+    Ok(ClaimedRow { operation: operations::Row::from_row(row)?, correlation_id: row.try_get(after)?, last_event_id: row.try_get(after + 1)? })
 }
 
 #[cfg(test)]
