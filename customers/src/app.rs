@@ -14,6 +14,7 @@ pub mod login;
 pub mod logout;
 mod password;
 pub mod refresh;
+mod registrations;
 mod revocation;
 pub mod rotate_keys;
 mod tokens;
@@ -44,6 +45,7 @@ pub struct App {
     transactions: OwnersServiceClient<Outbound>,
     attempts: attempts::Attempts,
     passwords: password::Passwords,
+    pub(crate) registrations: registrations::Registrations,
     signer: tokens::Signer,
     /// How far this replica has learned what is revoked.
     learned: Mutex<String>,
@@ -55,6 +57,7 @@ impl App {
         let signer = tokens::Signer::load(&database).await?;
         let app = Self {
             passwords: password::Passwords::new()?,
+            registrations: registrations::Registrations::new(settings.registrations_per_minute, settings.registrations_burst),
             signer,
             revoked: Revocations::default(),
             transactions: OwnersServiceClient::new(transactions),

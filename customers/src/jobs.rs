@@ -25,10 +25,7 @@ pub async fn run(app: &App, stop: CancellationToken) {
             () = stop.cancelled() => return,
             _ = ticks.tick() => {}
         }
-        // On SQLite there is no other replica.
-        if app.database.is_postgres()
-            && let Err(error) = app.learn_revocations().await
-        {
+        if let Err(error) = app.learn_revocations().await {
             tracing::warn!(%error, "revoked sessions could not be read");
         }
         if let Err(error) = app.learn_keys().await {
@@ -46,9 +43,10 @@ async fn forget(app: &App) -> Result<(), Error> {
     let now_us = clock::now_us();
     let tx = app.database.begin().await?;
     sessions::forget(&tx, now_us).await?;
-    refresh_tokens::forget_used(&tx, now_us - app.settings.refresh_ttl_s * 1_000_000).await?;
+    refresh_tokens::forget(&tx, now_us).await?;
     failures::forget(&tx, now_us - FAILURES_KEPT_US).await?;
     tx.commit().await.map_err(lastro_database::Error::from)?;
+    app.registrations.forget_quiet();
     app.revoked.forget_before(now_us / 1_000_000);
     Ok(())
 }

@@ -8,6 +8,7 @@ mod grpc;
 mod jobs;
 mod store;
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use lastro_database::Database;
@@ -15,6 +16,7 @@ use lastro_events::EventStore;
 use lastro_events::bus::Bus;
 use lastro_mesh::identity::{PublicKey, Revocations};
 use lastro_mesh::outbound::Outbound;
+use lastro_mesh::supervise::keep_running;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
@@ -41,6 +43,10 @@ pub struct Settings {
     pub login_pause_s: i64,
     /// Failed logins from one address in a minute.
     pub login_failures_per_address: u32,
+    /// Registrations from one address in a minute.
+    pub registrations_per_minute: NonZeroU32,
+    /// Registrations from one address at once, when it has made none for a while.
+    pub registrations_burst: NonZeroU32,
     /// The refresh token that was traded last may be traded again for so long, since the answer may have been lost.
     pub refresh_reuse_grace_s: i64,
     /// Sessions that a user has at once; the oldest go.
@@ -55,6 +61,8 @@ impl Default for Settings {
             login_failures_max: 10,
             login_pause_s: 60,
             login_failures_per_address: 100,
+            registrations_per_minute: const { NonZeroU32::new(60).unwrap() },
+            registrations_burst: const { NonZeroU32::new(100).unwrap() },
             refresh_reuse_grace_s: 10,
             sessions_per_user_max: 1000,
         }
@@ -109,7 +117,11 @@ impl Customers {
 
     /// Background work, until told to stop.
     pub async fn run_jobs(&self, stop: CancellationToken) {
-        jobs::run(&self.0, stop).await;
+        keep_running("jobs", &stop, || {
+            let (app, stop) = (self.0.clone(), stop.clone());
+            async move { jobs::run(&app, stop).await }
+        })
+        .await;
     }
 
     /// Whether there is an administrator who may log in.

@@ -35,6 +35,11 @@ impl Error {
         matches!(self.kind, Kind::Unavailable | Kind::ReadOnly | Kind::Conflict)
     }
 
+    /// Whether no connection of a pool was free in time: that says more of the load than of the database.
+    pub fn is_of_full_pool(&self) -> bool {
+        matches!(self.source.downcast_ref(), Some(DbErr::ConnectionAcquire(_)))
+    }
+
     /// The same, where doing the same work again is known to be of no use.
     pub fn not_transient(self) -> Self {
         Self { kind: Kind::Other, ..self }

@@ -105,11 +105,19 @@ impl EventStore {
 
     /// Up to `limit` events after a cursor, in the order in which no later call can find one before.
     pub async fn after(&self, database: &Database, cursor: Cursor, limit: u32) -> Result<Vec<(Cursor, Event)>, Error> {
+        self.select(database, cursor, "AND xid < pg_snapshot_xmin(pg_current_snapshot())", limit).await
+    }
+
+    /// As [`after`](Self::after), with what is committed and may have others before it that are not yet. Whoever goes on from there misses them.
+    pub async fn visible_after(&self, database: &Database, cursor: Cursor, limit: u32) -> Result<Vec<(Cursor, Event)>, Error> {
+        self.select(database, cursor, "", limit).await
+    }
+
+    async fn select(&self, database: &Database, cursor: Cursor, and: &str, limit: u32) -> Result<Vec<(Cursor, Event)>, Error> {
         let rows: Vec<Row> = if database.is_postgres() {
             // xid8 goes through text: it is unsigned, and 2^63 transactions are far away.
             let sql = format!(
-                "SELECT xid::text::bigint AS xid, {COLUMNS} FROM {} WHERE (xid, seq) > ($1::text::xid8, $2) \
-                 AND xid < pg_snapshot_xmin(pg_current_snapshot()) ORDER BY {0}.xid, seq LIMIT {limit}",
+                "SELECT xid::text::bigint AS xid, {COLUMNS} FROM {} WHERE (xid, seq) > ($1::text::xid8, $2) {and} ORDER BY {0}.xid, seq LIMIT {limit}",
                 self.table
             );
             all(database.reader(), &sql, [cursor.xid.to_string().into(), cursor.seq.into()]).await?

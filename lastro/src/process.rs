@@ -151,16 +151,20 @@ async fn keep_metrics(metrics: PrometheusHandle, stop: CancellationToken) {
 }
 
 async fn watch_database(check: &'static str, database: Database, health: Health, stop: CancellationToken) {
-    let mut answered = true;
+    let (mut answered, mut was_away) = (true, false);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(PING_EVERY) => {}
         }
-        let answers = tokio::time::timeout(PING_TIMEOUT, database.ping()).await.is_ok_and(|pinged| pinged.is_ok());
-        if answers && !answered {
-            // What was opened before may remember what is over, such as that it takes no writes.
+        let pinged = tokio::time::timeout(PING_TIMEOUT, database.ping()).await;
+        let answers = matches!(pinged, Ok(Ok(())));
+        was_away |= matches!(&pinged, Ok(Err(error)) if !error.is_of_full_pool());
+        if answers && !answered && was_away {
+            // What was opened before may remember what is over, such as that it takes no writes. After mere load it is not distrusted: to open all
+            // anew is the last thing that a busy database needs.
             database.distrust_connections();
+            was_away = false;
         }
         answered = answers;
         health.set(check, answers);

@@ -37,8 +37,8 @@ impl Dialect {
 pub async fn run(manager: &SchemaManager<'_>, statements: &[&str]) -> Result<(), DbErr> {
     let dialect = Dialect::of(manager);
     if dialect.is_postgres() {
-        // A large table takes the time that it takes; the session's timeout is for what callers wait for.
-        manager.get_connection().execute_unprepared("SET LOCAL statement_timeout = 0").await?;
+        // A large table takes the time that it takes; the session's timeouts are for what callers wait for.
+        manager.get_connection().execute_unprepared("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = '30s'").await?;
     }
     for statement in statements {
         manager.get_connection().execute_unprepared(&dialect.write(statement)).await?;

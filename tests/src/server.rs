@@ -24,6 +24,9 @@ pub struct Server {
     pub banner: String,
 }
 
+/// In the environment of what the tests start.
+pub const MANY_REGISTRATIONS: [(&str, &str); 2] = [("LASTRO_REGISTRATIONS_PER_MINUTE", "1000000"), ("LASTRO_REGISTRATIONS_BURST", "1000000")];
+
 /// The binary under test: of the same profile as this program, built if it is not.
 pub fn binary() -> Result<PathBuf> {
     let own = std::env::current_exe()?;
@@ -57,6 +60,8 @@ impl Server {
         std::fs::create_dir_all(data)?;
         let log = std::fs::OpenOptions::new().create(true).append(true).open(data.with_extension("log"))?;
         let mut command = Command::new(binary);
+        // The tests register more users from one address than anybody may; a flag says otherwise where that is tested.
+        command.envs(MANY_REGISTRATIONS);
         command.arg("up").arg("--data").arg(data).args(ports).args(flags);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn()?;
         let mut lines = BufReader::new(child.stdout.take().context("a pipe")?).lines();

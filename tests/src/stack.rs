@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::server::binary;
+use crate::server::{MANY_REGISTRATIONS, binary};
 use crate::{Front, Postgres, Redis, free_port, run, workspace};
 
 /// Replicas of each service.
@@ -30,13 +30,15 @@ pub struct Options {
     pub reflection: bool,
     /// Requests per second and address that nginx takes.
     pub rate_per_second: u32,
+    /// Whether registrations have their usual limit by address.
+    pub registrations_limited: bool,
     /// Flags that every service gets.
     pub flags: Vec<String>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { reflection: true, rate_per_second: 100_000, flags: Vec::new() }
+        Self { reflection: true, rate_per_second: 100_000, registrations_limited: false, flags: Vec::new() }
     }
 }
 
@@ -160,6 +162,12 @@ impl Stack {
         Ok(())
     }
 
+    /// The process id of each replica that runs.
+    pub fn pids(&self) -> Vec<(String, u32)> {
+        let pid = |(name, process): (&String, &Process)| Some((name.clone(), process.child.as_ref()?.id()));
+        self.lock().iter().filter_map(pid).collect()
+    }
+
     /// Sends SIGSTOP, SIGCONT or any other signal.
     pub fn signal(&self, name: &str, signal: &str) -> Result<()> {
         let pid = self.lock()[name].child.as_ref().map(Child::id).with_context(|| format!("{name} does not run"))?;
@@ -257,6 +265,9 @@ impl Stack {
             ports.collect::<Vec<_>>().join(",")
         };
         let mut command = Command::new(binary()?);
+        if !self.options.registrations_limited {
+            command.envs(MANY_REGISTRATIONS);
+        }
         let listens = if process.service == "gateway" { "--rest" } else { "--grpc" };
         command.arg(process.service).args([listens, &format!("127.0.0.1:{}", process.port), "--ops", &format!("127.0.0.1:{}", process.ops)]);
         for (flag, file) in [("--tls-cert", format!("{}.pem", process.service)), ("--tls-key", format!("{}.key", process.service))] {

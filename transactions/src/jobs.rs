@@ -24,7 +24,7 @@ const FORGET_EVERY: u32 = 600;
 /// Runs until told to stop.
 pub async fn run(app: &App, stop: CancellationToken) {
     let staleness = gauge!("lastro_revocations_stale_seconds");
-    let (mut cursor, mut asked) = (String::new(), Instant::now());
+    let (mut learned, mut asked) = (Learned::default(), Instant::now());
     let mut ticks = interval(ASK_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for tick in 1_u32.. {
@@ -32,7 +32,7 @@ pub async fn run(app: &App, stop: CancellationToken) {
             () = stop.cancelled() => return,
             _ = ticks.tick() => {}
         }
-        match ask(app, &mut cursor).await {
+        match ask(app, &mut learned).await {
             Ok(()) => asked = Instant::now(),
             Err(error) => tracing::warn!(%error, "customers does not say which tokens are dead"),
         }
@@ -48,24 +48,34 @@ pub async fn run(app: &App, stop: CancellationToken) {
     }
 }
 
+/// What customers has told so far.
+#[derive(Default)]
+struct Learned {
+    cursor: String,
+    /// What is known in memory, and could not be stored yet.
+    unstored: Vec<Revocation>,
+}
+
 /// Learns what was revoked since a cursor, page by page to the end. What was learned is kept, and the cursor moved, also where a later page fails.
-async fn ask(app: &App, cursor: &mut String) -> Result<(), Error> {
+async fn ask(app: &App, learned: &mut Learned) -> Result<(), Error> {
     loop {
-        let request = Call::start(ASK_TIMEOUT).request(ListRevocationsRequest { cursor: cursor.clone() });
+        let request = Call::start(ASK_TIMEOUT).request(ListRevocationsRequest { cursor: learned.cursor.clone() });
         let answer = app.customers.clone().list_revocations(request).await.map_err(|status| Error::Customers(Box::new(status)))?.into_inner();
         let told = answer.revocations.iter().map(read).collect::<Option<Vec<_>>>();
         let told = told.ok_or_else(|| Error::Customers(Box::new(tonic::Status::internal("a revocation that does not read"))))?;
         let new: Vec<Revocation> = told.into_iter().filter(|one| !app.revoked.contains(one)).collect();
-        if !new.is_empty() {
-            // In memory first: who is dead is refused at once, also where the database is away.
-            app.revoked.insert(new.iter().copied());
+        // In memory first: who is dead is refused at once, also where the database is away.
+        app.revoked.insert(new.iter().copied());
+        learned.unstored.extend(new);
+        learned.cursor = answer.cursor;
+        if !learned.unstored.is_empty() {
             let tx = app.database.begin().await?;
-            for revocation in &new {
+            for revocation in &learned.unstored {
                 users::add_revocation(&tx, revocation).await?;
             }
             tx.commit().await.map_err(lastro_database::Error::from)?;
+            learned.unstored.clear();
         }
-        *cursor = answer.cursor;
         if !answer.more {
             return Ok(());
         }

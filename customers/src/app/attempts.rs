@@ -12,12 +12,14 @@ use std::time::Duration;
 use lastro_database::{Database, Transaction};
 use lastro_mesh::call::Call;
 use lastro_mesh::clock;
+use lastro_mesh::serve::limited_address;
 use lastro_mesh::status::{Problem, UNAVAILABLE};
 use moka::sync::Cache;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
+use super::App;
 use crate::store::failures;
 use crate::{Error, Settings};
 
@@ -96,7 +98,7 @@ impl Attempts {
     /// Takes an attempt for an account, or says when to try again.
     pub async fn take(&self, call: &Call, account: AccountHash) -> Result<Attempt, Error> {
         let until = call.deadline.min(Instant::now() + WAIT_MAX);
-        let address = call.address.map(|address| self.addresses.get_with(address, Arc::default));
+        let address = call.address.map(|address| self.addresses.get_with(limited_address(address), Arc::default));
         if let Some(address) = &address {
             timeout_at(until, address.take(self.failures_per_address)).await.map_err(|_| busy())??;
         }
@@ -125,6 +127,19 @@ impl Attempts {
 
 fn busy() -> Problem {
     Problem::new(&UNAVAILABLE, "too many logins of this account, or from this address, are under way").retry_after(Duration::from_secs(1))
+}
+
+/// Looks at the password of an account; the attempt if it was right. One that was not made, since the queue of passwords was full, is not counted:
+/// whoever fills the queue must not be able to lock others out.
+pub async fn check_password(app: &App, call: &Call, account: AccountHash, password: String, hash: Option<String>) -> Result<Option<Attempt>, Error> {
+    let mut attempt = app.attempts.take(call, account).await?;
+    match app.passwords.verify(call.deadline, password, hash).await {
+        Ok(right) => Ok(right.then_some(attempt)),
+        Err(error) => {
+            attempt.not_made(&app.database).await?;
+            Err(error)
+        }
+    }
 }
 
 /// A place among the attempts from an address that are under way, given back unused when it is dropped.
@@ -175,6 +190,17 @@ impl Attempt {
             address.end(End::TakenBack);
         }
         Ok(())
+    }
+}
+
+impl Attempt {
+    async fn not_made(&mut self, database: &Database) -> Result<(), Error> {
+        if let Some(address) = self.address.take() {
+            address.end(End::TakenBack);
+        }
+        let tx = database.begin().await?;
+        failures::give_back(&tx, &self.account).await?;
+        Ok(tx.commit().await.map_err(lastro_database::Error::from)?)
     }
 }
 

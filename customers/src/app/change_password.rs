@@ -5,7 +5,7 @@ use lastro_mesh::clock;
 use lastro_mesh::identity::User as Caller;
 use lastro_proto::customers::v1::{ChangePasswordRequest, UserUpdated, user_event::Event};
 
-use super::attempts::account_of;
+use super::attempts::{account_of, check_password};
 use super::{App, revocation, tell};
 use crate::Error;
 use crate::store::users;
@@ -14,13 +14,15 @@ use crate::store::users;
 /// of a login.
 pub async fn change_password(app: &App, call: &Call, caller: &Caller, request: ChangePasswordRequest) -> Result<(), Error> {
     let user = users::get(app.database.reader(), caller.id).await?.ok_or(Error::UserNotFound)?;
-    let mut attempt = app.attempts.take(call, account_of(user.email.as_deref().unwrap_or_default())).await?;
-    if !app.passwords.verify(request.current_password, Some(user.password_hash)).await? {
-        return Err(Error::InvalidCredentials);
-    }
-    let password_hash = app.passwords.hash(request.new_password).await?;
+    // By the user and not by its address, which the holder of a stolen token may change, to begin counting anew.
+    let account = account_of(&caller.id.to_string());
+    let right = check_password(app, call, account, request.current_password, Some(user.password_hash.clone())).await?;
+    let mut attempt = right.ok_or(Error::InvalidCredentials)?;
+    let password_hash = app.passwords.hash(call.deadline, request.new_password).await?;
     let tx = app.database.begin().await?;
-    let mut user = users::lock(&tx, caller.id).await?.ok_or(Error::UserNotFound)?;
+    let checked = user.password_hash;
+    // Of two that know the present password at once, the second one knows it no more.
+    let mut user = users::lock(&tx, caller.id).await?.filter(|user| user.password_hash == checked).ok_or(Error::InvalidCredentials)?;
     user.password_hash = password_hash;
     user.update_time_us = clock::now_us();
     users::update(&tx, &user).await?;

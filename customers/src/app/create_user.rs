@@ -7,7 +7,7 @@ use lastro_proto::customers::v1::{CreateUserRequest, UserCreated, user_event::Ev
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-use super::attempts::account_of;
+use super::attempts::{account_of, check_password};
 use super::{App, normalized_email, tell};
 use crate::Error;
 use crate::domain::role::Roles;
@@ -21,6 +21,7 @@ pub struct Registered {
 
 /// With the role USER.
 pub async fn create_user(app: &App, call: &Call, request: CreateUserRequest) -> Result<Registered, Error> {
+    app.registrations.take(call)?;
     create_with_roles(app, call, request, &Roles::only(Role::User)).await
 }
 
@@ -38,7 +39,7 @@ pub async fn create_with_roles(app: &App, call: &Call, request: CreateUserReques
         id: Uuid::now_v7(),
         name: request.name,
         email: Some(email.clone()),
-        password_hash: app.passwords.hash(request.password.clone()).await?,
+        password_hash: app.passwords.hash(call.deadline, request.password.clone()).await?,
         roles: roles.bits(),
         disabled: false,
         deleted: false,
@@ -78,10 +79,9 @@ async fn repeat(app: &App, call: &Call, user: User, key: Option<&[u8]>, request:
     if user.create_request_hash.as_deref() != Some(request.as_slice()) {
         return Err(Error::IdempotencyKeyReused);
     }
-    let mut attempt = app.attempts.take(call, account_of(user.email.as_deref().unwrap_or_default())).await?;
-    if !app.passwords.verify(password, Some(user.password_hash.clone())).await? {
-        return Err(Error::IdempotencyKeyReused);
-    }
+    let account = account_of(user.email.as_deref().unwrap_or_default());
+    let right = check_password(app, call, account, password, Some(user.password_hash.clone())).await?;
+    let mut attempt = right.ok_or(Error::IdempotencyKeyReused)?;
     let tx = app.database.begin().await?;
     attempt.succeeded(&tx).await?;
     app.commit(tx, []).await?;

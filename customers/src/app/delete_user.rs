@@ -35,6 +35,7 @@ pub async fn delete_user(app: &App, call: &Call, caller: &Caller, id: &str) -> R
     if let Some(email) = &before.email {
         failures::clear(&tx, &account_of(email)).await?;
     }
+    failures::clear(&tx, &account_of(&id.to_string())).await?;
     tell(&tx, call, id, "USER_DELETED", Event::UserDeleted(UserDeleted {})).await?;
     let revoked = revocation::revoke_all(&tx, call, &user, app.settings.access_ttl_s).await?;
     app.commit(tx, [revoked]).await

@@ -3,6 +3,9 @@
 //! The set decides who gets in, so that nothing of it may be missed: not what a page has no room for, and not what is committed late. A reader that
 //! has no cursor yet gets everything that still matters, then what the event store has had since it began. From then on it follows the event
 //! store, whose order is complete (see `lastro_events::store`), from where it came to, whenever that was: no clock is asked.
+//!
+//! Complete means that it ends before the oldest transaction that is open anywhere in the cluster. A dead token must not wait for that one. So what
+//! lies beyond is told as well, again at each call, until the order has come so far: what is told twice does no harm.
 
 use std::fmt;
 use std::str::FromStr;
@@ -32,6 +35,8 @@ enum Place {
     Users(Cursor, Uuid),
     /// In the event store.
     Events(Cursor),
+    /// Beyond what is complete, which ends at the first cursor: after the second one.
+    Beyond(Cursor, Cursor),
 }
 
 /// A page, the cursor of the next one, and whether that has something already.
@@ -71,12 +76,24 @@ pub async fn list_revocations(app: &App, cursor: &str) -> Result<Page, Error> {
         }
         Place::Events(after) => {
             let page = EVENTS.after(&app.database, after, PAGE).await?;
-            let (next, more) = (page.last().map_or(after, |(cursor, _)| *cursor), page.len() >= PAGE as usize);
-            let told: Vec<Revocation> = page.iter().filter_map(|(_, event)| revocation_of(event)).collect();
-            (told, Place::Events(next), more)
+            let (complete, more) = (page.last().map_or(after, |(cursor, _)| *cursor), page.len() >= PAGE as usize);
+            let next = if more { Place::Events(complete) } else { Place::Beyond(complete, complete) };
+            let has_beyond = more || !EVENTS.visible_after(&app.database, complete, 1).await?.is_empty();
+            let next = if has_beyond { next } else { Place::Events(complete) };
+            (revocations_of(&page), next, has_beyond)
+        }
+        Place::Beyond(complete, after) => {
+            let page = EVENTS.visible_after(&app.database, after, PAGE).await?;
+            let last = page.last().filter(|_| page.len() >= PAGE as usize).map(|(cursor, _)| *cursor);
+            let next = last.map_or(Place::Events(complete), |last| Place::Beyond(complete, last));
+            (revocations_of(&page), next, last.is_some())
         }
     };
     Ok(Page { revocations, cursor: next.to_string(), more })
+}
+
+fn revocations_of(page: &[(Cursor, Event)]) -> Vec<Revocation> {
+    page.iter().filter_map(|(_, event)| revocation_of(event)).collect()
 }
 
 /// What an event revokes. One of ours always reads; none is left out.
@@ -103,6 +120,7 @@ impl fmt::Display for Place {
             Self::Sessions(begin, (us, id)) => write!(formatter, "sessions:{}:{}:{us}:{id}", begin.xid, begin.seq),
             Self::Users(begin, id) => write!(formatter, "users:{}:{}:{id}", begin.xid, begin.seq),
             Self::Events(cursor) => write!(formatter, "events:{}:{}", cursor.xid, cursor.seq),
+            Self::Beyond(complete, after) => write!(formatter, "beyond:{}:{}:{}:{}", complete.xid, complete.seq, after.xid, after.seq),
         }
     }
 }
@@ -121,6 +139,7 @@ impl FromStr for Place {
             Some("sessions") => Ok(Self::Sessions(cursor, (read(parts.next())?, read(parts.next())?))),
             Some("users") => Ok(Self::Users(cursor, read(parts.next())?)),
             Some("events") => Ok(Self::Events(cursor)),
+            Some("beyond") => Ok(Self::Beyond(cursor, Cursor { xid: read(parts.next())?, seq: read(parts.next())? })),
             _ => Err(()),
         }
     }
@@ -133,10 +152,11 @@ mod tests {
     #[test]
     fn a_cursor_reads_back() {
         let cursor = Cursor { xid: 7, seq: 9 };
-        for place in [Place::Sessions(cursor, (-3, Uuid::from_u128(1))), Place::Users(cursor, Uuid::from_u128(2)), Place::Events(cursor)] {
+        let beyond = Place::Beyond(cursor, Cursor { xid: 8, seq: 1 });
+        for place in [Place::Sessions(cursor, (-3, Uuid::from_u128(1))), Place::Users(cursor, Uuid::from_u128(2)), Place::Events(cursor), beyond] {
             assert_eq!(place.to_string().parse(), Ok(place));
         }
-        for text in ["", "events", "events:1", "events:x:1", "users:1:1", "others:1:1"] {
+        for text in ["", "events", "events:1", "events:x:1", "users:1:1", "beyond:1:1:2", "others:1:1"] {
             assert_eq!(text.parse::<Place>(), Err(()), "{text}");
         }
     }

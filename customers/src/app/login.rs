@@ -6,7 +6,7 @@ use lastro_mesh::clock;
 use lastro_proto::customers::v1::{LoginRequest, TokenResponse};
 use uuid::Uuid;
 
-use super::attempts::{Attempt, account_of};
+use super::attempts::{Attempt, account_of, check_password};
 use super::tokens::{self, RefreshToken};
 use super::{App, normalized_email, revocation};
 use crate::Error;
@@ -21,21 +21,22 @@ const ENDED_AT_ONCE_MAX: u32 = 10;
 /// A session and its first pair of tokens.
 pub async fn login(app: &App, call: &Call, request: LoginRequest) -> Result<TokenResponse, Error> {
     let email = normalized_email(&request.email);
-    let attempt = app.attempts.take(call, account_of(&email)).await?;
     let user = users::by_email(app.database.reader(), &email).await?.filter(|user| !user.disabled);
     let hash = user.as_ref().map(|user| user.password_hash.clone());
-    if !app.passwords.verify(request.password, hash).await? {
-        return Err(Error::InvalidCredentials);
-    }
-    open_session(app, call, user.ok_or(Error::InvalidCredentials)?.id, attempt).await
+    let right = check_password(app, call, account_of(&email), request.password, hash).await?;
+    let (attempt, user) = right.zip(user).ok_or(Error::InvalidCredentials)?;
+    open_session(app, call, &user, attempt).await
 }
 
-async fn open_session(app: &App, call: &Call, user_id: Uuid, mut attempt: Attempt) -> Result<TokenResponse, Error> {
+/// `checked` is the user as its password was checked.
+async fn open_session(app: &App, call: &Call, checked: &User, mut attempt: Attempt) -> Result<TokenResponse, Error> {
     let refresh = RefreshToken::new(Uuid::now_v7());
     let now_us = clock::now_us();
     let tx = app.database.begin().await?;
-    // Read again under its lock: it may have been disabled while the password was checked.
-    let user: User = users::lock(&tx, user_id).await?.filter(|user| !user.disabled).ok_or(Error::InvalidCredentials)?;
+    // Read again under its lock: while the password was checked, the user may have been disabled, or have got another password.
+    let user_id = checked.id;
+    let user = users::lock(&tx, user_id).await?.filter(|user| !user.disabled && user.password_hash == checked.password_hash);
+    let user = user.ok_or(Error::InvalidCredentials)?;
     let session = NewSession {
         id: refresh.session_id,
         user_id,
@@ -46,7 +47,7 @@ async fn open_session(app: &App, call: &Call, user_id: Uuid, mut attempt: Attemp
         token_version: user.token_version,
     };
     sessions::insert(&tx, &session).await?;
-    refresh_tokens::insert(&tx, &session.refresh_hash, session.id).await?;
+    refresh_tokens::insert(&tx, &session.refresh_hash, session.id, session.refresh_expires_us).await?;
     let mut ended = Vec::new();
     for oldest in sessions::beyond(&tx, user_id, user.token_version, app.settings.sessions_per_user_max, ENDED_AT_ONCE_MAX).await? {
         ended.extend(revocation::revoke_session(&tx, call, user_id, oldest).await?);

@@ -30,8 +30,8 @@ pub async fn refresh(app: &App, call: &Call, request: &RefreshRequest) -> Result
     let user = users::lock(&tx, user_id).await?.filter(|user| !user.disabled).ok_or(Error::InvalidRefreshToken)?;
     let session = sessions::get(&tx, session_id).await?.ok_or(Error::InvalidRefreshToken)?;
     let now_us = clock::now_us();
-    let lives = session.revoked_us.is_none() && session.token_version == user.token_version && session.refresh_expires_us > now_us;
-    let token = refresh_tokens::get(&tx, &hash).await?.filter(|_| lives).ok_or(Error::InvalidRefreshToken)?;
+    let lives = session.revoked_us.is_none() && session.token_version == user.token_version;
+    let token = refresh_tokens::get(&tx, &hash).await?.filter(|token| lives && token.expires_us > now_us).ok_or(Error::InvalidRefreshToken)?;
     match token.used_us {
         None => refresh_tokens::mark_used(&tx, &hash, now_us).await?,
         Some(used_us) if may_come_again(&session, &hash, used_us, now_us, app.settings.refresh_reuse_grace_s) => {}
@@ -42,9 +42,10 @@ pub async fn refresh(app: &App, call: &Call, request: &RefreshRequest) -> Result
         }
     }
     let next = RefreshToken::new(session_id);
-    refresh_tokens::insert(&tx, &next.hash(), session_id).await?;
+    let refresh_expires_us = now_us + app.settings.refresh_ttl_s * 1_000_000;
+    refresh_tokens::insert(&tx, &next.hash(), session_id, refresh_expires_us).await?;
     let session = Session {
-        refresh_expires_us: now_us + app.settings.refresh_ttl_s * 1_000_000,
+        refresh_expires_us: session.refresh_expires_us.max(refresh_expires_us),
         // A token that was signed before may live longer than the one that is signed now.
         forget_after_s: session.forget_after_s.max(now_us / 1_000_000 + app.settings.access_ttl_s),
         last_used_hash: Some(hash.to_vec()),

@@ -30,11 +30,16 @@ pub async fn revoke_all(tx: &Transaction, call: &Call, user: &User, access_ttl_s
 }
 
 impl App {
-    /// Commits, then remembers here what is dead and wakes whoever listens.
+    /// Commits, then remembers here what is dead and wakes whoever listens. In a task of its own: a caller that leaves meanwhile must not leave a
+    /// dead token alive.
     pub(super) async fn commit(&self, tx: Transaction, revoked: impl IntoIterator<Item = Revocation>) -> Result<(), Error> {
-        tx.commit().await.map_err(lastro_database::Error::from)?;
-        self.revoked.insert(revoked);
-        self.bus.wake();
-        Ok(())
+        let (known, bus, revoked) = (self.revoked.clone(), self.bus.clone(), revoked.into_iter().collect::<Vec<_>>());
+        let committed = tokio::spawn(async move {
+            tx.commit().await.map_err(lastro_database::Error::from)?;
+            known.insert(revoked);
+            bus.wake();
+            Ok(())
+        });
+        committed.await.map_err(lastro_database::Error::corrupt)?
     }
 }

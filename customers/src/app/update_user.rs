@@ -6,9 +6,11 @@ use lastro_mesh::identity::User as Caller;
 use lastro_proto::customers::v1::user::Role;
 use lastro_proto::customers::v1::{RolesChanged, UpdateUserRequest, UserDisabled, UserUpdated, user_event::Event};
 
+use super::attempts::account_of;
 use super::{App, normalized_email, reachable, revocation, tell};
 use crate::Error;
 use crate::domain::role::Roles;
+use crate::store::failures;
 use crate::store::users::{self, User};
 
 /// Only the fields that are given.
@@ -43,6 +45,11 @@ pub async fn update_user(app: &App, call: &Call, caller: &Caller, request: Updat
     }
     if user.name != before.name || user.email != before.email {
         tell(&tx, call, id, "USER_UPDATED", Event::UserUpdated(UserUpdated {})).await?;
+    }
+    if let (Some(old), Some(new)) = (&before.email, &user.email)
+        && old != new
+    {
+        failures::carry(&tx, &account_of(old), &account_of(new)).await?;
     }
     if user.roles != before.roles {
         let roles = Roles::from_bits(user.roles).numbers();

@@ -23,6 +23,22 @@ pub async fn last_us(on: &impl ConnectionTrait, email_hash: &[u8; 32]) -> Result
     Ok(row.map(|row| row.last_us))
 }
 
+/// Takes back one attempt that was counted and not made.
+pub async fn give_back(tx: &Transaction, email_hash: &[u8; 32]) -> Result<(), Error> {
+    let sql = "UPDATE login_failures SET failures = failures - 1 WHERE email_hash = $1 AND failures > 0";
+    // None where a right password has cleared them meanwhile.
+    execute(tx, sql, [email_hash.to_vec().into()]).await.map(|_| ())
+}
+
+/// An account has a new address, whose failures are those of the old one from now on: a new address is no way to try more often.
+pub async fn carry(tx: &Transaction, old: &[u8; 32], new: &[u8; 32]) -> Result<(), Error> {
+    let sql = "INSERT INTO login_failures (email_hash, failures, last_us) SELECT $2, failures, last_us FROM login_failures WHERE email_hash = $1 \
+               ON CONFLICT (email_hash) DO UPDATE SET failures = CASE WHEN login_failures.failures < excluded.failures THEN excluded.failures \
+               ELSE login_failures.failures END, last_us = CASE WHEN login_failures.last_us < excluded.last_us THEN excluded.last_us \
+               ELSE login_failures.last_us END";
+    execute(tx, sql, [old.to_vec().into(), new.to_vec().into()]).await.map(|_| ())
+}
+
 /// Forgets the failures of an account: its password was right, or it is gone.
 pub async fn clear(tx: &Transaction, email_hash: &[u8; 32]) -> Result<(), Error> {
     execute(tx, "DELETE FROM login_failures WHERE email_hash = $1", [email_hash.to_vec().into()]).await.map(|_| ())

@@ -11,16 +11,19 @@ pub struct RefreshToken {
     pub session_id: Uuid,
     /// When it was traded first, Unix microseconds; None while it was not.
     pub used_us: Option<i64>,
+    /// When it expires, Unix microseconds.
+    pub expires_us: i64,
 }
 
 /// Remembers a token that is about to be given.
-pub async fn insert(tx: &Transaction, hash: &[u8; 32], session_id: Uuid) -> Result<(), Error> {
-    execute(tx, "INSERT INTO refresh_tokens (hash, session_id) VALUES ($1, $2)", [hash.to_vec().into(), session_id.into()]).await.map(|_| ())
+pub async fn insert(tx: &Transaction, hash: &[u8; 32], session_id: Uuid, expires_us: i64) -> Result<(), Error> {
+    let sql = "INSERT INTO refresh_tokens (hash, session_id, expires_us) VALUES ($1, $2, $3)";
+    execute(tx, sql, [hash.to_vec().into(), session_id.into(), expires_us.into()]).await.map(|_| ())
 }
 
 /// The token with this hash; None for one that was never given.
 pub async fn get(on: &impl ConnectionTrait, hash: &[u8; 32]) -> Result<Option<RefreshToken>, Error> {
-    one(on, "SELECT session_id, used_us FROM refresh_tokens WHERE hash = $1", [hash.to_vec().into()]).await
+    one(on, "SELECT session_id, used_us, expires_us FROM refresh_tokens WHERE hash = $1", [hash.to_vec().into()]).await
 }
 
 /// Marks a token as traded for the first time.
@@ -29,7 +32,7 @@ pub async fn mark_used(tx: &Transaction, hash: &[u8; 32], now_us: i64) -> Result
     Error::expect_rows(1, execute(tx, sql, [hash.to_vec().into(), now_us.into()]).await?)
 }
 
-/// Deletes those that were traded before an instant.
-pub async fn forget_used(tx: &Transaction, before_us: i64) -> Result<u64, Error> {
-    execute(tx, "DELETE FROM refresh_tokens WHERE used_us < $1", [before_us.into()]).await
+/// Deletes those that have expired.
+pub async fn forget(tx: &Transaction, now_us: i64) -> Result<u64, Error> {
+    execute(tx, "DELETE FROM refresh_tokens WHERE expires_us < $1", [now_us.into()]).await
 }

@@ -19,6 +19,12 @@ pub struct CustomersGroup {
     /// Failed logins of one account until it has to wait, 1 to 1000.
     #[arg(long, env = "LASTRO_LOGIN_FAILURES_MAX", value_name = "N", default_value = "10")]
     login_failures_max: Setting,
+    /// Registrations from one address in a minute, of IPv6 from one /64, 1 to 1000000. Each replica counts for itself.
+    #[arg(long, env = "LASTRO_REGISTRATIONS_PER_MINUTE", value_name = "N", default_value = "60")]
+    registrations_per_minute: Setting,
+    /// Registrations from one address at once, after a while without any, 1 to 1000000.
+    #[arg(long, env = "LASTRO_REGISTRATIONS_BURST", value_name = "N", default_value = "100")]
+    registrations_burst: Setting,
     /// Seconds within which the refresh token that was traded last may be traded again, since the answer may have been lost, 0 to 60. What it costs:
     /// a thief who has the token within these seconds gets a session that its owner does not notice.
     #[arg(long, env = "LASTRO_REFRESH_REUSE_GRACE", value_name = "SECONDS", default_value = "10")]
@@ -34,12 +40,17 @@ impl CustomersGroup {
         let access_ttl_s = problems.take_within("--access-token-ttl", &self.access_token_ttl, 1..=86_400);
         let refresh_ttl_s = problems.take_within("--refresh-token-ttl", &self.refresh_token_ttl, 1..=31_536_000);
         let login_failures_max = problems.take_within("--login-failures-max", &self.login_failures_max, 1..=1000);
+        let registrations_per_minute =
+            problems.take_within("--registrations-per-minute", &self.registrations_per_minute, 1..=1_000_000).and_then(NonZeroU32::new);
+        let registrations_burst = problems.take_within("--registrations-burst", &self.registrations_burst, 1..=1_000_000).and_then(NonZeroU32::new);
         let refresh_reuse_grace_s = problems.take_within("--refresh-reuse-grace", &self.refresh_reuse_grace, 0..=60);
         let sessions_per_user_max = problems.take_within("--sessions-per-user-max", &self.sessions_per_user_max, 1..=100_000);
         Some(lastro_customers::Settings {
             access_ttl_s: access_ttl_s?,
             refresh_ttl_s: refresh_ttl_s?,
             login_failures_max: login_failures_max?,
+            registrations_per_minute: registrations_per_minute?,
+            registrations_burst: registrations_burst?,
             refresh_reuse_grace_s: refresh_reuse_grace_s?,
             sessions_per_user_max: sessions_per_user_max?,
             ..lastro_customers::Settings::default()

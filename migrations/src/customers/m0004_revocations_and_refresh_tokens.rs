@@ -1,5 +1,6 @@
-//! One mark ends every session of a user; every refresh token that was given is known until it expires; registering is idempotent by key. Serves
-//! versions from 0.1.0: `sessions.refresh_hash` stays and is written, and nobody reads it any more.
+//! One mark ends every session of a user; every refresh token that was given is known until it expires; registering is idempotent by key. Older
+//! versions of customers and transactions are stopped before: they know neither the mark nor the tokens, and would end sessions that live and let in
+//! those that are dead.
 
 use sea_orm_migration::prelude::*;
 

@@ -16,6 +16,6 @@ pub async fn close_accounts(app: &App, user_id: &str) -> Result<(), Error> {
     if open.iter().any(|balance| !balance.is_empty()) || operations::any_open_of(&tx, user_id).await? {
         return Err(Error::UserHasMoney);
     }
-    accounts::close(&tx, &open).await?;
+    accounts::close_empty(&tx, user_id, open.len()).await?;
     Ok(tx.commit().await.map_err(lastro_database::Error::from)?)
 }

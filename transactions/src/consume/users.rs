@@ -54,7 +54,7 @@ async fn close_what_was_opened_meanwhile(tx: &Transaction, user_id: Uuid) -> Res
     for balance in others {
         tracing::error!(account = %balance.account_id, "an account of a deleted user has money, and stays open");
     }
-    accounts::close(tx, &empty).await?;
+    accounts::close_empty(tx, user_id, empty.len()).await?;
     Ok(())
 }
 
