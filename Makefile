@@ -5,7 +5,7 @@ CARGO ?= cargo
 # Arguments for `make run`, as in: make run ARGS="--data /tmp/x --log info"
 ARGS ?=
 
-.PHONY: help run build test test-faults test-ha test-long test-compose lint fmt bench ci docs deps clean up down logs smoke stack load
+.PHONY: help run build test test-faults test-ha test-long test-abuse test-compose lint fmt bench ci docs deps clean up down logs smoke stack load
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,7 +32,11 @@ test-ha: deps ## Replicas killed, frozen and restarted, stores stopped, nginx re
 	$(CARGO) build --locked --bin lastro
 	. tools/test-env && $(CARGO) test --locked -p lastro-tests --test journeys -- --ignored --nocapture ha::
 
-test-long: test-faults test-ha ## The long suites whole: faults, and replicas under load
+test-abuse: deps ## Attackers beside payers, behind nginx and past it: what the others notice, in percent and as a ratio
+	$(CARGO) build --locked --bin lastro
+	. tools/test-env && $(CARGO) test --locked -p lastro-tests --test journeys -- --ignored --nocapture --test-threads=1 abuse::
+
+test-long: test-faults test-ha test-abuse ## The long suites whole: faults, replicas under load, attackers
 
 test-compose: deps ## The stack of compose.yaml for real: built, started, tried, loaded, ended
 	tools/test-compose
@@ -73,6 +77,7 @@ docs: ## Documentation of the crates
 ci: lint test ## What CI runs
 	LASTRO_FAULT_ROUNDS=3 $(MAKE) test-faults
 	LASTRO_HA_ONLY="one after the other" $(MAKE) test-ha
+	LASTRO_ABUSE_SECONDS=2 $(MAKE) test-abuse
 
 clean: ## Remove what was built
 	$(CARGO) clean

@@ -103,7 +103,9 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let Listener { tcp, security, drain, limits } = listener;
-    let (connections, counted) = (TaskTracker::new(), Connections::new(limits));
+    // Behind other parts of the mesh, and behind a proxy that proves who it is, one address stands for many: only the limit in all counts.
+    let per_address = if matches!(security, Security::Open) { limits.per_address } else { limits.in_all };
+    let (connections, counted) = (TaskTracker::new(), Connections::new(ConnectionLimits { per_address, ..limits }));
     let lingered = CancellationToken::new();
     let told_first = if drain.at_once { stop.clone() } else { lingered.clone() };
     let take = |stream: TcpStream, address: SocketAddr, told: CancellationToken| {

@@ -3,6 +3,7 @@
 //! shared; a journey makes its own users.
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::print_stderr, missing_docs, reason = "a test says what it expected")]
 
+mod abuse;
 mod access;
 mod accounts;
 mod bus;
@@ -19,6 +20,7 @@ mod pipeline;
 mod pipelined;
 mod poison;
 mod rest;
+mod revocations;
 mod sessions;
 mod stores;
 mod tokens;
@@ -166,7 +168,9 @@ fn main() {
     trials.extend(traces::trials());
     trials.extend(bus::trials());
     trials.extend(pipelined::trials());
+    trials.extend(abuse::trials());
     trials.extend(pipeline::trials());
+    trials.extend(revocations::trials());
     trials.extend(stores::trials());
     trials.extend(cli::trials());
     for kind in [Kind::Embedded, Kind::Stack] {

@@ -41,18 +41,23 @@ pub fn trials() -> Vec<Trial> {
 }
 
 /// A server of its own.
-struct Rig {
-    server: Server,
-    postgres: Option<Postgres>,
+pub struct Rig {
+    pub server: Server,
+    pub postgres: Option<Postgres>,
     _folder: tempfile::TempDir,
 }
 
 impl Rig {
-    fn start(on_postgres: bool) -> Result<Self> {
+    pub fn start(on_postgres: bool) -> Result<Self> {
+        Self::start_with(on_postgres, &[])
+    }
+
+    /// With more flags.
+    pub fn start_with(on_postgres: bool, more: &[&str]) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let postgres = if on_postgres { Some(Postgres::start()?) } else { None };
         let url = postgres.as_ref().map(Postgres::url);
-        let flags: Vec<&str> = url.iter().flat_map(|url| ["--database-url", url.as_str()]).collect();
+        let flags: Vec<&str> = url.iter().flat_map(|url| ["--database-url", url.as_str()]).chain(more.iter().copied()).collect();
         Ok(Self { server: Server::start(&folder.path().join("data"), &flags)?, postgres, _folder: folder })
     }
 
@@ -61,7 +66,7 @@ impl Rig {
         Ok(Ledger::open(url.as_deref(), &self.server.data).await?.transactions)
     }
 
-    async fn session(&self) -> Result<sqlx::PgConnection> {
+    pub async fn session(&self) -> Result<sqlx::PgConnection> {
         let url = self.postgres.as_ref().context("on PostgreSQL")?.url();
         Ok(sqlx::PgConnection::connect(&format!("{url}/lastro_transactions")).await?)
     }
@@ -174,6 +179,24 @@ async fn what_waited_settles_as_its_caller_would_have(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
+/// 10,000 accounts for a user, and 20,000 operations that debit them, each like the one whose key is `mine 0`.
+pub async fn give_many_operations(hand: &mut sqlx::PgConnection, owner: &str) -> Result<()> {
+    let id = |n: &str| {
+        format!("(substr(lpad(to_hex({n}), 12, '0'), 1, 8) || '-' || substr(lpad(to_hex({n}), 12, '0'), 9) || '-7000-8000-000000000000')::uuid")
+    };
+    let (number, account) = (id("n"), id("1 + n % 10000"));
+    let many = format!(
+        "INSERT INTO accounts (id, owner_id, currency_code, display_name, system, create_time_us) \
+           SELECT {number}, '{owner}', 'BRL', '', false, 0 FROM generate_series(1, 10000) n; \
+         INSERT INTO balances (account_id, posted, held, version, system, closed) SELECT {number}, 0, 0, 0, false, false FROM generate_series(1, 10000) n; \
+         INSERT INTO operations SELECT {number}, o.owner_id, 'many ' || n, o.request_hash, o.kind, o.state, o.reason, o.currency_code, o.amount, {account}, \
+           o.destination_account_id, o.description, o.metadata, o.effective_time_us, o.create_time_us, o.update_time_us, o.version, o.hash, o.attempts, \
+           o.source_owner_id, NULL FROM operations o, generate_series(1, 20000) n WHERE o.external_id = 'mine 0'; ANALYZE"
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(many)).execute(hand).await?;
+    Ok(())
+}
+
 /// Somebody has 10,000 accounts and 20,000 operations. A page reads about as many rows as it has, and the pages together have each operation once,
 /// also one that a replica of an older version stored, without its owners.
 async fn a_list_costs_the_same_whatever_there_is(rig: &Rig) -> Result<()> {
@@ -183,20 +206,8 @@ async fn a_list_costs_the_same_whatever_there_is(rig: &Rig) -> Result<()> {
         let transfer = Api::transfer(&format!("mine {number}"), &accounts[0], &accounts[1], "0.01");
         assert_eq!(api.transact(&someone.token, transfer).await?.status, 201);
     }
-    let ids = "(lpad(to_hex(n), 12, '0') || '-7000-8000-000000000000')";
-    let ids = ids.replace("lpad(to_hex(n), 12, '0')", "substr(lpad(to_hex(n), 12, '0'), 1, 8) || '-' || substr(lpad(to_hex(n), 12, '0'), 9)");
-    let many = format!(
-        "INSERT INTO accounts (id, owner_id, currency_code, display_name, system, create_time_us) \
-           SELECT {ids}::uuid, '{owner}', 'BRL', '', false, 0 FROM generate_series(1, 10000) n; \
-         INSERT INTO balances (account_id, posted, held, version, system, closed) SELECT {ids}::uuid, 0, 0, 0, false, false FROM generate_series(1, 10000) n; \
-         INSERT INTO operations SELECT {ids}::uuid, o.owner_id, 'many ' || n, o.request_hash, o.kind, o.state, o.reason, o.currency_code, o.amount, \
-           (SELECT a.id FROM accounts a WHERE a.id = (substr(lpad(to_hex(1 + n % 10000), 12, '0'), 1, 8) || '-' || substr(lpad(to_hex(1 + n % 10000), 12, '0'), 9) || '-7000-8000-000000000000')::uuid), \
-           o.destination_account_id, o.description, o.metadata, o.effective_time_us, o.create_time_us, o.update_time_us, o.version, o.hash, o.attempts, \
-           o.source_owner_id, NULL FROM operations o, generate_series(1, 20000) n WHERE o.external_id = 'mine 0'; \
-         UPDATE operations SET source_owner_id = NULL WHERE external_id IN ('mine 1', 'many 7'); ANALYZE",
-        owner = someone.id,
-    );
-    sqlx::raw_sql(sqlx::AssertSqlSafe(many)).execute(&mut hand).await?;
+    give_many_operations(&mut hand, &someone.id).await?;
+    sqlx::raw_sql("UPDATE operations SET source_owner_id = NULL WHERE external_id IN ('mine 1', 'many 7')").execute(&mut hand).await?;
     tokio::time::sleep(Duration::from_millis(2500)).await;
     let read = "SELECT (sum(idx_tup_read) + (SELECT sum(seq_tup_read) FROM pg_stat_user_tables WHERE relname = 'operations'))::bigint \
                 FROM pg_stat_user_indexes WHERE relname = 'operations'";

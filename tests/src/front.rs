@@ -1,5 +1,6 @@
 //! Where a mesh is reached, be it one process, nginx before many, or a replica itself.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
@@ -47,7 +48,12 @@ impl Front {
 
     /// A connection for generated clients.
     pub async fn channel(&self) -> Result<Channel> {
-        let mut endpoint = Endpoint::new(self.grpc.clone())?.tcp_nodelay(true);
+        self.channel_from(None).await
+    }
+
+    /// As [`channel`](Self::channel), from a local address.
+    pub async fn channel_from(&self, address: Option<IpAddr>) -> Result<Channel> {
+        let mut endpoint = Endpoint::new(self.grpc.clone())?.tcp_nodelay(true).local_address(address);
         if let Some(authority) = &self.authority {
             let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(std::fs::read(authority)?));
             if let Some((certificate, key)) = &self.identity {

@@ -326,7 +326,7 @@ impl Stack {
             ("REFLECTION", if self.options.reflection { "on" } else { "off" }.to_owned()),
             ("RATE_PER_SECOND", self.options.rate_per_second.to_string()),
             ("BURST", self.options.rate_per_second.to_string()),
-            ("CONNECTIONS", "10000".to_owned()),
+            ("CONNECTIONS", "512".to_owned()),
         ];
         let filled = values.iter().fold(template, |text, (name, value)| text.replace(&format!("${{LASTRO_NGINX_{name}}}"), value));
         let unfilled = filled.lines().find(|line| line.contains("${LASTRO") && !line.starts_with('#'));

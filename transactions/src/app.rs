@@ -11,17 +11,22 @@ pub mod list_transactions;
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use lastro_database::Database;
 use lastro_events::EventStore;
 use lastro_events::bus::Bus;
+use lastro_mesh::call::Call;
 use lastro_mesh::clock;
 use lastro_mesh::identity::{Revocations, User as Caller};
 use lastro_mesh::outbound::Outbound;
+use lastro_mesh::page::Page;
+use lastro_mesh::status::{Problem, UNAVAILABLE};
+use lastro_mesh::turns::Turns;
 use lastro_money::Currency;
 use lastro_proto::internal::customers::v1::identity_service_client::IdentityServiceClient;
 use quick_cache::sync::Cache;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use uuid::Uuid;
 
 use crate::domain::account::Account;
@@ -33,6 +38,13 @@ const ACCOUNTS_CACHED: usize = 200_000;
 
 /// Calls that wait for an outcome at once. Each takes some KB for up to half a minute.
 const WAITING_MAX: usize = 10_000;
+
+/// Long pages that one user reads at once; what comes then waits for its turn.
+const LONG_PAGES_PER_USER: usize = 2;
+/// Pages of more items are long.
+const SHORT_PAGE: u32 = 100;
+/// What reading one takes at most, of its deadline.
+const LIST_MARGIN: Duration = Duration::from_millis(500);
 
 /// What every use case works with.
 pub struct App {
@@ -46,6 +58,8 @@ pub struct App {
     pub(crate) settings: Settings,
     /// Places for calls that wait for an outcome.
     pub(crate) waiting: Semaphore,
+    /// The turns of each user at long pages, which cost more than anything else that one may ask for.
+    lists: Turns<Uuid>,
     accounts: Cache<Uuid, Arc<Account>>,
     /// Currencies whose clearing account is known to exist.
     cleared: Mutex<HashSet<Currency>>,
@@ -73,7 +87,18 @@ impl App {
             revoked,
             settings,
             waiting: Semaphore::new(WAITING_MAX),
+            lists: Turns::new(LONG_PAGES_PER_USER),
         })
+    }
+
+    /// A turn of a user at a long page, held while it is read.
+    pub(crate) async fn list_turn(&self, call: &Call, user_id: Uuid, page: Page) -> Result<Option<OwnedSemaphorePermit>, Problem> {
+        if page.size <= SHORT_PAGE {
+            return Ok(None);
+        }
+        let by = call.deadline.checked_sub(LIST_MARGIN).unwrap_or(call.deadline);
+        let busy = || Problem::new(&UNAVAILABLE, "too many long pages of this user are being read; ask for fewer at once").retry_after(LIST_MARGIN);
+        self.lists.take(user_id, by).await.ok_or_else(busy).map(Some)
     }
 
     /// What never changes about an account; a call costs no SELECT for one that was asked for before.

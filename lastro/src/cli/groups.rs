@@ -61,7 +61,8 @@ impl CustomersGroup {
 /// How many connections a listener holds.
 #[derive(Args)]
 pub struct ConnectionsGroup {
-    /// Connections from one address, of IPv6 from one /64, 1 to 1000000.
+    /// Connections from one address, of IPv6 from one /64, 1 to 1000000. Not counted where callers prove who they are by certificates: there an
+    /// address stands for many, and the proxy before it has limits of its own.
     #[arg(long, env = "LASTRO_CONNECTIONS_PER_ADDRESS", value_name = "N", default_value = "1000")]
     connections_per_address: Setting,
     /// Connections in all, 1 to 1000000.

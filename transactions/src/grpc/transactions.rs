@@ -43,8 +43,10 @@ impl TransactionsService for Transactions {
     }
 
     async fn list_transactions(&self, request: Request<ListTransactionsRequest>) -> Result<Response<ListTransactionsResponse>, Status> {
-        let (caller, message) = (Call::of(&request)?.user()?, request.get_ref());
+        let (call, message) = (Call::of(&request)?, request.get_ref());
+        let caller = call.user()?;
         let page = Page::read(message.page_size, &message.page_token)?;
+        let _turn = self.0.list_turn(call, caller.id, page).await?;
         let (operations, next_page_token) = list_transactions(&self.0, caller, &message.account_id, page).await?;
         let transactions = operations.into_iter().map(|operation| wire(operation, caller)).collect();
         Ok(Response::new(ListTransactionsResponse { transactions, next_page_token }))
