@@ -8,13 +8,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Error;
 use crate::app::App;
-use crate::store::{failures, refresh_tokens, sessions};
+use crate::store::{failures, known_addresses, refresh_tokens, sessions};
 
 /// What other replicas revoke is known here after so long.
 const LEARN_EVERY: Duration = Duration::from_secs(1);
 /// In ticks of LEARN_EVERY.
 const FORGET_EVERY: u32 = 600;
 const FAILURES_KEPT_US: i64 = 24 * 3600 * 1_000_000;
+const ADDRESSES_KEPT_US: i64 = 90 * 24 * 3600 * 1_000_000;
 
 /// Runs until told to stop.
 pub async fn run(app: &App, stop: CancellationToken) {
@@ -45,6 +46,7 @@ async fn forget(app: &App) -> Result<(), Error> {
     sessions::forget(&tx, now_us).await?;
     refresh_tokens::forget(&tx, now_us).await?;
     failures::forget(&tx, now_us - FAILURES_KEPT_US).await?;
+    known_addresses::forget(&tx, now_us - ADDRESSES_KEPT_US).await?;
     tx.commit().await.map_err(lastro_database::Error::from)?;
     app.registrations.forget_quiet();
     app.revoked.forget_before(now_us / 1_000_000);

@@ -2,6 +2,7 @@
 
 pub mod failures;
 pub mod keys;
+pub mod known_addresses;
 pub mod refresh_tokens;
 pub mod sessions;
 pub mod users;

@@ -22,8 +22,6 @@ const PING_TIMEOUT: Duration = Duration::from_secs(2);
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 const TRY_AGAIN_AFTER: Duration = Duration::from_millis(500);
 
-const OPS_CONNECTIONS: ConnectionLimits = ConnectionLimits { per_address: 64, in_all: 256, streams: 16 };
-
 /// Logs and traces of a process.
 pub struct Telemetry<'a> {
     pub filter: &'a str,
@@ -76,7 +74,10 @@ impl Process {
     /// Serves `/livez`, `/readyz` and `/metrics` to the very end.
     pub fn serve_ops(&self, listener: TcpListener) {
         // It keeps its own few: whoever fills the others must not keep an operator from seeing it.
-        let listener = Listener { limits: OPS_CONNECTIONS, ..Listener::open(listener) };
+        let listener = Listener {
+            limits: ConnectionLimits { per_address: 64, in_all: 256, streams: 16, ..ConnectionLimits::default() },
+            ..Listener::open(listener)
+        };
         self.spawn(ops::serve(listener, self.end_of_background.clone(), self.health.clone(), self.metrics.clone()));
     }
 

@@ -76,7 +76,12 @@ fn verifier(process: &Process, name: &'static str, customers: &Far, settings: &P
 }
 
 fn listener(tcp: TcpListener, settings: &ProcessSettings, at_once: bool) -> Listener {
-    Listener { tcp, security: settings.security.clone(), drain: Drain { linger: settings.drain_linger, at_once }, limits: settings.connections }
+    Listener {
+        tcp,
+        security: settings.security.clone(),
+        drain: Drain { linger: settings.drain_linger, at_once },
+        limits: settings.connections.clone(),
+    }
 }
 
 /// Serves a service, health and reflection on one listener until the process is told to stop, and then until what is in flight has ended.

@@ -106,7 +106,7 @@ pub async fn up(args: UpArgs) -> Result<()> {
     process.drain_on_stop();
     announce(&listening, administrator.as_ref(), &data);
 
-    let open = |tcp| Listener { limits: settings.connections, ..Listener::open(tcp) };
+    let open = |tcp| Listener { limits: settings.connections.clone(), ..Listener::open(tcp) };
     let serve_grpc = lastro_mesh::serve::serve_grpc(open(grpc), process.stop.clone(), dispatch.boxed());
     tokio::join!(serve_grpc, lastro_gateway::serve(gateway, open(rest), process.stop.clone()));
     process.end().await;

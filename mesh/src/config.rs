@@ -2,6 +2,7 @@
 //! every mistake is reported at once instead of the first.
 
 use std::fmt;
+use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::str::FromStr;
 
 /// A setting as it was given: read by [`Problems::take`].
@@ -24,6 +25,20 @@ impl Problems {
     /// Reads one setting; a mistake is remembered with the setting's name and value.
     pub fn take<T: FromStr<Err: fmt::Display>>(&mut self, name: &str, setting: &Setting) -> Option<T> {
         setting.0.parse().map_err(|error| self.0.push(format!("{name} {:?}: {error}", setting.0))).ok()
+    }
+
+    /// An address to listen on: IP and port, or a name of this machine and port, such as localhost:8080.
+    pub fn take_address(&mut self, name: &str, setting: &Setting) -> Option<SocketAddr> {
+        if let Ok(address) = setting.0.parse() {
+            return Some(address);
+        }
+        let found = setting.0.to_socket_addrs().map(Iterator::collect::<Vec<_>>).unwrap_or_default();
+        // Of localhost the IPv4 address, which is what everybody expects to be served.
+        let found = found.iter().find(|address| address.is_ipv4()).or(found.first()).copied();
+        if found.is_none() {
+            self.0.push(format!("{name} {:?}: must be an address and a port of this machine, such as 127.0.0.1:8080 or localhost:8080", setting.0));
+        }
+        found
     }
 
     /// As [`take`](Self::take), within bounds.
@@ -72,7 +87,8 @@ mod tests {
         let mut problems = Problems::default();
         let text = |text: &str| Setting(text.to_owned());
         assert_eq!(problems.take::<u16>("--good", &text("7")), Some(7));
-        assert_eq!(problems.take::<std::net::SocketAddr>("--rest", &text("localhost")), None);
+        assert_eq!(problems.take_address("--ops", &text("localhost:1")), Some(SocketAddr::from(([127, 0, 0, 1], 1))));
+        assert_eq!(problems.take_address("--rest", &text("localhost")), None);
         assert_eq!(problems.take_within::<u32>("--limit", &text("0"), 1..=10), None);
         let Invalid(all) = problems.check().expect_err("two mistakes");
         assert_eq!(all.len(), 2);

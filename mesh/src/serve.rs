@@ -3,6 +3,7 @@
 //! are still taken, since not everybody has noticed; then the listener closes, and what is in flight ends.
 
 mod limits;
+mod proxies;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -32,6 +33,7 @@ use crate::tls::{self, Tls};
 
 pub use self::limits::{ConnectionLimits, limited_address};
 use self::limits::{Connections, PREFACE_BYTES, ReadCount};
+pub use self::proxies::Proxies;
 
 /// Who is at the other end of the connection.
 #[derive(Debug, Clone)]
@@ -40,6 +42,8 @@ pub struct Peer {
     pub address: SocketAddr,
     /// The service that it proved to be, where callers have to prove that.
     pub caller: Option<Arc<Caller>>,
+    /// Whose word on a client's address counts.
+    pub proxies: Proxies,
 }
 
 /// How a listener knows who calls.
@@ -105,6 +109,7 @@ where
     let Listener { tcp, security, drain, limits } = listener;
     // Behind other parts of the mesh, and behind a proxy that proves who it is, one address stands for many: only the limit in all counts.
     let per_address = if matches!(security, Security::Open) { limits.per_address } else { limits.in_all };
+    let (streams, proxies) = (limits.streams, limits.proxies.clone());
     let (connections, counted) = (TaskTracker::new(), Connections::new(ConnectionLimits { per_address, ..limits }));
     let lingered = CancellationToken::new();
     let told_first = if drain.at_once { stop.clone() } else { lingered.clone() };
@@ -114,7 +119,7 @@ where
             return;
         };
         let _ = stream.set_nodelay(true);
-        let connection = Connection { stop: stop.clone(), told, streams: limits.streams };
+        let connection = Connection { stop: stop.clone(), told, streams, proxies: proxies.clone() };
         let (security, service) = (security.clone(), service.clone());
         connections.spawn(async move {
             connection.run(stream, address, security, service).await;
@@ -161,6 +166,7 @@ struct Connection {
     stop: CancellationToken,
     told: CancellationToken,
     streams: u32,
+    proxies: Proxies,
 }
 
 impl Connection {
@@ -172,9 +178,16 @@ impl Connection {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
+        let peer = |caller| Peer { address, caller, proxies: self.proxies.clone() };
         match security {
-            Security::Open => self.serve(stream, service(Peer { address, caller: None }), Ours::No).await,
-            Security::Loopback => self.serve(stream, service(Peer { address, caller: Some(Caller::on_loopback()) }), Ours::Yes).await,
+            Security::Open => {
+                let service = service(peer(None));
+                self.serve(stream, service, Ours::No).await;
+            }
+            Security::Loopback => {
+                let service = service(peer(Some(Caller::on_loopback())));
+                self.serve(stream, service, Ours::Yes).await;
+            }
             Security::Mutual(tls, policy) => {
                 let stream = match tokio::time::timeout(HEADER_TIMEOUT, tls.accept(stream)).await {
                     Ok(Ok(stream)) => stream,
@@ -183,7 +196,10 @@ impl Connection {
                 };
                 let name = tls::caller_name(&stream).unwrap_or_default();
                 match policy.caller(&name) {
-                    Some(caller) => self.serve(stream, service(Peer { address, caller: Some(caller) }), Ours::Yes).await,
+                    Some(caller) => {
+                        let service = service(peer(Some(caller)));
+                        self.serve(stream, service, Ours::Yes).await;
+                    }
                     None => tracing::warn!(%address, name, "a connection of a caller that the policy does not list was refused"),
                 }
             }

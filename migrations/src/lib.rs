@@ -25,6 +25,7 @@ impl MigratorTrait for CustomersMigrator {
             Box::new(customers::m0003_events_may_repeat::Migration),
             Box::new(customers::m0004_revocations_and_refresh_tokens::Migration),
             Box::new(customers::m0005_refresh_tokens_expire::Migration),
+            Box::new(customers::m0006_known_addresses::Migration),
         ]
     }
 }

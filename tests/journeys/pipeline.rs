@@ -71,6 +71,11 @@ impl Rig {
         Ok(sqlx::PgConnection::connect(&format!("{url}/lastro_transactions")).await?)
     }
 
+    pub async fn customers_session(&self) -> Result<sqlx::PgConnection> {
+        let url = self.postgres.as_ref().context("on PostgreSQL")?.url();
+        Ok(sqlx::PgConnection::connect(&format!("{url}/lastro_customers")).await?)
+    }
+
     async fn someone(&self) -> Result<(Api, Someone, [String; 2])> {
         let (someone, accounts) = two_accounts(&self.server.front()).await?;
         Ok((self.server.api(), someone, accounts))

@@ -29,6 +29,10 @@ pub fn trials() -> Vec<Trial> {
         embedded("no_session_of_the_old_password_survives", |rig| block_on(no_session_of_the_old_password_survives(&rig))),
         on_postgres("no_session_of_the_old_password_survives", |rig| block_on(no_session_of_the_old_password_survives(&rig))),
         embedded("a_new_address_is_no_new_count", |rig| block_on(a_new_address_is_no_new_count(&rig))),
+        embedded("nobody_elsewhere_locks_an_owner_out", |rig| block_on(nobody_elsewhere_locks_an_owner_out(&rig))),
+        Trial::test("revocations::postgres::waits_grow", || {
+            failed(Rig::start_with(true, &["--trusted-proxies", "127.0.0.1"]).and_then(|rig| block_on(waits_grow(&rig))))
+        }),
         on_postgres("many_accounts_are_closed_at_once", |rig| block_on(many_accounts_are_closed_at_once(&rig))),
         Trial::test("revocations::embedded::a_refresh_token_expires_by_itself", || failed(block_on(a_refresh_token_expires_by_itself()))),
     ]
@@ -146,6 +150,61 @@ async fn a_new_address_is_no_new_count(rig: &Rig) -> Result<()> {
     assert_eq!(patched.status, 200, "{patched:?}");
     let failed = api.post("/api/v1/auth/login", None, json!({ "email": format!("new-{}", other.email), "password": "wrong" })).await?;
     assert_eq!(failed.status, 429, "{failed:?}");
+    Ok(())
+}
+
+fn from(address: [u8; 4], rig: &Rig) -> Result<Api> {
+    let client = reqwest::Client::builder().local_address(std::net::IpAddr::from(address)).build()?;
+    Ok(Api::through(client, &format!("http://{}", rig.server.rest)))
+}
+
+/// Anybody fails as often as it likes: who logged in before gets in from there, also the administrator; from elsewhere even the right password waits.
+async fn nobody_elsewhere_locks_an_owner_out(rig: &Rig) -> Result<()> {
+    let (api, attacker) = (rig.server.api(), from([127, 0, 0, 2], rig)?);
+    let someone = api.someone().await?;
+    rig.server.administrator().await?;
+    let administrator: serde_json::Value = serde_json::from_slice(&std::fs::read(rig.server.data.join("admin.json"))?)?;
+    for email in [someone.email.as_str(), administrator["email"].as_str().context("an address")?] {
+        let mut statuses = Vec::new();
+        for _ in 0..12 {
+            statuses.push(attacker.post("/api/v1/auth/login", None, json!({ "email": email, "password": "wrong" })).await?.status);
+        }
+        assert_eq!((&statuses[..10], &statuses[10..]), (&[401; 10][..], &[429; 2][..]), "{email}");
+    }
+    let right = json!({ "email": someone.email, "password": PASSWORD });
+    assert_eq!(attacker.post("/api/v1/auth/login", None, right.clone()).await?.status, 429, "from elsewhere");
+    assert_eq!(api.post("/api/v1/auth/login", None, right).await?.status, 200, "from where it was before");
+    rig.server.administrator().await?;
+    // Where it is known it has a count of its own.
+    for number in 0..11 {
+        let status = api.post("/api/v1/auth/login", None, json!({ "email": someone.email, "password": "wrong" })).await?.status;
+        assert_eq!(status, if number < 10 { 401 } else { 429 });
+    }
+    Ok(())
+}
+
+/// After ten failures one attempt after a minute, one after two, and so on. The attempts come through a proxy, each from an address of its own.
+async fn waits_grow(rig: &Rig) -> Result<()> {
+    let api = rig.server.api();
+    let (email, mut hand) = (format!("nobody-{}@example.com", uuid::Uuid::new_v4().simple()), rig.customers_session().await?);
+    let mut addresses = 1..;
+    let mut fail = async || {
+        let address = format!("198.51.100.{}", addresses.next().unwrap_or_default());
+        let body = Some(json!({ "email": email, "password": "wrong" }));
+        api.json(Method::POST, "/api/v1/auth/login", None, &[("x-forwarded-for", &address)], body).await
+    };
+    for _ in 0..10 {
+        assert_eq!(fail().await?.status, 401);
+    }
+    for minutes in [1_i64, 2, 4] {
+        let waits = fail().await?;
+        let retry_after: i64 = waits.header("retry-after").parse()?;
+        assert!(waits.status == 429 && (minutes * 60 - 5..=minutes * 60).contains(&retry_after), "{waits:?}");
+        sqlx::query("UPDATE login_failures SET last_us = last_us - $1").bind((minutes * 60 - 10) * 1_000_000).execute(&mut hand).await?;
+        assert_eq!(fail().await?.status, 429, "ten seconds too early");
+        sqlx::query("UPDATE login_failures SET last_us = last_us - $1").bind(11_000_000_i64).execute(&mut hand).await?;
+        assert_eq!(fail().await?.status, 401, "one attempt");
+    }
     Ok(())
 }
 

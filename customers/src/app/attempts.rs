@@ -1,6 +1,10 @@
 //! How often a password may be tried, for an account and from an address. An attempt is counted as failed before the password is looked at, and
 //! taken back when it was right: of any number of attempts at once no more get through than are allowed.
 //!
+//! An address from which an account was logged in before has a count of its own for this account, so that nobody elsewhere can lock its owner out
+//! there. This is what OWASP calls device cookies; callers are programs without cookies, so that the address, of IPv6 the /64, stands for the device.
+//! After too many failures one attempt is let through now and then, after twice as long each time.
+//!
 //! Attempts that are under way might all be right, as when many workers of one account start together. So one that finds every place taken waits
 //! until another one has ended, and is refused only when enough of them have failed.
 
@@ -20,7 +24,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 use super::App;
-use crate::store::failures;
+use crate::store::{failures, known_addresses};
 use crate::{Error, Settings};
 
 /// Failures from an address are forgotten after so long.
@@ -34,12 +38,22 @@ const WAIT_MAX: Duration = Duration::from_secs(5);
 const ELSEWHERE_MAX: Duration = Duration::from_millis(1500);
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
+/// A login from a known address is noted again after so long.
+const NOTE_AGAIN_US: i64 = 24 * 3600 * 1_000_000;
+
 /// Under what the failures of an account are counted: the SHA-256 of its normalized address, so that unknown ones count too and none is kept.
 pub type AccountHash = [u8; 32];
 
 /// As [`AccountHash`].
 pub fn account_of(email: &str) -> AccountHash {
     Sha256::digest(email.as_bytes()).into()
+}
+
+fn place_of(account: &AccountHash, address: IpAddr) -> AccountHash {
+    let mut hasher = Sha256::new();
+    hasher.update(account);
+    hasher.update(limited_address(address).to_string());
+    hasher.finalize().into()
 }
 
 /// The attempts that are under way in this process, and the failures from each address in the last minute. Failures of accounts are in the
@@ -71,6 +85,10 @@ struct Counts {
 pub struct Attempt {
     address: Option<Arc<Address>>,
     account: AccountHash,
+    /// Under what it counts: the account, or the account at a known address.
+    counted: AccountHash,
+    /// Where it came from, with the account.
+    from: Option<AccountHash>,
     /// Held until the attempt has ended.
     _turn: OwnedSemaphorePermit,
 }
@@ -104,20 +122,27 @@ impl Attempts {
         }
         // From here on the address is told how it ended.
         let mut place = Place(address);
-        let turns = self.accounts.get_with(account, || Arc::new(Semaphore::new(self.failures_max.clamp(1, 1000) as usize)));
+        let from = call.address.map(|address| place_of(&account, address));
+        let counted = match from {
+            Some(from) if known_addresses::is_known(self.database.reader(), &account, &from).await? => from,
+            _ => account,
+        };
+        let turns = self.accounts.get_with(counted, || Arc::new(Semaphore::new(self.failures_max.clamp(1, 1000) as usize)));
         let turn = timeout_at(until, turns.acquire_owned()).await.map_err(|_| busy())?.map_err(|_| busy())?;
         loop {
             let now_us = clock::now_us();
             let tx = self.database.begin().await?;
-            let taken = failures::take(&tx, &account, now_us, now_us - self.pause_s * 1_000_000, self.failures_max).await?;
+            let taken = failures::take(&tx, &counted, now_us, self.pause_s * 1_000_000, self.failures_max).await?;
             tx.commit().await.map_err(lastro_database::Error::from)?;
             if taken {
-                return Ok(Attempt { address: place.0.take(), account, _turn: turn });
+                return Ok(Attempt { address: place.0.take(), account, counted, from, _turn: turn });
             }
-            let last_us = failures::last_us(self.database.reader(), &account).await?.unwrap_or_default();
+            let Some(failures) = failures::get(self.database.reader(), &counted).await? else { continue };
+            let last_us = failures.last_us;
             let may_be_under_way = now_us - last_us < ELSEWHERE_MAX.as_micros() as i64;
             if !may_be_under_way || Instant::now() + LOOK_AGAIN > until {
-                let again_s = last_us / 1_000_000 + self.pause_s - clock::now_s();
+                let wait_us = failures::wait_us(failures.failures - self.failures_max, self.pause_s * 1_000_000);
+                let again_s = (last_us + wait_us) / 1_000_000 - clock::now_s();
                 return Err(Error::LoginThrottled { retry_after_s: u64::try_from(again_s).unwrap_or(0).max(1) });
             }
             tokio::time::sleep(LOOK_AGAIN).await;
@@ -185,7 +210,11 @@ impl Address {
 impl Attempt {
     /// The password was right: the failures of the account are forgotten when the transaction commits. Until then nobody else gets this turn.
     pub async fn succeeded(&mut self, tx: &Transaction) -> Result<(), Error> {
-        failures::clear(tx, &self.account).await?;
+        failures::clear(tx, &self.counted).await?;
+        if let Some(from) = &self.from {
+            let now_us = clock::now_us();
+            known_addresses::note(tx, &self.account, from, now_us, now_us - NOTE_AGAIN_US).await?;
+        }
         if let Some(address) = self.address.take() {
             address.end(End::TakenBack);
         }
@@ -199,7 +228,7 @@ impl Attempt {
             address.end(End::TakenBack);
         }
         let tx = database.begin().await?;
-        failures::give_back(&tx, &self.account).await?;
+        failures::give_back(&tx, &self.counted).await?;
         Ok(tx.commit().await.map_err(lastro_database::Error::from)?)
     }
 }

@@ -14,8 +14,8 @@ use super::attempts::account_of;
 use super::update_user::keep_an_administrator;
 use super::{App, reachable, revocation, tell};
 use crate::Error;
-use crate::store::failures;
 use crate::store::users::{self, User};
+use crate::store::{failures, known_addresses};
 
 /// The caller's own, or any for who may write users.
 pub async fn delete_user(app: &App, call: &Call, caller: &Caller, id: &str) -> Result<(), Error> {
@@ -34,6 +34,7 @@ pub async fn delete_user(app: &App, call: &Call, caller: &Caller, id: &str) -> R
     users::update(&tx, &user).await?;
     if let Some(email) = &before.email {
         failures::clear(&tx, &account_of(email)).await?;
+        known_addresses::clear(&tx, &account_of(email)).await?;
     }
     failures::clear(&tx, &account_of(&id.to_string())).await?;
     tell(&tx, call, id, "USER_DELETED", Event::UserDeleted(UserDeleted {})).await?;

@@ -10,6 +10,7 @@ use argon2::{Algorithm, Argon2, Params, Version};
 use lastro_mesh::status::{Problem, UNAVAILABLE};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
+use unicode_normalization::UnicodeNormalization as _;
 
 use crate::Error;
 
@@ -73,6 +74,7 @@ impl Passwords {
 
     /// The hash to store, in PHC format, by an instant.
     pub async fn hash(&self, by: Instant, password: String) -> Result<String, Error> {
+        let password = prepared(&password);
         let work = move || {
             let salt = SaltString::encode_b64(&rand::random::<[u8; 16]>()).map_err(crypto)?;
             Ok(argon2()?.hash_password(password.as_bytes(), &salt).map_err(crypto)?.to_string())
@@ -82,7 +84,7 @@ impl Passwords {
 
     /// Whether a password is the one of this hash, by an instant. None, an unknown user, is never, and takes as long.
     pub async fn verify(&self, by: Instant, password: String, hash: Option<String>) -> Result<bool, Error> {
-        let known = hash.is_some();
+        let (known, password) = (hash.is_some(), prepared(&password));
         let hash = hash.unwrap_or_else(|| self.decoy.clone());
         let work = move || {
             let hash = PasswordHash::new(&hash).map_err(crypto)?;
@@ -90,6 +92,13 @@ impl Passwords {
         };
         Ok(self.checks.run(by, work).await? && known)
     }
+}
+
+/// As RFC 8265 (OpaqueString) prepares a password, so that it is the same however a keyboard composes its letters: every space is the ASCII one, and
+/// the text is in NFC. Nothing is taken away.
+fn prepared(password: &str) -> String {
+    let spaces = |letter: char| if letter.is_whitespace() && !letter.is_control() { ' ' } else { letter };
+    password.chars().map(spaces).nfc().collect()
 }
 
 fn argon2() -> Result<Argon2<'static>, Error> {
@@ -147,6 +156,9 @@ mod tests {
             async |password: &str, hash: Option<&str>| passwords.verify(soon(), password.to_owned(), hash.map(str::to_owned)).await.expect("a check");
         assert!(verify("correct horse", Some(&hash)).await);
         assert!(!verify("correct horse ", Some(&hash)).await);
+        let composed = passwords.hash(soon(), "caf\u{e9} de cr\u{e8}me".to_owned()).await.expect("a hash");
+        assert!(verify("cafe\u{301} de\u{a0}cre\u{300}me", Some(&composed)).await, "the same letters, typed on another keyboard");
+        assert!(!verify("cafe de creme", Some(&composed)).await);
         // An unknown user: a check that runs, and is never right.
         assert!(!verify("correct horse", None).await);
         assert!(hash.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{hash}");

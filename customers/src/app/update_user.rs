@@ -10,8 +10,8 @@ use super::attempts::account_of;
 use super::{App, normalized_email, reachable, revocation, tell};
 use crate::Error;
 use crate::domain::role::Roles;
-use crate::store::failures;
 use crate::store::users::{self, User};
+use crate::store::{failures, known_addresses};
 
 /// Only the fields that are given.
 pub async fn update_user(app: &App, call: &Call, caller: &Caller, request: UpdateUserRequest) -> Result<User, Error> {
@@ -50,6 +50,7 @@ pub async fn update_user(app: &App, call: &Call, caller: &Caller, request: Updat
         && old != new
     {
         failures::carry(&tx, &account_of(old), &account_of(new)).await?;
+        known_addresses::clear(&tx, &account_of(old)).await?;
     }
     if user.roles != before.roles {
         let roles = Roles::from_bits(user.roles).numbers();

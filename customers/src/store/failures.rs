@@ -3,24 +3,39 @@
 use lastro_database::{Error, Transaction, execute, one};
 use sea_orm::{ConnectionTrait, FromQueryResult};
 
-#[derive(FromQueryResult)]
-struct Failures {
-    last_us: i64,
+/// Attempts that were counted as failed.
+#[derive(Debug, Clone, Copy, FromQueryResult)]
+pub struct Failures {
+    pub failures: i64,
+    /// When one was counted last, Unix microseconds.
+    pub last_us: i64,
 }
 
-/// Counts one more attempt as failed, before it is tried, unless there are too many; whether it may be tried. Those before `since_us` are
-/// forgotten. In one statement, so that of any number at once no more than `max` get through.
-pub async fn take(tx: &Transaction, email_hash: &[u8; 32], now_us: i64, since_us: i64, max: i64) -> Result<bool, Error> {
-    let sql = "INSERT INTO login_failures (email_hash, failures, last_us) VALUES ($1, 1, $2) ON CONFLICT (email_hash) DO UPDATE SET \
-               failures = CASE WHEN login_failures.last_us < $3 THEN 1 ELSE login_failures.failures + 1 END, last_us = $2 \
-               WHERE login_failures.failures < $4 OR login_failures.last_us < $3";
-    Ok(execute(tx, sql, [email_hash.to_vec().into(), now_us.into(), since_us.into(), max.into()]).await? == 1)
+/// A wait doubles so often at most: 64 minutes, beginning with one.
+const DOUBLED_MAX: i64 = 6;
+
+/// How long an account with so many failures beyond the limit waits for its next attempt, in microseconds.
+pub fn wait_us(beyond: i64, pause_us: i64) -> i64 {
+    pause_us << beyond.clamp(0, DOUBLED_MAX)
 }
 
-/// When an attempt was counted last, Unix microseconds.
-pub async fn last_us(on: &impl ConnectionTrait, email_hash: &[u8; 32]) -> Result<Option<i64>, Error> {
-    let row: Option<Failures> = one(on, "SELECT last_us FROM login_failures WHERE email_hash = $1", [email_hash.to_vec().into()]).await?;
-    Ok(row.map(|row| row.last_us))
+/// Counts one more attempt as failed, before it is tried, unless there are `max` and the wait is not over; whether it may be tried. In one statement,
+/// so that of any number at once no more than `max` get through, or one after a wait.
+pub async fn take(tx: &Transaction, email_hash: &[u8; 32], now_us: i64, pause_us: i64, max: i64) -> Result<bool, Error> {
+    let waits: Vec<String> = (0..DOUBLED_MAX).map(|beyond| format!("WHEN {beyond} THEN {}", wait_us(beyond, pause_us))).collect();
+    let sql = format!(
+        "INSERT INTO login_failures (email_hash, failures, last_us) VALUES ($1, 1, $2) ON CONFLICT (email_hash) DO UPDATE SET \
+         failures = login_failures.failures + 1, last_us = $2 WHERE login_failures.failures < $3 \
+         OR login_failures.last_us < $2 - CASE login_failures.failures - $3 {} ELSE {} END",
+        waits.join(" "),
+        wait_us(DOUBLED_MAX, pause_us)
+    );
+    Ok(execute(tx, &sql, [email_hash.to_vec().into(), now_us.into(), max.into()]).await? == 1)
+}
+
+/// The failures of an account.
+pub async fn get(on: &impl ConnectionTrait, email_hash: &[u8; 32]) -> Result<Option<Failures>, Error> {
+    one(on, "SELECT failures, last_us FROM login_failures WHERE email_hash = $1", [email_hash.to_vec().into()]).await
 }
 
 /// Takes back one attempt that was counted and not made.
@@ -30,9 +45,11 @@ pub async fn give_back(tx: &Transaction, email_hash: &[u8; 32]) -> Result<(), Er
     execute(tx, sql, [email_hash.to_vec().into()]).await.map(|_| ())
 }
 
-/// An account has a new address, whose failures are those of the old one from now on: a new address is no way to try more often.
+/// An account has a new address, whose failures are those of the old one from now on, wherever they were counted: a new address is no way to try more
+/// often. To be called before the known addresses of the old one are forgotten.
 pub async fn carry(tx: &Transaction, old: &[u8; 32], new: &[u8; 32]) -> Result<(), Error> {
-    let sql = "INSERT INTO login_failures (email_hash, failures, last_us) SELECT $2, failures, last_us FROM login_failures WHERE email_hash = $1 \
+    let sql = "INSERT INTO login_failures (email_hash, failures, last_us) SELECT $2, max(failures), max(last_us) FROM login_failures WHERE email_hash = $1 \
+               OR email_hash IN (SELECT address_hash FROM known_addresses WHERE account_hash = $1) HAVING count(*) > 0 \
                ON CONFLICT (email_hash) DO UPDATE SET failures = CASE WHEN login_failures.failures < excluded.failures THEN excluded.failures \
                ELSE login_failures.failures END, last_us = CASE WHEN login_failures.last_us < excluded.last_us THEN excluded.last_us \
                ELSE login_failures.last_us END";

@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use clap::Args;
 use lastro_database::PostgresUrl;
 use lastro_mesh::config::{Problems, Setting};
-use lastro_mesh::serve::ConnectionLimits;
+use lastro_mesh::serve::{ConnectionLimits, Proxies};
 
 /// What customers is told of tokens and logins.
 #[derive(Args)]
@@ -71,6 +71,10 @@ pub struct ConnectionsGroup {
     /// Calls at once on one HTTP/2 connection, 1 to 100000.
     #[arg(long, env = "LASTRO_STREAMS_PER_CONNECTION", value_name = "N", default_value = "256")]
     streams_per_connection: Setting,
+    /// Proxies before this process that are no part of the mesh, as addresses or networks such as 10.0.0.0/8: they are believed when they tell a
+    /// client's address in x-forwarded-for, and not counted as one client. May be given several times. Name only what clients cannot be.
+    #[arg(long, env = "LASTRO_TRUSTED_PROXIES", value_name = "CIDR", value_delimiter = ',')]
+    trusted_proxies: Vec<String>,
 }
 
 impl ConnectionsGroup {
@@ -79,7 +83,10 @@ impl ConnectionsGroup {
         let per_address = problems.take_within("--connections-per-address", &self.connections_per_address, 1..=1_000_000);
         let in_all = problems.take_within("--connections-max", &self.connections_max, 1..=1_000_000);
         let streams = problems.take_within("--streams-per-connection", &self.streams_per_connection, 1..=100_000);
-        Some(ConnectionLimits { per_address: per_address?, in_all: in_all?, streams: streams? })
+        let proxies = Proxies::parse(self.trusted_proxies.iter().map(String::as_str));
+        let proxies =
+            proxies.map_err(|wrong| problems.add(format!("--trusted-proxies {wrong:?}: must be an address or a network, such as 10.0.0.0/8"))).ok();
+        Some(ConnectionLimits { per_address: per_address?, in_all: in_all?, streams: streams?, proxies: proxies? })
     }
 }
 
@@ -108,6 +115,28 @@ pub fn read_postgres_url(problems: &mut Problems, name: &str, url: &str) -> Opti
     url.parse().map_err(|error| problems.add(format!("{name}: {error}"))).ok()
 }
 
+/// Whether a browser can send this as `Origin` (RFC 6454, 6.2): in lower case, without a path, and without the port that the scheme has anyway.
+fn is_origin(text: &str) -> bool {
+    if text == "*" {
+        return true;
+    }
+    let Some((scheme, host)) = text.split_once("://") else { return false };
+    let usual_port = match scheme {
+        "http" => ":80",
+        "https" => ":443",
+        _ => return false,
+    };
+    let (name, port) = match host.rsplit_once(':') {
+        Some((name, port)) if !port.ends_with(']') => (name, Some(port)),
+        _ => (host, None),
+    };
+    let is_name = |name: &str| name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-._".contains(&byte));
+    let is_v6 =
+        |name: &str| name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).is_some_and(|v6| v6.parse::<std::net::Ipv6Addr>().is_ok());
+    let good_port = port.is_none_or(|port| port.parse::<u16>().is_ok_and(|number| number > 0 && number.to_string() == port));
+    !name.is_empty() && (is_name(name) || is_v6(name)) && good_port && !host.ends_with(usual_port)
+}
+
 /// What the gateway is told of its callers.
 #[derive(Args)]
 pub struct GatewayGroup {
@@ -127,6 +156,45 @@ impl GatewayGroup {
     pub fn read_limits(&self, problems: &mut Problems) -> Option<lastro_gateway::Limits> {
         let per_address = problems.take_within("--rate-limit-per-address", &self.rate_limit_per_address, 1..=10_000_000).and_then(NonZeroU32::new);
         let per_user = problems.take_within("--rate-limit-per-user", &self.rate_limit_per_user, 1..=10_000_000).and_then(NonZeroU32::new);
+        for origin in &self.cors_origins {
+            if !is_origin(origin) {
+                problems.add(format!(
+                    "--cors-origins {origin:?}: must be * or an origin: scheme, host and port as a browser sends them, such as https://app.example"
+                ));
+            }
+        }
         Some(lastro_gateway::Limits { per_address: per_address?, per_user: per_user? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_is_what_a_browser_sends() {
+        for good in ["*", "https://app.example", "http://localhost:3000", "https://a-b.example:8443", "http://[::1]:3000", "http://127.0.0.1"] {
+            assert!(is_origin(good), "{good}");
+        }
+        for bad in [
+            "",
+            "app.example",
+            "https://app.example/",
+            "https://app.example/path",
+            "https://App.example",
+            "ftp://app.example",
+            "https://",
+            "https://a:0",
+            "https://a:99999",
+            "https://a:443",
+            "http://a:80",
+            "https://a b",
+            "https://a:x",
+            "null",
+            "https://user@a",
+            "https://a?x",
+        ] {
+            assert!(!is_origin(bad), "{bad}");
+        }
     }
 }

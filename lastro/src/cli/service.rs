@@ -205,7 +205,7 @@ pub fn given_or_in_file(problems: &mut Problems, name: &str, given: Option<&str>
 impl ProcessArgs {
     /// `listens` and `calls` are the addresses that plain text must not leave this machine by.
     fn read(self, problems: &mut Problems, listens: Option<SocketAddr>, calls: &[String]) -> Option<ProcessSettings> {
-        let ops = problems.take::<SocketAddr>("--ops", &self.ops);
+        let ops = problems.take_address("--ops", &self.ops);
         let trace_percent = problems.take_within("--trace-percent", &self.trace_percent, 0..=100);
         let concurrency_max = problems.take_within("--concurrency-max", &self.concurrency_max, 1..=1_000_000);
         let drain_linger = problems.take_within("--drain-linger", &self.drain_linger, 0..=60);
@@ -296,7 +296,7 @@ impl CustomersArgs {
     /// Reads every setting, or says all that is wrong.
     pub fn read(self) -> Result<CustomersSettings, Invalid> {
         let mut problems = Problems::default();
-        let grpc = problems.take::<SocketAddr>("--grpc", &self.grpc);
+        let grpc = problems.take_address("--grpc", &self.grpc);
         places(&mut problems, "--transactions", &self.transactions);
         let process = self.process.read(&mut problems, grpc, &self.transactions);
         let store = self.store.read(&mut problems);
@@ -318,7 +318,7 @@ impl TransactionsArgs {
     /// Reads every setting, or says all that is wrong.
     pub fn read(self) -> Result<TransactionsSettings, Invalid> {
         let mut problems = Problems::default();
-        let grpc = problems.take::<SocketAddr>("--grpc", &self.grpc);
+        let grpc = problems.take_address("--grpc", &self.grpc);
         places(&mut problems, "--customers", &self.customers);
         let process = self.process.read(&mut problems, grpc, &self.customers);
         let store = self.store.read(&mut problems);
@@ -340,7 +340,7 @@ impl GatewayArgs {
     /// Reads every setting, or says all that is wrong.
     pub fn read(self) -> Result<GatewaySettings, Invalid> {
         let mut problems = Problems::default();
-        let rest = problems.take::<SocketAddr>("--rest", &self.rest);
+        let rest = problems.take_address("--rest", &self.rest);
         places(&mut problems, "--customers", &self.customers);
         places(&mut problems, "--transactions", &self.transactions);
         let process = self.process.read(&mut problems, rest, &[self.customers.clone(), self.transactions.clone()].concat());

@@ -84,9 +84,9 @@ impl UpArgs {
     /// Reads every setting, or says all that is wrong.
     pub fn read(self) -> Result<UpSettings, Invalid> {
         let mut problems = Problems::default();
-        let rest = problems.take::<SocketAddr>("--rest", &self.rest);
-        let grpc = problems.take::<SocketAddr>("--grpc", &self.grpc);
-        let ops = problems.take::<SocketAddr>("--ops", &self.ops);
+        let rest = problems.take_address("--rest", &self.rest);
+        let grpc = problems.take_address("--grpc", &self.grpc);
+        let ops = problems.take_address("--ops", &self.ops);
         let trace_percent = problems.take_within("--trace-percent", &self.trace_percent, 0..=100);
         let database_connections = problems.take_within("--database-connections", &self.database_connections, 4..=1000);
         let concurrency_max = problems.take_within("--concurrency-max", &self.concurrency_max, 1..=1_000_000);

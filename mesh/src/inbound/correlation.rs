@@ -83,23 +83,34 @@ fn address<B>(request: &Request<B>) -> Option<IpAddr> {
     near.or_else(|| request.extensions().get::<Peer>().map(|peer| client_address(peer, request.headers())))
 }
 
-/// As above. The last address is the one that the proxy itself saw; those before it are what its client claims.
+/// As above. The last address is the one that the proxy itself saw; those before it are what its client claims, unless that is a proxy as well that is
+/// believed by its address.
 pub fn client_address(peer: &Peer, headers: &HeaderMap) -> IpAddr {
-    let believed = peer.caller.as_ref().is_some_and(|caller| caller.forwards_address);
-    let told = headers.get_all(FORWARDED_FOR).iter().next_back().filter(|_| believed).and_then(|value| value.to_str().ok());
-    let told = told.and_then(|list| list.rsplit(',').next()?.trim().parse::<IpAddr>().ok());
-    told.unwrap_or_else(|| peer.address.ip()).to_canonical()
+    let mut client = peer.address.ip().to_canonical();
+    if !peer.caller.as_ref().is_some_and(|caller| caller.forwards_address) && !peer.proxies.has(client) {
+        return client;
+    }
+    let lists = headers.get_all(FORWARDED_FOR).iter().rev().map(|value| value.to_str().unwrap_or_default());
+    for told in lists.flat_map(|list| list.rsplit(',')) {
+        let Ok(address) = told.trim().parse::<IpAddr>() else { break };
+        client = address.to_canonical();
+        if !peer.proxies.has(client) {
+            break;
+        }
+    }
+    client
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::identity::policy::Policy;
+    use crate::serve::Proxies;
 
     #[test]
     fn only_a_proxy_that_the_policy_names_is_believed_and_only_in_what_it_saw_itself() {
         let policy = Policy::parse(r#"{"edge": {"may_call": [], "forwards_address": true}, "service": {"may_call": []}}"#).expect("a policy");
-        let peer = |name: &str| Peer { address: ([10, 0, 0, 1], 1).into(), caller: policy.caller(name) };
+        let peer = |name: &str| Peer { address: ([10, 0, 0, 1], 1).into(), caller: policy.caller(name), proxies: Proxies::default() };
         let address = |peer: &Peer, told: &[&'static str]| {
             let headers = told.iter().map(|value| (FORWARDED_FOR.parse().expect("a name"), value.parse().expect("a value"))).collect();
             client_address(peer, &headers).to_string()
@@ -111,5 +122,16 @@ mod tests {
         for silent in [peer("service"), peer("nobody")] {
             assert_eq!(address(&silent, &["192.0.2.1"]), "10.0.0.1");
         }
+        // Proxies by address: from the last one back to the first that is none.
+        let proxies = Proxies::parse(["10.0.0.0/8", "2001:db8::1"]).expect("networks");
+        let proxied = Peer { proxies, ..peer("nobody") };
+        assert_eq!(address(&proxied, &["192.0.2.1"]), "192.0.2.1");
+        assert_eq!(address(&proxied, &["198.51.100.7, 192.0.2.1, 10.7.7.7"]), "192.0.2.1");
+        assert_eq!(address(&proxied, &["192.0.2.1", "2001:db8::1,10.7.7.7"]), "192.0.2.1");
+        assert_eq!(address(&proxied, &["192.0.2.1, nonsense"]), "10.0.0.1");
+        assert_eq!(address(&proxied, &[]), "10.0.0.1");
+        let elsewhere = Peer { address: ([192, 168, 0, 1], 1).into(), ..proxied };
+        assert_eq!(address(&elsewhere, &["192.0.2.1"]), "192.168.0.1");
+        assert!(Proxies::parse(["10.0.0.0/33"]).is_err());
     }
 }

@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use super::Proxies;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// The limits of a listener.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct ConnectionLimits {
     /// Connections from one address; of IPv6 from one /64.
     pub per_address: usize,
@@ -19,11 +20,13 @@ pub struct ConnectionLimits {
     pub in_all: usize,
     /// HTTP/2 streams of one connection.
     pub streams: u32,
+    /// Proxies: each stands for many clients, so that only the limit in all counts for them.
+    pub proxies: Proxies,
 }
 
 impl Default for ConnectionLimits {
     fn default() -> Self {
-        Self { per_address: 1000, in_all: 8000, streams: 256 }
+        Self { per_address: 1000, in_all: 8000, streams: 256, proxies: Proxies::default() }
     }
 }
 
@@ -70,10 +73,11 @@ impl Connections {
 
     /// A place for a connection from an address, if there is one.
     pub(super) fn take(&self, address: IpAddr) -> Option<Counted> {
+        let per_address = if self.limits.proxies.has(address) { self.limits.in_all } else { self.limits.per_address };
         let address = limited_address(address);
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let from_it = open.get(&address).copied().unwrap_or_default();
-        if from_it >= self.limits.per_address || self.in_all.load(Ordering::Relaxed) >= self.limits.in_all {
+        if from_it >= per_address || self.in_all.load(Ordering::Relaxed) >= self.limits.in_all {
             drop(open);
             self.say_refused(address);
             return None;
@@ -158,7 +162,7 @@ mod tests {
 
     #[test]
     fn connections_are_counted_by_address_and_in_all() {
-        let connections = Connections::new(ConnectionLimits { per_address: 2, in_all: 3, streams: 1 });
+        let connections = Connections::new(ConnectionLimits { per_address: 2, in_all: 3, streams: 1, proxies: Proxies::default() });
         let address = |text: &str| text.parse::<IpAddr>().expect("an address");
         let first = connections.take(address("127.0.0.1")).expect("room");
         let _second = connections.take(address("::ffff:127.0.0.1")).expect("room");
