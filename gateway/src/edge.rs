@@ -1,6 +1,7 @@
 //! What every HTTP request passes: ids, limits, the body cap, routing, the transcoder, and the headers of the answer.
 
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -194,7 +195,8 @@ impl Edge {
         if !slot.is_held() {
             return Err(Problem::new(&UNAVAILABLE, "too many requests at once").retry_after(Duration::from_millis(250)));
         }
-        let answer = self.api.try_transcode(method.as_str(), &target, parts.headers, &body);
+        // It is large: where it is made it stays.
+        let answer = pin!(self.api.try_transcode(method.as_str(), &target, parts.headers, &body));
         let answered = SLOT.scope(slot, answer).await;
         match answered {
             Some(TranscodeResponse::Unary(unary)) => finish_unary(unary, &body),

@@ -119,7 +119,9 @@ impl Common {
         }
         let builder = || {
             let builder = tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(lastro_proto::PUBLIC_DESCRIPTORS);
-            builder.register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            let builder = builder.register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+            // So that whoever reflects can read the details of errors.
+            builder.register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
         };
         Ok(routes.add_service(builder().build_v1()?).add_service(builder().build_v1alpha()?))
     }

@@ -1,5 +1,6 @@
 //! The inbound stack: what every call passes before a handler sees it.
 
+mod content;
 mod correlation;
 mod deadline;
 mod heartbeat;
@@ -54,7 +55,9 @@ impl Inbound {
         S::Future: Send,
     {
         let stack = ServiceBuilder::new()
-            // First of all, so that every answer and every log line below bears the ids.
+            // What is not gRPC is not answered in it.
+            .layer_fn(|inner| content::Content { inner })
+            // First of all that is gRPC, so that every answer and every log line below bears the ids.
             .layer_fn(|inner| correlation::Correlation { inner, service: self.service })
             // Outside of everything that may refuse, so that refusals are counted and timed as well.
             .layer_fn(|inner| telemetry::Telemetry { inner, metrics: self.metrics.clone() })

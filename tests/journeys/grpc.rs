@@ -101,6 +101,33 @@ pub async fn serves_health_and_reflection(world: &World) -> Result<()> {
     Ok(())
 }
 
+/// JSON, HTTP/1.1 or no content type at the port of gRPC.
+pub async fn what_is_not_grpc_is_told(world: &World) -> Result<()> {
+    let client = || {
+        let client = reqwest::Client::builder();
+        match &world.server.authority {
+            Some(authority) => Ok::<_, anyhow::Error>(client.tls_certs_only([reqwest::Certificate::from_pem(&std::fs::read(authority)?)?])),
+            None => Ok(client),
+        }
+    };
+    let url = format!("{}/lastro.customers.v1.AuthService/Login", world.server.grpc);
+    for (client, content_type) in [
+        (client()?.http1_only(), Some("application/json")),
+        (client()?.http1_only(), None),
+        (client()?.http2_prior_knowledge(), Some("application/json")),
+        (client()?.http2_prior_knowledge(), Some("application/grpc-web+proto")),
+    ] {
+        let mut request = client.build()?.post(&url).body("{}");
+        if let Some(content_type) = content_type {
+            request = request.header("content-type", content_type);
+        }
+        let answer = request.send().await?;
+        let (status, text) = (answer.status().as_u16(), answer.text().await?);
+        assert!(status == 415 && text.contains("--rest"), "{content_type:?}: {status} {text}");
+    }
+    Ok(())
+}
+
 pub async fn internal_methods_are_not_served(world: &World) -> Result<()> {
     let administrator = world.server.administrator().await?;
     for path in ["/lastro.internal.customers.v1.IdentityService/ListRevocations", "/lastro.internal.customers.v1.IdentityService/ConfirmOwner"] {

@@ -144,7 +144,7 @@ fn main() {
     let mut trials = journeys! { shared;
         access: every_method_wants_a_token, every_method_refuses_bad_input, somebody_elses_things_are_not_found;
         accounts: opens_lists_and_reads_accounts, pages_through_accounts, refuses_bad_accounts;
-        grpc: moves_money_over_grpc, errors_carry_details, serves_health_and_reflection, internal_methods_are_not_served;
+        grpc: moves_money_over_grpc, errors_carry_details, serves_health_and_reflection, what_is_not_grpc_is_told, internal_methods_are_not_served;
         idempotency: same_key_same_body, same_key_other_body, same_key_from_fifty_callers, keys_are_per_caller, key_in_header;
         ledger: the_ledger_adds_up;
         meaning: every_route_has_one_channel, every_method_has_one_caller_and_one_deadline, what_stands_beside_a_transfer_changes_nothing,

@@ -284,11 +284,11 @@ pub(super) struct Refused;
 
 /// One breaker for each class of methods: what is wrong with the logins says nothing about payments.
 #[derive(Debug, Clone)]
-pub(super) struct Breakers([Breaker; Class::ALL.len()]);
+pub(super) struct Breakers(Arc<[Breaker; Class::ALL.len()]>);
 
 impl Breakers {
     pub(super) fn new(target: &'static str, settings: &BreakerSettings) -> Self {
-        Self(Class::ALL.map(|class| Breaker::new(target, class.name(), settings.clone())))
+        Self(Arc::new(Class::ALL.map(|class| Breaker::new(target, class.name(), settings.clone()))))
     }
 
     fn of(&self, class: Class) -> &Breaker {
