@@ -176,16 +176,8 @@ impl Edge {
         let (mut parts, body) = request.into_parts();
         let target = current_version(parts.uri.path_and_query().map_or("/", |target| target.as_str()));
         let path = target.split('?').next().unwrap_or_default();
-        let allowed = routes::allowed(path);
-        if allowed.is_empty() {
-            return Err(Problem::new(&NO_SUCH_ROUTE, "no resource has this path; /docs lists them"));
-        }
         let method = if parts.method == Method::HEAD { Method::GET } else { parts.method };
-        if !allowed.contains(&method.as_str()) {
-            return Err(Problem::new(&METHOD_NOT_ALLOWED, format!("this resource takes {}", allowed.join(", "))));
-        }
-        let no_such_route = || Problem::new(&NO_SUCH_ROUTE, "no resource has this path; /docs lists them");
-        let route = routes::find(method.as_str(), path).ok_or_else(no_such_route)?;
+        let route = routes::find(method.as_str(), path).ok_or_else(|| not_routed(path))?;
         headers::check(&parts.headers)?;
         let target = format!("{path}{}", query::read(route, target.split_once('?').map(|(_, query)| query).unwrap_or_default())?);
         let body = body::read(route, read_body(&parts.headers, body, route.request_bytes_max).await?)?;
@@ -202,7 +194,7 @@ impl Edge {
             Some(TranscodeResponse::Unary(unary)) => finish_unary(unary, &body),
             Some(_) => Err(Problem::new(&INTERNAL, "internal error")),
             // The path fits a route that the transcoder does not: a variable that is empty or malformed.
-            None => Err(no_such_route()),
+            None => Err(Problem::new(&NO_SUCH_ROUTE, NO_RESOURCE)),
         }
     }
 
@@ -228,6 +220,17 @@ impl Edge {
             headers.remove(header::ACCESS_CONTROL_MAX_AGE);
         }
     }
+}
+
+const NO_RESOURCE: &str = "no resource has this path; /docs lists them";
+
+/// Why a request has no route: nothing has this path, or what has it takes other methods.
+fn not_routed(path: &str) -> Problem {
+    let allowed = routes::allowed(path);
+    if allowed.is_empty() {
+        return Problem::new(&NO_SUCH_ROUTE, NO_RESOURCE);
+    }
+    Problem::new(&METHOD_NOT_ALLOWED, format!("this resource takes {}", allowed.join(", ")))
 }
 
 /// A path without a version means the current one.
@@ -324,7 +327,7 @@ fn refuse(problem: &Problem, path: &str, correlation_id: &CorrelationId) -> Resp
 fn preflight(path: &str) -> Result<Response<Bytes>, Problem> {
     let allowed = routes::allowed(&current_version(path));
     if allowed.is_empty() {
-        return Err(Problem::new(&NO_SUCH_ROUTE, "no resource has this path; /docs lists them"));
+        return Err(Problem::new(&NO_SUCH_ROUTE, NO_RESOURCE));
     }
     let mut response = Response::new(Bytes::new());
     *response.status_mut() = StatusCode::NO_CONTENT;
