@@ -8,15 +8,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use lastro_mesh::call::{CORRELATION_HEADER, CorrelationId, Slot};
 use lastro_mesh::inbound::client_address;
 use lastro_mesh::logs::otlp;
-use lastro_mesh::serve::Peer;
-use lastro_mesh::status::{
-    BODY_TOO_LARGE, BODY_TOO_SLOW, INTERNAL, INVALID_ARGUMENT, MALFORMED_MESSAGE, PERMISSION_DENIED, Problem, RATE_LIMITED, UNAVAILABLE,
-};
+use lastro_mesh::serve::{NotReceived, Peer, RECEIVE_TIMEOUT, Received, Receiving};
+use lastro_mesh::status::{BODY_TOO_LARGE, BODY_TOO_SLOW, INTERNAL, INVALID_ARGUMENT, MALFORMED_MESSAGE, PERMISSION_DENIED, Problem, RATE_LIMITED};
 use lastro_mesh::trace::{TRACEPARENT, TRACERESPONSE, TraceContext};
 use lastro_proto::reasons::{MALFORMED_JSON, METHOD_NOT_ALLOWED, NO_SUCH_ROUTE, UNSUPPORTED_MEDIA_TYPE};
 use metrics::{Counter, Histogram, counter, histogram};
@@ -141,7 +138,7 @@ impl Edge {
             return preflight(request.uri().path());
         }
         self.limit_user(request.headers()).await?;
-        self.transcode(request).await
+        self.transcode(request, &peer.receiving, address).await
     }
 
     /// What the gateway answers itself.
@@ -172,7 +169,7 @@ impl Edge {
         }
     }
 
-    async fn transcode(&self, request: Request<Incoming>) -> Result<Response<Bytes>, Problem> {
+    async fn transcode(&self, request: Request<Incoming>, receiving: &Receiving, address: IpAddr) -> Result<Response<Bytes>, Problem> {
         let (mut parts, body) = request.into_parts();
         let target = current_version(parts.uri.path_and_query().map_or("/", |target| target.as_str()));
         let path = target.split('?').next().unwrap_or_default();
@@ -180,12 +177,17 @@ impl Edge {
         let route = routes::find(method.as_str(), path).ok_or_else(|| not_routed(path))?;
         headers::check(&parts.headers)?;
         let target = format!("{path}{}", query::read(route, target.split_once('?').map(|(_, query)| query).unwrap_or_default())?);
-        let body = body::read(route, read_body(&parts.headers, body, route.request_bytes_max).await?)?;
+        refuse_before_its_body(&parts.headers, route.request_bytes_max)?;
+        let received = receiving.receive(body, route.request_bytes_max, Some(address)).await;
+        // What is held of the budget for large bodies is held until the answer.
+        let Received { message: body, held: _held } = received.map_err(|why| not_received(why, route.request_bytes_max))?;
+        check_content_type(&parts.headers, &body)?;
+        let body = body::read(route, body)?;
         parts.headers.remove(header::CONTENT_LENGTH);
         // Not before the body is there: who sends none must not hold a slot.
         let slot = Slot::new(self.slots.clone().try_acquire_owned().ok());
         if !slot.is_held() {
-            return Err(Problem::new(&UNAVAILABLE, "too many requests at once").retry_after(Duration::from_millis(250)));
+            return Err(Problem::crowded("too many requests at once"));
         }
         // It is large: where it is made it stays.
         let answer = pin!(self.api.try_transcode(method.as_str(), &target, parts.headers, &body));
@@ -241,21 +243,26 @@ fn current_version(target: &str) -> String {
     if versioned { target.to_owned() } else { format!("/api/v1/{rest}") }
 }
 
-/// A body that does not come holds a connection, and the end of the process.
-const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+fn too_large(bytes_max: usize) -> Problem {
+    Problem::new(&BODY_TOO_LARGE, format!("a request body of this method has at most {bytes_max} bytes"))
+}
 
-async fn read_body(headers: &HeaderMap, body: Incoming, bytes_max: usize) -> Result<Bytes, Problem> {
-    let too_large = || Problem::new(&BODY_TOO_LARGE, format!("a request body of this method has at most {bytes_max} bytes"));
-    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-    if announced.is_some_and(|length| length > bytes_max) {
-        return Err(too_large());
+fn not_received(why: NotReceived, bytes_max: usize) -> Problem {
+    match why {
+        NotReceived::TooLarge => too_large(bytes_max),
+        NotReceived::EndedEarly => Problem::new(&MALFORMED_MESSAGE, "the request body ended early"),
+        NotReceived::Late => Problem::new(&BODY_TOO_SLOW, format!("the request body did not come within {} s", RECEIVE_TIMEOUT.as_secs())),
+        NotReceived::NoRoom => Problem::crowded("too many incomplete or large requests at once"),
     }
-    let body = match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, bytes_max).collect()).await {
-        Ok(Ok(body)) => body.to_bytes(),
-        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => return Err(too_large()),
-        Ok(Err(_)) => return Err(Problem::new(&MALFORMED_MESSAGE, "the request body ended early")),
-        Err(_) => return Err(Problem::new(&BODY_TOO_SLOW, format!("the request body did not come within {} s", BODY_TIMEOUT.as_secs()))),
-    };
+}
+
+/// Refuses what the headers say is too large, before it is sent.
+fn refuse_before_its_body(headers: &HeaderMap, bytes_max: usize) -> Result<(), Problem> {
+    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    if announced.is_some_and(|length| length > bytes_max) { Err(too_large(bytes_max)) } else { Ok(()) }
+}
+
+fn check_content_type(headers: &HeaderMap, body: &Bytes) -> Result<(), Problem> {
     if headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
         return Err(Problem::new(&UNSUPPORTED_MEDIA_TYPE, "send the body without a content-encoding"));
     }
@@ -264,7 +271,7 @@ async fn read_body(headers: &HeaderMap, body: Incoming, bytes_max: usize) -> Res
     if !body.is_empty() && essence.as_ref().is_some_and(|essence| essence != "application/json") {
         return Err(Problem::new(&UNSUPPORTED_MEDIA_TYPE, "send the header content-type: application/json"));
     }
-    Ok(body)
+    Ok(())
 }
 
 fn finish_unary(unary: HttpResponse, body: &[u8]) -> Result<Response<Bytes>, Problem> {

@@ -4,6 +4,7 @@
 
 mod limits;
 mod proxies;
+mod receiving;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -34,6 +35,7 @@ use crate::tls::{self, Tls};
 pub use self::limits::{ConnectionLimits, limited_address};
 use self::limits::{Connections, PREFACE_BYTES, ReadCount};
 pub use self::proxies::Proxies;
+pub use self::receiving::{NotReceived, RECEIVE_TIMEOUT, Received, Receiving, ReceivingLimits};
 
 /// Who is at the other end of the connection.
 #[derive(Debug, Clone)]
@@ -44,6 +46,8 @@ pub struct Peer {
     pub caller: Option<Arc<Caller>>,
     /// Whose word on a client's address counts.
     pub proxies: Proxies,
+    /// What its listener is receiving.
+    pub receiving: Arc<Receiving>,
 }
 
 /// How a listener knows who calls.
@@ -76,7 +80,12 @@ const DRAIN_MAX: Duration = Duration::from_secs(35);
 const FIRST_REQUEST: Duration = Duration::from_millis(500);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// What one HTTP/2 connection may send before it is read: of a part of Lastro, and of somebody else.
 const WINDOW_BYTES: u32 = 1 << 20;
+const WINDOW_OF_OTHERS_BYTES: u32 = 1 << 18;
+/// Headers of a request together: as HTTP/2 counts them, which is what gRPC takes by default, and as HTTP/1.1 sends them, with the request's line.
+const HEADERS_BYTES_MAX: u32 = 8 * 1024;
+const HTTP1_HEAD_BYTES_MAX: usize = 32 * 1024;
 
 /// A listener that is not serving yet.
 pub struct Listener {
@@ -109,7 +118,7 @@ where
     let Listener { tcp, security, drain, limits } = listener;
     // Behind other parts of the mesh, and behind a proxy that proves who it is, one address stands for many: only the limit in all counts.
     let per_address = if matches!(security, Security::Open) { limits.per_address } else { limits.in_all };
-    let (streams, proxies) = (limits.streams, limits.proxies.clone());
+    let (streams, proxies, receiving) = (limits.streams, limits.proxies.clone(), Arc::new(Receiving::new(limits.receiving)));
     let (connections, counted) = (TaskTracker::new(), Connections::new(ConnectionLimits { per_address, ..limits }));
     let lingered = CancellationToken::new();
     let told_first = if drain.at_once { stop.clone() } else { lingered.clone() };
@@ -119,7 +128,7 @@ where
             return;
         };
         let _ = stream.set_nodelay(true);
-        let connection = Connection { stop: stop.clone(), told, streams, proxies: proxies.clone() };
+        let connection = Connection { stop: stop.clone(), told, streams, proxies: proxies.clone(), receiving: receiving.clone() };
         let (security, service) = (security.clone(), service.clone());
         connections.spawn(async move {
             connection.run(stream, address, security, service).await;
@@ -167,6 +176,7 @@ struct Connection {
     told: CancellationToken,
     streams: u32,
     proxies: Proxies,
+    receiving: Arc<Receiving>,
 }
 
 impl Connection {
@@ -178,7 +188,7 @@ impl Connection {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let peer = |caller| Peer { address, caller, proxies: self.proxies.clone() };
+        let peer = |caller| Peer { address, caller, proxies: self.proxies.clone(), receiving: self.receiving.clone() };
         match security {
             Security::Open => {
                 let service = service(peer(None));
@@ -231,7 +241,7 @@ impl Connection {
                 Ok::<_, Infallible>(response)
             }
         });
-        let builder = builder(self.streams);
+        let builder = builder(self.streams, ours);
         let (io, read) = ReadCount::new(io);
         let mut connection = pin!(builder.serve_connection(TokioIo::new(io), closing));
         // The library waits for the first bytes for ever, since it does not know yet which version of HTTP to speak.
@@ -260,17 +270,19 @@ impl Connection {
     }
 }
 
-fn builder(streams: u32) -> auto::Builder<TokioExecutor> {
+fn builder(streams: u32, ours: Ours) -> auto::Builder<TokioExecutor> {
+    let window_bytes = if ours == Ours::Yes { WINDOW_BYTES } else { WINDOW_OF_OTHERS_BYTES };
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(HTTP1_HEAD_BYTES_MAX);
     builder
         .http2()
         .timer(TokioTimer::new())
         .keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .max_concurrent_streams(streams)
-        .initial_stream_window_size(WINDOW_BYTES)
-        .initial_connection_window_size(WINDOW_BYTES);
+        .max_header_list_size(HEADERS_BYTES_MAX)
+        .initial_stream_window_size(window_bytes)
+        .initial_connection_window_size(window_bytes);
     builder
 }
 

@@ -9,6 +9,9 @@ use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 /// Names the service that is away, where the one that answers UNAVAILABLE is not: its callers must not give up on it.
 pub const DEPENDENCY_HEADER: &str = "x-lastro-dependency";
 
+/// In [`DEPENDENCY_HEADER`] where nobody is away: there are too many callers.
+const CALLERS: &str = "callers";
+
 /// The domain of every `ErrorInfo`.
 pub const DOMAIN: &str = "lastro";
 
@@ -114,6 +117,12 @@ impl Problem {
         let fields = bounded(fields);
         let detail = detail_of(&fields);
         Self { fields, ..Self::new(&INVALID_ARGUMENT, detail) }
+    }
+
+    /// UNAVAILABLE because too many want something at once. That is no failure of the service, and whoever calls through the mesh does not take it
+    /// for one: its breakers must not close the way to everybody because one caller comes in a crowd.
+    pub fn crowded(detail: impl Into<String>) -> Self {
+        Self::new(&UNAVAILABLE, detail).because_of(CALLERS).retry_after(Duration::from_millis(250))
     }
 
     /// The same, to be tried again after so long.

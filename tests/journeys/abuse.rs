@@ -43,6 +43,12 @@ pub fn trials() -> Vec<Trial> {
         Trial::test("abuse::registrations_have_a_limit_by_address", || {
             failed(Rig::start_with(false, &["--registrations-per-minute", "1", "--registrations-burst", "3"]).and_then(|rig| block_on(limited(&rig))))
         }),
+        Trial::test("abuse::a_crowd_closes_the_way_to_nobody", || {
+            failed(Rig::start_with(false, &[]).and_then(|rig| block_on(a_crowd_closes_the_way_to_nobody(&rig))))
+        }),
+        Trial::test("abuse::incomplete_requests_are_bounded", || {
+            failed(Rig::start_with(false, &[]).and_then(|rig| block_on(incomplete_requests_are_bounded(&rig))))
+        }),
     ]
 }
 
@@ -60,6 +66,95 @@ async fn limited(rig: &Rig) -> Result<()> {
 async fn register(api: &Api) -> Result<lastro_tests::Answer> {
     let email = format!("r{}@example.com", uuid::Uuid::new_v4().simple());
     api.post("/api/v1/users", None, json!({ "name": "Nobody", "email": email, "password": PASSWORD })).await
+}
+
+/// Far more registrations at once than are taken: those that are refused do not count as failures of the service, which others log in with.
+async fn a_crowd_closes_the_way_to_nobody(rig: &Rig) -> Result<()> {
+    let api = rig.server.api();
+    let someone = api.someone().await?;
+    for _ in 0..2 {
+        let crowd = tokio::spawn({
+            let api = api.clone();
+            async move { join_all((0..300).map(|_| register(&api))).await }
+        });
+        let (mut refused, mut logins) = (0, 0);
+        while !crowd.is_finished() {
+            let login = api.post("/api/v1/auth/login", None, json!({ "email": someone.email, "password": PASSWORD })).await?;
+            assert_eq!(login.status, 200, "after {logins} logins: {login:?}");
+            logins += 1;
+        }
+        for answer in crowd.await? {
+            let answer = answer?;
+            assert!(matches!(answer.status, 201 | 503), "{answer:?}");
+            refused += usize::from(answer.status == 503);
+        }
+        ensure!(refused > 100, "only {refused} of 300 were refused");
+    }
+    Ok(())
+}
+
+/// Forty connections with as many calls as they take, of which the headers come, large ones, and a part of the message: over REST and over gRPC. The
+/// process does not grow by what they could fill, whoever comes with a whole request is served, and so is whoever sends one in pieces.
+async fn incomplete_requests_are_bounded(rig: &Rig) -> Result<()> {
+    let (api, someone, accounts) = rig.someone().await?;
+    let resident = || -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", rig.server.pid()))?;
+        let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).and_then(|rest| rest.trim().strip_suffix(" kB"));
+        Ok(kib.context("a resident size")?.trim().parse::<u64>()? / 1024)
+    };
+    for (authority, path, content_type, part) in [
+        (&rig.server.rest, "/api/v1/transactions", "application/json", 60_000),
+        (&rig.server.grpc, "/lastro.transactions.v1.TransactionsService/CreateTransaction", "application/grpc", 3_900),
+    ] {
+        let before = resident()?;
+        let attackers: JoinSet<_> = (0..40).map(|_| half_calls(authority.parse(), format!("http://{authority}{path}"), content_type, part)).collect();
+        let mut largest = 0;
+        for number in 0..20 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            largest = largest.max(resident()?);
+            let transfer = Api::transfer(&format!("{content_type} {number}"), &accounts[0], &accounts[1], "0.01");
+            let answer = api.transact(&someone.token, transfer).await?;
+            assert_eq!(answer.status, 201, "{answer:?}");
+        }
+        let mut in_pieces = tokio::net::TcpStream::connect(&rig.server.rest).await?;
+        let head = "POST /api/v1/auth/login HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{";
+        in_pieces.write_all(head.as_bytes()).await?;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        in_pieces.write_all(b"}").await?;
+        let mut answer = String::new();
+        in_pieces.read_to_string(&mut answer).await?;
+        ensure!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+        drop(attackers);
+        eprintln!("{path}: it grew from {before} to {largest} MiB");
+        ensure!(largest < before + 250, "{path}: it grew from {before} to {largest} MiB");
+    }
+    Ok(())
+}
+
+/// One connection from an address of its own, with as many calls as it takes.
+async fn half_calls(to: Result<SocketAddr, std::net::AddrParseError>, uri: String, content_type: &'static str, part: usize) -> Result<()> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind((ATTACKER, 0).into())?;
+    let (mut sender, connection) = h2::client::handshake(socket.connect(to?).await?).await?;
+    let calls = async move {
+        let mut held = Vec::new();
+        for _ in 0..256 {
+            sender = sender.ready().await?;
+            let mut request = tonic::codegen::http::Request::post(&uri).header("content-type", content_type).header("te", "trailers");
+            for number in 0..60 {
+                request = request.header(format!("x-filler-{number}"), "x".repeat(60));
+            }
+            let (answer, mut body) = sender.send_request(request.body(())?, false)?;
+            let _ = body.send_data(vec![0; part].into(), false);
+            held.push((answer, body));
+        }
+        std::future::pending::<()>().await;
+        anyhow::Ok(held)
+    };
+    tokio::select! {
+        ended = connection => Ok(ended?),
+        _ = calls => Ok(()),
+    }
 }
 
 /// What is attacked.

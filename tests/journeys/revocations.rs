@@ -30,6 +30,8 @@ pub fn trials() -> Vec<Trial> {
         on_postgres("no_session_of_the_old_password_survives", |rig| block_on(no_session_of_the_old_password_survives(&rig))),
         embedded("a_new_address_is_no_new_count", |rig| block_on(a_new_address_is_no_new_count(&rig))),
         embedded("nobody_elsewhere_locks_an_owner_out", |rig| block_on(nobody_elsewhere_locks_an_owner_out(&rig))),
+        embedded("a_new_address_locks_no_owner_out", |rig| block_on(a_new_address_locks_no_owner_out(&rig))),
+        on_postgres("of_who_is_deleted_no_count_is_left", |rig| block_on(of_who_is_deleted_no_count_is_left(&rig))),
         Trial::test("revocations::postgres::waits_grow", || {
             failed(Rig::start_with(true, &["--trusted-proxies", "127.0.0.1"]).and_then(|rig| block_on(waits_grow(&rig))))
         }),
@@ -180,6 +182,46 @@ async fn nobody_elsewhere_locks_an_owner_out(rig: &Rig) -> Result<()> {
         let status = api.post("/api/v1/auth/login", None, json!({ "email": someone.email, "password": "wrong" })).await?.status;
         assert_eq!(status, if number < 10 { 401 } else { 429 });
     }
+    Ok(())
+}
+
+/// Others fail at an account whose owner then gives it another e-mail address: the owner gets in from where it was, and they do not.
+async fn a_new_address_locks_no_owner_out(rig: &Rig) -> Result<()> {
+    let (api, attacker) = (rig.server.api(), from([127, 0, 0, 2], rig)?);
+    let someone = api.someone().await?;
+    for _ in 0..10 {
+        attacker.post("/api/v1/auth/login", None, json!({ "email": someone.email, "password": "wrong" })).await?;
+    }
+    let email = format!("new-{}", someone.email);
+    let patched =
+        api.json(Method::PATCH, &format!("/api/v1/users/{}", someone.id), Some(&someone.token), &[], Some(json!({ "email": email }))).await?;
+    assert_eq!(patched.status, 200, "{patched:?}");
+    let right = json!({ "email": email, "password": PASSWORD });
+    assert_eq!(attacker.post("/api/v1/auth/login", None, right.clone()).await?.status, 429, "from elsewhere");
+    assert_eq!(api.post("/api/v1/auth/login", None, right).await?.status, 200, "from where it was before");
+    Ok(())
+}
+
+/// Counts of failures and known addresses of whoever is deleted go too, wherever they were counted.
+async fn of_who_is_deleted_no_count_is_left(rig: &Rig) -> Result<()> {
+    let (api, mut hand) = (rig.server.api(), rig.customers_session().await?);
+    let count = "SELECT (SELECT count(*) FROM login_failures) + (SELECT count(*) FROM known_addresses)";
+    let before: i64 = sqlx::query_scalar(count).fetch_one(&mut hand).await?;
+    let someone = api.someone().await?;
+    assert_eq!(change_password(&api, &someone.token, PASSWORD, "another password").await?, 200);
+    let login = async |password: &str| api.post("/api/v1/auth/login", None, json!({ "email": someone.email, "password": password })).await;
+    let token = login("another password").await?.text("accessToken")?;
+    // From a known address, from elsewhere, and of a change of the password.
+    assert_eq!(login("wrong").await?.status, 401);
+    let elsewhere = Some(json!({ "email": someone.email, "password": "wrong" }));
+    from([127, 0, 0, 2], rig)?.json(Method::POST, "/api/v1/auth/login", None, &[], elsewhere).await?;
+    assert_eq!(change_password(&api, &token, "wrong", "yet another one").await?, 401);
+    let counted: i64 = sqlx::query_scalar(count).fetch_one(&mut hand).await?;
+    assert_eq!(counted - before, 5);
+    let deleted = api.json(Method::DELETE, &format!("/api/v1/users/{}", someone.id), Some(&token), &[], None).await?;
+    assert_eq!(deleted.status, 204, "{deleted:?}");
+    let left: i64 = sqlx::query_scalar(count).fetch_one(&mut hand).await?;
+    assert_eq!(left, before);
     Ok(())
 }
 

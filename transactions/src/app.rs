@@ -21,7 +21,7 @@ use lastro_mesh::clock;
 use lastro_mesh::identity::{Revocations, User as Caller};
 use lastro_mesh::outbound::Outbound;
 use lastro_mesh::page::Page;
-use lastro_mesh::status::{Problem, UNAVAILABLE};
+use lastro_mesh::status::Problem;
 use lastro_mesh::turns::Turns;
 use lastro_money::Currency;
 use lastro_proto::internal::customers::v1::identity_service_client::IdentityServiceClient;
@@ -97,7 +97,7 @@ impl App {
             return Ok(None);
         }
         let by = call.deadline.checked_sub(LIST_MARGIN).unwrap_or(call.deadline);
-        let busy = || Problem::new(&UNAVAILABLE, "too many long pages of this user are being read; ask for fewer at once").retry_after(LIST_MARGIN);
+        let busy = || Problem::crowded("too many long pages of this user are being read; ask for fewer at once");
         self.lists.take(user_id, by).await.ok_or_else(busy).map(Some)
     }
 

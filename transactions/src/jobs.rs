@@ -20,6 +20,9 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 /// In ticks of ASK_EVERY.
 const FORGET_EVERY: u32 = 600;
+const FILL_IN_EVERY: u32 = 2;
+/// What is left is for the next time: nothing that is asked each second waits for it.
+const FILL_IN_BATCHES: u32 = 20;
 
 /// Runs until told to stop.
 pub async fn run(app: &App, stop: CancellationToken) {
@@ -36,7 +39,9 @@ pub async fn run(app: &App, stop: CancellationToken) {
             Ok(()) => asked = Instant::now(),
             Err(error) => tracing::warn!(%error, "customers does not say which tokens are dead"),
         }
-        if let Err(error) = fill_in_owners(app).await {
+        if tick.is_multiple_of(FILL_IN_EVERY)
+            && let Err(error) = fill_in_owners(app).await
+        {
             tracing::warn!(%error, "operations of an older version could not get their owners");
         }
         staleness.set(asked.elapsed().as_secs_f64());
@@ -96,14 +101,15 @@ async fn fill_in_owners(app: &App) -> Result<(), Error> {
         // One process, of one version.
         return Ok(());
     }
-    loop {
+    for _ in 0..FILL_IN_BATCHES {
         let tx = app.database.begin().await?;
         let filled_in = operations::fill_in_owners(&tx).await?;
         tx.commit().await.map_err(lastro_database::Error::from)?;
         if filled_in == 0 {
-            return Ok(());
+            break;
         }
     }
+    Ok(())
 }
 
 async fn forget(app: &App) -> Result<(), Error> {

@@ -51,6 +51,8 @@ pub struct Accepted {
 pub enum Refused {
     /// The key was used for another request.
     KeyReused,
+    /// Too many wait already. It was not stored.
+    Crowded,
     /// The database is busy or away. It may have been stored: the same key tells.
     Unavailable,
     /// The database refuses the operation itself.
@@ -130,7 +132,7 @@ impl Pipeline {
         {
             return Ok(known);
         }
-        let place = self.places.clone().try_acquire_owned().map_err(|_| Refused::Unavailable)?;
+        let place = self.places.clone().try_acquire_owned().map_err(|_| Refused::Crowded)?;
         let (reply, answer) = oneshot::channel();
         self.queue.send(Job { new, reply, place }).map_err(|_| Refused::Unavailable)?;
         answer.await.unwrap_or(Err(Refused::Unavailable))
@@ -141,7 +143,7 @@ impl Pipeline {
         let asked = &new.operation;
         let (reply, found) = oneshot::channel();
         let lookup = Lookup { owner_id: asked.owner_id, external_id: asked.external_id.clone(), reply };
-        self.lookups.try_send(lookup).map_err(|_| Refused::Unavailable)?;
+        self.lookups.try_send(lookup).map_err(|_| Refused::Crowded)?;
         let found = found.await.unwrap_or_default();
         found.map(|stored| batch::answer_of(&stored, asked.id, &asked.request_hash)).transpose()
     }

@@ -10,14 +10,14 @@
 
 use std::net::IpAddr;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use lastro_database::{Database, Transaction};
 use lastro_mesh::call::Call;
 use lastro_mesh::clock;
 use lastro_mesh::serve::limited_address;
-use lastro_mesh::status::{Problem, UNAVAILABLE};
+use lastro_mesh::status::Problem;
 use moka::sync::Cache;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -32,7 +32,10 @@ const ADDRESS_WINDOW: Duration = Duration::from_secs(60);
 const ADDRESSES_MAX: u64 = 100_000;
 const ACCOUNTS_MAX: u64 = 100_000;
 /// An attempt does not wait longer than this for its turn, nor than its call has time.
-const WAIT_MAX: Duration = Duration::from_secs(5);
+const WAIT_MAX: Duration = Duration::from_secs(2);
+/// Attempts that wait for their turn, of one account and from one address; what exceeds it is refused at once.
+const WAITING_PER_ACCOUNT: usize = 100;
+const WAITING_PER_ADDRESS: u32 = 200;
 
 /// An attempt that was counted less long ago may be under way on another replica, and be right.
 const ELSEWHERE_MAX: Duration = Duration::from_millis(1500);
@@ -56,6 +59,19 @@ fn place_of(account: &AccountHash, address: IpAddr) -> AccountHash {
     hasher.finalize().into()
 }
 
+/// An account has another e-mail address: its failures go along. The address of whoever changes it, if it was known, stays known with its own
+/// failures, so that the failures of others do not keep the owner out; the others' hashes cannot be made anew, and their owners log in once more.
+pub async fn carry(tx: &Transaction, call: &Call, old: &AccountHash, new: &AccountHash) -> Result<(), Error> {
+    failures::carry(tx, old, new).await?;
+    if let Some([before, now]) = call.address.map(|address| [old, new].map(|account| place_of(account, address)))
+        && known_addresses::is_known(tx, old, &before).await?
+    {
+        failures::carry(tx, &before, &now).await?;
+        known_addresses::note(tx, new, &now, clock::now_us(), clock::now_us()).await?;
+    }
+    Ok(known_addresses::clear(tx, old).await?)
+}
+
 /// The attempts that are under way in this process, and the failures from each address in the last minute. Failures of accounts are in the
 /// database, where all replicas count together.
 pub struct Attempts {
@@ -64,8 +80,28 @@ pub struct Attempts {
     pause_s: i64,
     failures_per_address: u32,
     /// At most as many attempts under way as may fail.
-    accounts: Cache<AccountHash, Arc<Semaphore>>,
+    accounts: Cache<AccountHash, Arc<Account>>,
     addresses: Cache<IpAddr, Arc<Address>>,
+}
+
+struct Account {
+    turns: Arc<Semaphore>,
+    /// For those that wait for a turn.
+    waiting: Semaphore,
+}
+
+impl Account {
+    fn new(at_once: usize) -> Self {
+        Self { turns: Arc::new(Semaphore::new(at_once)), waiting: Semaphore::new(WAITING_PER_ACCOUNT) }
+    }
+
+    async fn turn(&self, until: Instant) -> Result<OwnedSemaphorePermit, Problem> {
+        if let Ok(turn) = self.turns.clone().try_acquire_owned() {
+            return Ok(turn);
+        }
+        let _waits = self.waiting.try_acquire().map_err(|_| busy())?;
+        timeout_at(until, self.turns.clone().acquire_owned()).await.map_err(|_| busy())?.map_err(|_| busy())
+    }
 }
 
 #[derive(Default)]
@@ -78,6 +114,7 @@ struct Address {
 struct Counts {
     failed: u32,
     under_way: u32,
+    waiting: u32,
 }
 
 /// Leave to look at a password once. Dropped without a word it counts as a failure: a caller that goes away must not get its attempt back.
@@ -127,8 +164,8 @@ impl Attempts {
             Some(from) if known_addresses::is_known(self.database.reader(), &account, &from).await? => from,
             _ => account,
         };
-        let turns = self.accounts.get_with(counted, || Arc::new(Semaphore::new(self.failures_max.clamp(1, 1000) as usize)));
-        let turn = timeout_at(until, turns.acquire_owned()).await.map_err(|_| busy())?.map_err(|_| busy())?;
+        let account_at = self.accounts.get_with(counted, || Arc::new(Account::new(self.failures_max.clamp(1, 1000) as usize)));
+        let turn = account_at.turn(until).await?;
         loop {
             let now_us = clock::now_us();
             let tx = self.database.begin().await?;
@@ -151,7 +188,7 @@ impl Attempts {
 }
 
 fn busy() -> Problem {
-    Problem::new(&UNAVAILABLE, "too many logins of this account, or from this address, are under way").retry_after(Duration::from_secs(1))
+    Problem::crowded("too many logins of this account, or from this address, are under way").retry_after(Duration::from_secs(1))
 }
 
 /// Looks at the password of an account; the attempt if it was right. One that was not made, since the queue of passwords was full, is not counted:
@@ -178,20 +215,43 @@ impl Drop for Place {
     }
 }
 
+/// One that waits for its turn, until it is dropped.
+struct Waiter<'a>(&'a Address);
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        self.0.counts().waiting -= 1;
+    }
+}
+
 impl Address {
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn take(&self, failures_max: u32) -> Result<(), Error> {
+        let mut waiter = None;
         loop {
             let mut ended = pin!(self.ended.notified());
             // Before looking, so that an attempt that ends in between is noticed.
             ended.as_mut().enable();
             {
-                let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut counts = self.counts();
                 if counts.failed >= failures_max {
                     return Err(Error::LoginThrottled { retry_after_s: ADDRESS_WINDOW.as_secs() });
                 }
                 if counts.failed + counts.under_way < failures_max {
                     counts.under_way += 1;
+                    // Its end takes the lock.
+                    drop(counts);
                     return Ok(());
+                }
+                if waiter.is_none() {
+                    if counts.waiting >= WAITING_PER_ADDRESS {
+                        return Err(busy().into());
+                    }
+                    counts.waiting += 1;
+                    waiter = Some(Waiter(self));
                 }
             }
             ended.await;
@@ -199,7 +259,7 @@ impl Address {
     }
 
     fn end(&self, end: End) {
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.counts();
         counts.under_way = counts.under_way.saturating_sub(1);
         counts.failed += u32::from(end == End::Failed);
         drop(counts);
@@ -223,7 +283,8 @@ impl Attempt {
 }
 
 impl Attempt {
-    async fn not_made(&mut self, database: &Database) -> Result<(), Error> {
+    /// It counts no more: the password was not looked at, or was right.
+    pub async fn not_made(&mut self, database: &Database) -> Result<(), Error> {
         if let Some(address) = self.address.take() {
             address.end(End::TakenBack);
         }
@@ -265,6 +326,35 @@ mod tests {
             let _ = attempt.await.expect("no panic");
         }
         assert_eq!(*tried.lock().expect("not poisoned"), 3);
+    }
+
+    /// A crowd from one address, or of one account, waits in memory only so far; what comes then is told at once.
+    #[tokio::test(start_paused = true)]
+    async fn those_that_wait_are_bounded() {
+        let (address, account) = (Arc::new(Address::default()), Arc::new(Account::new(3)));
+        let (held, until) = (account.turn(Instant::now()).await.expect("a turn"), Instant::now() + Duration::from_secs(1));
+        address.take(1).await.expect("the first");
+        let from_address: Vec<_> = (0..1000)
+            .map(|_| {
+                let address = address.clone();
+                tokio::spawn(async move { timeout_at(until, address.take(1)).await.map(|taken| taken.is_ok()) })
+            })
+            .collect();
+        let of_account: Vec<_> = (0..1000)
+            .map(|_| {
+                let account = account.clone();
+                tokio::spawn(async move { account.turn(until).await.map(std::mem::forget).is_ok() })
+            })
+            .collect();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(address.counts().waiting, WAITING_PER_ADDRESS);
+        assert_eq!(from_address.iter().filter(|one| !one.is_finished()).count() as u32, WAITING_PER_ADDRESS);
+        assert_eq!(of_account.iter().filter(|one| !one.is_finished()).count(), WAITING_PER_ACCOUNT);
+        drop(held);
+        for one in from_address {
+            let _ = one.await.expect("no panic");
+        }
+        assert_eq!(address.counts().waiting, 0);
     }
 
     #[tokio::test(start_paused = true)]

@@ -18,7 +18,14 @@ pub async fn change_password(app: &App, call: &Call, caller: &Caller, request: C
     let account = account_of(&caller.id.to_string());
     let right = check_password(app, call, account, request.current_password, Some(user.password_hash.clone())).await?;
     let mut attempt = right.ok_or(Error::InvalidCredentials)?;
-    let password_hash = app.passwords.hash(call.deadline, request.new_password).await?;
+    let password_hash = match app.passwords.hash_of_changed(call.deadline, request.new_password).await {
+        Ok(password_hash) => password_hash,
+        Err(error) => {
+            // The password was right.
+            attempt.not_made(&app.database).await?;
+            return Err(error);
+        }
+    };
     let tx = app.database.begin().await?;
     let checked = user.password_hash;
     // Of two that know the present password at once, the second one knows it no more.

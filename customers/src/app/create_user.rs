@@ -39,7 +39,7 @@ pub async fn create_with_roles(app: &App, call: &Call, request: CreateUserReques
         id: Uuid::now_v7(),
         name: request.name,
         email: Some(email.clone()),
-        password_hash: app.passwords.hash(call.deadline, request.password.clone()).await?,
+        password_hash: app.passwords.hash_of_new(call.deadline, request.password.clone()).await?,
         roles: roles.bits(),
         disabled: false,
         deleted: false,

@@ -32,11 +32,11 @@ pub async fn delete_user(app: &App, call: &Call, caller: &Caller, id: &str) -> R
     let user = anonymous(&before);
     keep_an_administrator(&tx, &before, &user).await?;
     users::update(&tx, &user).await?;
-    if let Some(email) = &before.email {
-        failures::clear(&tx, &account_of(email)).await?;
-        known_addresses::clear(&tx, &account_of(email)).await?;
+    // Logins count by the e-mail address, changes of a password by the id.
+    for account in before.email.iter().chain([&id.to_string()]).map(|name| account_of(name)) {
+        failures::clear_everywhere(&tx, &account).await?;
+        known_addresses::clear(&tx, &account).await?;
     }
-    failures::clear(&tx, &account_of(&id.to_string())).await?;
     tell(&tx, call, id, "USER_DELETED", Event::UserDeleted(UserDeleted {})).await?;
     let revoked = revocation::revoke_all(&tx, call, &user, app.settings.access_ttl_s).await?;
     app.commit(tx, [revoked]).await

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use argon2::password_hash::{Output, PasswordHash, PasswordHasher as _, PasswordVerifier as _, SaltString};
 use argon2::{Algorithm, Argon2, Params, Version};
-use lastro_mesh::status::{Problem, UNAVAILABLE};
+use lastro_mesh::status::Problem;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 use unicode_normalization::UnicodeNormalization as _;
@@ -22,7 +22,7 @@ const HASHES_AT_ONCE: usize = 1;
 const CHECKS_WAITING: usize = 128;
 const HASHES_WAITING: usize = 64;
 /// Nobody waits longer for its turn, nor than its call has time.
-const WAIT_MAX: Duration = Duration::from_secs(4);
+const WAIT_MAX: Duration = Duration::from_secs(2);
 /// What is needed after it.
 const MARGIN: Duration = Duration::from_millis(100);
 const MEMORY_KIB: u32 = 19 * 1024;
@@ -60,7 +60,7 @@ impl Queue {
 }
 
 fn busy() -> Error {
-    Problem::new(&UNAVAILABLE, "too many passwords are being checked or registered; try again").retry_after(Duration::from_secs(1)).into()
+    Problem::crowded("too many passwords are being checked or registered; try again").retry_after(Duration::from_secs(1)).into()
 }
 
 impl Passwords {
@@ -72,14 +72,14 @@ impl Passwords {
         Ok(Self { checks: Queue::new(CHECKS_AT_ONCE, CHECKS_WAITING), hashes: Queue::new(HASHES_AT_ONCE, HASHES_WAITING), decoy })
     }
 
-    /// The hash to store, in PHC format, by an instant.
-    pub async fn hash(&self, by: Instant, password: String) -> Result<String, Error> {
-        let password = prepared(&password);
-        let work = move || {
-            let salt = SaltString::encode_b64(&rand::random::<[u8; 16]>()).map_err(crypto)?;
-            Ok(argon2()?.hash_password(password.as_bytes(), &salt).map_err(crypto)?.to_string())
-        };
-        self.hashes.run(by, work).await
+    /// The hash to store for somebody who registers, in PHC format, by an instant.
+    pub async fn hash_of_new(&self, by: Instant, password: String) -> Result<String, Error> {
+        self.hashes.run(by, move || hash(&password)).await
+    }
+
+    /// The hash to store for somebody who has shown the present password, by an instant: who registers does not keep it from its turn.
+    pub async fn hash_of_changed(&self, by: Instant, password: String) -> Result<String, Error> {
+        self.checks.run(by, move || hash(&password)).await
     }
 
     /// Whether a password is the one of this hash, by an instant. None, an unknown user, is never, and takes as long.
@@ -92,6 +92,11 @@ impl Passwords {
         };
         Ok(self.checks.run(by, work).await? && known)
     }
+}
+
+fn hash(password: &str) -> Result<String, Error> {
+    let salt = SaltString::encode_b64(&rand::random::<[u8; 16]>()).map_err(crypto)?;
+    Ok(argon2()?.hash_password(prepared(password).as_bytes(), &salt).map_err(crypto)?.to_string())
 }
 
 /// As RFC 8265 (OpaqueString) prepares a password, so that it is the same however a keyboard composes its letters: every space is the ASCII one, and
@@ -151,12 +156,12 @@ mod tests {
     #[tokio::test]
     async fn only_the_password_itself_is_the_password() {
         let passwords = Passwords::new().expect("random bytes");
-        let hash = passwords.hash(soon(), "correct horse".to_owned()).await.expect("a hash");
+        let hash = passwords.hash_of_new(soon(), "correct horse".to_owned()).await.expect("a hash");
         let verify =
             async |password: &str, hash: Option<&str>| passwords.verify(soon(), password.to_owned(), hash.map(str::to_owned)).await.expect("a check");
         assert!(verify("correct horse", Some(&hash)).await);
         assert!(!verify("correct horse ", Some(&hash)).await);
-        let composed = passwords.hash(soon(), "caf\u{e9} de cr\u{e8}me".to_owned()).await.expect("a hash");
+        let composed = passwords.hash_of_new(soon(), "caf\u{e9} de cr\u{e8}me".to_owned()).await.expect("a hash");
         assert!(verify("cafe\u{301} de\u{a0}cre\u{300}me", Some(&composed)).await, "the same letters, typed on another keyboard");
         assert!(!verify("cafe de creme", Some(&composed)).await);
         // An unknown user: a check that runs, and is never right.

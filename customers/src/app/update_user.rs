@@ -6,12 +6,11 @@ use lastro_mesh::identity::User as Caller;
 use lastro_proto::customers::v1::user::Role;
 use lastro_proto::customers::v1::{RolesChanged, UpdateUserRequest, UserDisabled, UserUpdated, user_event::Event};
 
-use super::attempts::account_of;
+use super::attempts::{self, account_of};
 use super::{App, normalized_email, reachable, revocation, tell};
 use crate::Error;
 use crate::domain::role::Roles;
 use crate::store::users::{self, User};
-use crate::store::{failures, known_addresses};
 
 /// Only the fields that are given.
 pub async fn update_user(app: &App, call: &Call, caller: &Caller, request: UpdateUserRequest) -> Result<User, Error> {
@@ -49,8 +48,7 @@ pub async fn update_user(app: &App, call: &Call, caller: &Caller, request: Updat
     if let (Some(old), Some(new)) = (&before.email, &user.email)
         && old != new
     {
-        failures::carry(&tx, &account_of(old), &account_of(new)).await?;
-        known_addresses::clear(&tx, &account_of(old)).await?;
+        attempts::carry(&tx, call, &account_of(old), &account_of(new)).await?;
     }
     if user.roles != before.roles {
         let roles = Roles::from_bits(user.roles).numbers();

@@ -56,7 +56,13 @@ pub async fn carry(tx: &Transaction, old: &[u8; 32], new: &[u8; 32]) -> Result<(
     execute(tx, sql, [old.to_vec().into(), new.to_vec().into()]).await.map(|_| ())
 }
 
-/// Forgets the failures of an account: its password was right, or it is gone.
+/// Forgets the failures of an account wherever they were counted: it is gone. To be called before its known addresses are forgotten.
+pub async fn clear_everywhere(tx: &Transaction, account: &[u8; 32]) -> Result<(), Error> {
+    let sql = "DELETE FROM login_failures WHERE email_hash = $1 OR email_hash IN (SELECT address_hash FROM known_addresses WHERE account_hash = $1)";
+    execute(tx, sql, [account.to_vec().into()]).await.map(|_| ())
+}
+
+/// Forgets the failures that were counted under a hash: the password was right.
 pub async fn clear(tx: &Transaction, email_hash: &[u8; 32]) -> Result<(), Error> {
     execute(tx, "DELETE FROM login_failures WHERE email_hash = $1", [email_hash.to_vec().into()]).await.map(|_| ())
 }

@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use clap::Args;
 use lastro_database::PostgresUrl;
 use lastro_mesh::config::{Problems, Setting};
-use lastro_mesh::serve::{ConnectionLimits, Proxies};
+use lastro_mesh::serve::{ConnectionLimits, Proxies, ReceivingLimits};
 
 /// What customers is told of tokens and logins.
 #[derive(Args)]
@@ -71,6 +71,15 @@ pub struct ConnectionsGroup {
     /// Calls at once on one HTTP/2 connection, 1 to 100000.
     #[arg(long, env = "LASTRO_STREAMS_PER_CONNECTION", value_name = "N", default_value = "256")]
     streams_per_connection: Setting,
+    /// Requests from one address whose message has not come whole, and calls that stream, 1 to 1000000.
+    #[arg(long, env = "LASTRO_INCOMPLETE_PER_ADDRESS", value_name = "N", default_value = "1024")]
+    incomplete_per_address: Setting,
+    /// Those in all, 1 to 1000000.
+    #[arg(long, env = "LASTRO_INCOMPLETE_MAX", value_name = "N", default_value = "4096")]
+    incomplete_max: Setting,
+    /// Mebibytes of requests above 4 KiB that are held at once, from their first byte until they are answered, 2 to 65536.
+    #[arg(long, env = "LASTRO_REQUESTS_MEBIBYTES_MAX", value_name = "MIB", default_value = "32")]
+    requests_mebibytes_max: Setting,
     /// Proxies before this process that are no part of the mesh, as addresses or networks such as 10.0.0.0/8: they are believed when they tell a
     /// client's address in x-forwarded-for, and not counted as one client. May be given several times. Name only what clients cannot be.
     #[arg(long, env = "LASTRO_TRUSTED_PROXIES", value_name = "CIDR", value_delimiter = ',')]
@@ -83,10 +92,14 @@ impl ConnectionsGroup {
         let per_address = problems.take_within("--connections-per-address", &self.connections_per_address, 1..=1_000_000);
         let in_all = problems.take_within("--connections-max", &self.connections_max, 1..=1_000_000);
         let streams = problems.take_within("--streams-per-connection", &self.streams_per_connection, 1..=100_000);
+        let incomplete_per_address = problems.take_within("--incomplete-per-address", &self.incomplete_per_address, 1..=1_000_000);
+        let incomplete_max = problems.take_within("--incomplete-max", &self.incomplete_max, 1..=1_000_000);
+        let mebibytes = problems.take_within::<usize>("--requests-mebibytes-max", &self.requests_mebibytes_max, 2..=65_536);
         let proxies = Proxies::parse(self.trusted_proxies.iter().map(String::as_str));
         let proxies =
             proxies.map_err(|wrong| problems.add(format!("--trusted-proxies {wrong:?}: must be an address or a network, such as 10.0.0.0/8"))).ok();
-        Some(ConnectionLimits { per_address: per_address?, in_all: in_all?, streams: streams?, proxies: proxies? })
+        let receiving = ReceivingLimits { per_address: incomplete_per_address?, in_all: incomplete_max?, bytes: mebibytes? * 1024 * 1024 };
+        Some(ConnectionLimits { per_address: per_address?, in_all: in_all?, streams: streams?, proxies: proxies?, receiving })
     }
 }
 

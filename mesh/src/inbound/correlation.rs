@@ -105,12 +105,18 @@ pub fn client_address(peer: &Peer, headers: &HeaderMap) -> IpAddr {
 mod tests {
     use super::*;
     use crate::identity::policy::Policy;
-    use crate::serve::Proxies;
+    use crate::serve::{Proxies, Receiving, ReceivingLimits};
 
     #[test]
     fn only_a_proxy_that_the_policy_names_is_believed_and_only_in_what_it_saw_itself() {
         let policy = Policy::parse(r#"{"edge": {"may_call": [], "forwards_address": true}, "service": {"may_call": []}}"#).expect("a policy");
-        let peer = |name: &str| Peer { address: ([10, 0, 0, 1], 1).into(), caller: policy.caller(name), proxies: Proxies::default() };
+        let receiving = std::sync::Arc::new(Receiving::new(ReceivingLimits::default()));
+        let peer = |name: &str| Peer {
+            address: ([10, 0, 0, 1], 1).into(),
+            caller: policy.caller(name),
+            proxies: Proxies::default(),
+            receiving: receiving.clone(),
+        };
         let address = |peer: &Peer, told: &[&'static str]| {
             let headers = told.iter().map(|value| (FORWARDED_FOR.parse().expect("a name"), value.parse().expect("a value"))).collect();
             client_address(peer, &headers).to_string()

@@ -5,7 +5,6 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use http::{Request, Response};
 use tokio::sync::Semaphore;
@@ -13,7 +12,7 @@ use tonic::body::Body;
 use tower::Service;
 
 use crate::call::{Call, Slot};
-use crate::status::{Problem, UNAVAILABLE};
+use crate::status::Problem;
 
 #[derive(Clone)]
 pub(super) struct Shed<S> {
@@ -42,7 +41,7 @@ where
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let Ok(slot) = self.slots.clone().try_acquire_owned() else {
-            let problem = Problem::new(&UNAVAILABLE, "too many calls at once").retry_after(Duration::from_millis(250));
+            let problem = Problem::crowded("too many calls at once");
             return Box::pin(std::future::ready(Ok(tonic::Status::from(problem).into_http())));
         };
         let slot = Slot::new(Some(slot));

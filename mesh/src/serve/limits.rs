@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use super::Proxies;
+use super::{Proxies, ReceivingLimits};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// The limits of a listener.
@@ -22,11 +22,13 @@ pub struct ConnectionLimits {
     pub streams: u32,
     /// Proxies: each stands for many clients, so that only the limit in all counts for them.
     pub proxies: Proxies,
+    /// Requests whose message has not come whole.
+    pub receiving: ReceivingLimits,
 }
 
 impl Default for ConnectionLimits {
     fn default() -> Self {
-        Self { per_address: 1000, in_all: 8000, streams: 256, proxies: Proxies::default() }
+        Self { per_address: 1000, in_all: 8000, streams: 256, proxies: Proxies::default(), receiving: ReceivingLimits::default() }
     }
 }
 
@@ -162,7 +164,7 @@ mod tests {
 
     #[test]
     fn connections_are_counted_by_address_and_in_all() {
-        let connections = Connections::new(ConnectionLimits { per_address: 2, in_all: 3, streams: 1, proxies: Proxies::default() });
+        let connections = Connections::new(ConnectionLimits { per_address: 2, in_all: 3, ..ConnectionLimits::default() });
         let address = |text: &str| text.parse::<IpAddr>().expect("an address");
         let first = connections.take(address("127.0.0.1")).expect("room");
         let _second = connections.take(address("::ffff:127.0.0.1")).expect("room");

@@ -45,6 +45,7 @@ pub async fn create_transaction(app: &App, call: &Call, caller: &Caller, request
     let accepted = timeout(store_within, app.pipeline.submit(new)).await.unwrap_or(Err(Refused::Unavailable));
     let mut accepted = accepted.map_err(|refused| match refused {
         Refused::KeyReused => Error::IdempotencyKeyReused,
+        Refused::Crowded => Problem::crowded("too many transactions wait to be stored; ask again with the same idempotency key").into(),
         Refused::Unavailable => Error::LedgerUnavailable,
         Refused::Broken => Error::LedgerBroken,
     })?;

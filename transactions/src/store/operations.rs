@@ -279,7 +279,8 @@ fn newest(of: Of, before: Uuid, limit: u64) -> SelectStatement {
     both.union(UnionType::All, credits).order_by(Alias::new("id"), Order::Desc).limit(limit).take()
 }
 
-/// Notes the owners of operations that a replica of an older version stored, which knew no such columns; how many they were.
+/// Notes the owners of operations that a replica of an older version stored, which knew no such columns; of at most 500, and how many they were.
+/// What has no owner in this store is left as it is.
 pub async fn fill_in_owners(tx: &Transaction) -> Result<u64, Error> {
     execute(tx, FILL_IN_OWNERS, []).await
 }
@@ -288,4 +289,6 @@ const FILL_IN_OWNERS: &str = "UPDATE operations SET \
     source_owner_id = (SELECT a.owner_id FROM accounts a WHERE a.id = source_account_id), \
     destination_owner_id = (SELECT b.owner_id FROM accounts b WHERE b.id = destination_account_id \
                             AND b.owner_id IS DISTINCT FROM (SELECT a.owner_id FROM accounts a WHERE a.id = source_account_id)) \
-    WHERE id IN (SELECT id FROM operations WHERE source_owner_id IS NULL AND destination_owner_id IS NULL LIMIT 500)";
+    WHERE id IN (SELECT id FROM operations o WHERE o.source_owner_id IS NULL AND o.destination_owner_id IS NULL \
+                 AND EXISTS (SELECT 1 FROM accounts a WHERE a.id IN (o.source_account_id, o.destination_account_id) AND a.owner_id IS NOT NULL) \
+                 LIMIT 500)";

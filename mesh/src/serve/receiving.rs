@@ -1,0 +1,259 @@
+//! Receives the message of a request whole before anything is done for it, within its size and its time. A message that is there with its headers
+//! costs nothing; one that is not yet takes a place among the incomplete ones, of which an address has so many and a listener so many. What is large
+//! takes from a budget that all requests of a listener share, until it is answered. So neither half messages nor large ones fill the memory.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt as _;
+use http_body::Body;
+use http_body_util::BodyExt as _;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout_at};
+
+use super::limited_address;
+
+/// A message that does not come within this time, from when its headers were there, is given up.
+pub const RECEIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Messages up to this size do not take from the budget.
+const SMALL_BYTES: usize = 4 * 1024;
+
+/// How many requests a listener holds whose message has not come whole, and how much of it.
+#[derive(Debug, Clone, Copy)]
+pub struct ReceivingLimits {
+    /// Incomplete requests, and calls that stream, from one address; of IPv6 from one /64.
+    pub per_address: usize,
+    /// Those in all.
+    pub in_all: usize,
+    /// Bytes of messages above 4 KiB together, from their first byte until they are answered.
+    pub bytes: usize,
+}
+
+impl Default for ReceivingLimits {
+    fn default() -> Self {
+        Self { per_address: 1024, in_all: 4096, bytes: 32 * 1024 * 1024 }
+    }
+}
+
+/// What a listener is receiving.
+#[derive(Debug)]
+pub struct Receiving {
+    limits: ReceivingLimits,
+    incomplete: Arc<Mutex<Incomplete>>,
+    /// In units of [`SMALL_BYTES`].
+    budget: Arc<Semaphore>,
+}
+
+#[derive(Debug, Default)]
+struct Incomplete {
+    by_address: HashMap<IpAddr, usize>,
+    in_all: usize,
+}
+
+/// A place among the incomplete requests; its end makes room.
+#[derive(Debug)]
+pub struct Place {
+    address: Option<IpAddr>,
+    incomplete: Arc<Mutex<Incomplete>>,
+}
+
+/// A whole message, with what it holds of the budget until it is dropped.
+#[derive(Debug)]
+pub struct Received {
+    /// The message.
+    pub message: Bytes,
+    /// To be kept until the request is answered.
+    pub held: Option<OwnedSemaphorePermit>,
+}
+
+/// Why a message was not received.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotReceived {
+    /// It is larger than its method takes.
+    TooLarge,
+    /// It ended before its end.
+    EndedEarly,
+    /// It did not come within [`RECEIVE_TIMEOUT`].
+    Late,
+    /// Too many incomplete or large ones are here already.
+    NoRoom,
+}
+
+impl Receiving {
+    /// Within these limits.
+    pub fn new(limits: ReceivingLimits) -> Self {
+        Self { limits, incomplete: Arc::default(), budget: Arc::new(Semaphore::new(limits.bytes.div_ceil(SMALL_BYTES))) }
+    }
+
+    /// A place for a request from an address that is not complete, if there is one. Of an unknown address only the limit in all counts.
+    pub fn place(&self, address: Option<IpAddr>) -> Option<Place> {
+        let address = address.map(limited_address);
+        let mut incomplete = self.incomplete.lock().unwrap_or_else(PoisonError::into_inner);
+        let from_it = address.and_then(|address| incomplete.by_address.get(&address).copied()).unwrap_or_default();
+        if incomplete.in_all >= self.limits.in_all || from_it >= self.limits.per_address {
+            return None;
+        }
+        incomplete.in_all += 1;
+        if let Some(address) = address {
+            incomplete.by_address.insert(address, from_it + 1);
+        }
+        Some(Place { address, incomplete: self.incomplete.clone() })
+    }
+
+    /// Receives a message of at most so many bytes from an address.
+    pub async fn receive<B>(&self, mut body: B, bytes_max: usize, address: Option<IpAddr>) -> Result<Received, NotReceived>
+    where
+        B: Body<Data = Bytes> + Unpin,
+    {
+        let (mut first, mut rest, mut held) = (Bytes::new(), BytesMut::new(), None);
+        let mut waiting: Option<(Place, Instant)> = None;
+        loop {
+            let frame = match body.frame().now_or_never() {
+                Some(frame) => frame,
+                None => {
+                    let (_, until) = match &waiting {
+                        Some(waiting) => waiting,
+                        None => {
+                            let place = self.place(address).ok_or(NotReceived::NoRoom)?;
+                            waiting.insert((place, Instant::now() + RECEIVE_TIMEOUT))
+                        }
+                    };
+                    timeout_at(*until, body.frame()).await.map_err(|_| NotReceived::Late)?
+                }
+            };
+            let Some(frame) = frame else { break };
+            let Ok(data) = frame.map_err(|_| NotReceived::EndedEarly)?.into_data() else { continue };
+            let total = first.len() + rest.len() + data.len();
+            if total > bytes_max {
+                return Err(NotReceived::TooLarge);
+            }
+            self.budget_for(total, &mut held)?;
+            if first.is_empty() {
+                first = data;
+            } else {
+                rest.extend_from_slice(&data);
+            }
+        }
+        if rest.is_empty() {
+            return Ok(Received { message: first, held });
+        }
+        let mut whole = BytesMut::with_capacity(first.len() + rest.len());
+        whole.extend_from_slice(&first);
+        whole.extend_from_slice(&rest);
+        Ok(Received { message: whole.freeze(), held })
+    }
+
+    /// Takes what a message of so many bytes needs beyond what it holds already.
+    fn budget_for(&self, bytes: usize, held: &mut Option<OwnedSemaphorePermit>) -> Result<(), NotReceived> {
+        let units = if bytes > SMALL_BYTES { bytes.div_ceil(SMALL_BYTES) } else { 0 };
+        let missing = units.saturating_sub(held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits));
+        if missing == 0 {
+            return Ok(());
+        }
+        let missing = u32::try_from(missing).map_err(|_| NotReceived::TooLarge)?;
+        let more = self.budget.clone().try_acquire_many_owned(missing).map_err(|_| NotReceived::NoRoom)?;
+        match held {
+            Some(held) => held.merge(more),
+            None => *held = Some(more),
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut incomplete = self.incomplete.lock().unwrap_or_else(PoisonError::into_inner);
+        incomplete.in_all -= 1;
+        let Some(address) = self.address else { return };
+        if let Some(count) = incomplete.by_address.get_mut(&address) {
+            *count -= 1;
+            if *count == 0 {
+                incomplete.by_address.remove(&address);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use futures_util::StreamExt as _;
+    use http_body::Frame;
+    use http_body_util::StreamBody;
+
+    use super::*;
+
+    fn pieces(sizes: &'static [usize], ends: bool) -> impl Body<Data = Bytes, Error = Infallible> + Unpin + Send {
+        let frames = futures_util::stream::iter(sizes.iter().map(|size| Ok(Frame::data(Bytes::from(vec![0; *size])))));
+        let end = futures_util::stream::once(async move { if ends { None } else { std::future::pending().await } });
+        StreamBody::new(Box::pin(frames.chain(end.filter_map(std::future::ready))))
+    }
+
+    fn address(text: &str) -> Option<IpAddr> {
+        Some(text.parse().expect("an address"))
+    }
+
+    fn limits(per_address: usize, in_all: usize, bytes: usize) -> Arc<Receiving> {
+        Arc::new(Receiving::new(ReceivingLimits { per_address, in_all, bytes }))
+    }
+
+    fn is_empty(receiving: &Receiving) -> bool {
+        let incomplete = receiving.incomplete.lock().expect("not poisoned");
+        incomplete.in_all == 0 && incomplete.by_address.is_empty() && receiving.budget.available_permits() == receiving.limits.bytes / SMALL_BYTES
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_comes_whole_or_not_at_all() {
+        let receiving = limits(10, 10, 1 << 20);
+        for (sizes, expected) in [
+            (&[10][..], Ok(10)),
+            (&[5000, 5000], Ok(10_000)),
+            (&[], Ok(0)),
+            (&[10_001], Err(NotReceived::TooLarge)),
+            (&[9000, 1001], Err(NotReceived::TooLarge)),
+        ] {
+            let received = receiving.receive(pieces(sizes, true), 10_000, address("10.0.0.1")).await;
+            assert_eq!(received.map(|received| received.message.len()), expected, "{sizes:?}");
+        }
+        let started = Instant::now();
+        let late = receiving.receive(pieces(&[10], false), 10_000, address("10.0.0.1")).await;
+        assert_eq!((late.map(|_| ()), started.elapsed().as_secs()), (Err(NotReceived::Late), 10));
+        assert!(is_empty(&receiving), "everything is given back");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn incomplete_requests_of_an_address_are_bounded_and_complete_ones_need_no_place() {
+        let receiving = limits(3, 5, 1 << 20);
+        let half = |from: &str| {
+            let (receiving, from) = (receiving.clone(), address(from));
+            tokio::spawn(async move { receiving.receive(pieces(&[10], false), 10_000, from).await.map(|_| ()) })
+        };
+        let waiting: Vec<_> = ["10.0.0.1", "10.0.0.1", "10.0.0.1", "10.0.0.2", "10.0.0.2"].map(half).into_iter().collect();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        for from in ["10.0.0.1", "10.0.0.3"] {
+            assert_eq!(half(from).await.expect("no panic"), Err(NotReceived::NoRoom), "three of an address, five in all");
+            assert!(receiving.receive(pieces(&[10], true), 10_000, address(from)).await.is_ok());
+        }
+        for one in waiting {
+            assert_eq!(one.await.expect("no panic"), Err(NotReceived::Late));
+        }
+        assert!(is_empty(&receiving));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn large_messages_share_a_budget_until_they_are_answered_and_small_ones_do_not() {
+        let receiving = limits(100, 100, 10 * SMALL_BYTES);
+        let answered: Vec<_> = futures_util::future::join_all((0..3).map(|_| receiving.receive(pieces(&[9000], true), 10_000, None))).await;
+        assert!(answered.iter().all(Result::is_ok));
+        let large = receiving.receive(pieces(&[9000], true), 10_000, None).await;
+        assert_eq!(large.map(|_| ()), Err(NotReceived::NoRoom));
+        assert!(receiving.receive(pieces(&[300], true), 10_000, None).await.is_ok());
+        drop(answered);
+        assert!(receiving.receive(pieces(&[9000], true), 10_000, None).await.is_ok());
+        assert!(is_empty(&receiving));
+    }
+}
