@@ -129,6 +129,16 @@ impl Customers {
         app::admin::has_administrator(&self.0).await
     }
 
+    /// The addresses of the first administrators who may log in.
+    pub async fn administrators(&self) -> Result<Vec<String>, Error> {
+        app::admin::administrators(&self.0).await
+    }
+
+    /// Gives an administrator another password, ends its sessions, and forgets its failed logins.
+    pub async fn reset_administrator(&self, administrator: &Administrator) -> Result<(), Error> {
+        app::admin::reset_administrator(&self.0, administrator).await
+    }
+
     /// Makes an administrator with these credentials.
     pub async fn create_administrator(&self, administrator: &Administrator) -> Result<(), Error> {
         app::admin::create_administrator(&self.0, administrator).await

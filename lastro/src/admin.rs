@@ -1,12 +1,20 @@
-//! The first administrator: `admin.json` in the data folder, written before the user is made, so that a crash in between loses nothing.
+//! Administrators: the first one, in `admin.json` of the data folder, which is written before the user is made, so that a crash in between loses
+//! nothing; and `lastro admin`.
 
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
-use lastro_customers::{Administrator, Customers};
+use anyhow::{Context as _, Result, bail, ensure};
+use lastro_customers::{Administrator, Customers, NAME};
+use lastro_database::Database;
+use lastro_events::bus::Bus;
+use lastro_events::bus::embedded::EmbeddedBus;
+use lastro_mesh::outbound::Late;
+use lastro_migrations::CustomersMigrator;
 use serde::{Deserialize, Serialize};
 
-use crate::data_dir::DataDir;
+use crate::cli::{AdminCommand, ResetArgs};
+use crate::data_dir::{DataDir, write_private};
+use crate::routes::outbound;
 
 const FILE: &str = "admin.json";
 
@@ -14,6 +22,61 @@ const FILE: &str = "admin.json";
 struct Kept {
     email: String,
     password: String,
+}
+
+/// Customers for a command that serves nobody: what it tells is in its event table, for the service's relay to publish, and nobody is deleted.
+pub async fn customers_of(database: Database) -> Result<Customers> {
+    let nobody = Bus::Embedded(EmbeddedBus::new(std::collections::HashMap::new()));
+    let transactions = outbound(NAME, lastro_transactions::NAME, Late::default(), 1);
+    Ok(Customers::start(database, nobody, transactions, lastro_customers::Settings::default()).await?)
+}
+
+/// `lastro admin`.
+pub async fn admin(command: AdminCommand) -> Result<()> {
+    match command {
+        AdminCommand::Reset(args) => reset(args).await,
+    }
+}
+
+/// Gives the administrator a new password and writes it where a start would: before the database has it, so that it is known in any case.
+async fn reset(args: ResetArgs) -> Result<()> {
+    // Held to the end: nobody else may have the folder's database open.
+    let mut folder = None;
+    let database = match args.database.url()? {
+        Some(url) => Database::connect_postgres(&url, "lastro_customers", 4).context("the database lastro_customers cannot be opened")?,
+        None => {
+            let file = args.data.join("customers.db");
+            ensure!(file.exists(), "{} is not there; --data names the folder of `lastro up`, --database-url a PostgreSQL server", file.display());
+            let data = folder.insert(DataDir::open(&args.data)?);
+            Database::open_sqlite(&data.private_file("customers.db")?).await.with_context(|| format!("{} cannot be opened", file.display()))?
+        }
+    };
+    let missing = lastro_migrations::missing::<CustomersMigrator>(&database).await.context("the tables of customers cannot be seen")?;
+    ensure!(missing.is_empty(), "the tables of customers lack {}; start this version first, or run `lastro migrate`", missing.join(", "));
+    let customers = customers_of(database.clone()).await?;
+    let known = customers.administrators().await?;
+    let email = match (args.email, known.as_slice()) {
+        (Some(email), _) if known.contains(&email) => email,
+        (Some(email), _) => bail!("--email {email:?}: no administrator who may log in has this address; there are {}", known.join(", ")),
+        (None, [only]) => only.clone(),
+        (None, []) => bail!("there is no administrator who may log in; the next start, or `lastro migrate --admin-file`, makes one"),
+        (None, _) => bail!("there are several administrators; say which one by --email: {}", known.join(", ")),
+    };
+    let administrator = Administrator::with_random_password(email);
+    let path = args.admin_file.unwrap_or_else(|| args.data.join(FILE));
+    write_private(&path, &kept(&administrator)?).context("--admin-file, or the folder of --data, is where the new password goes")?;
+    customers.reset_administrator(&administrator).await?;
+    database.close().await;
+    #[allow(clippy::print_stdout, reason = "what the command was asked for")]
+    {
+        println!("{} has a new password, kept in {}; the sessions of before have ended", administrator.email, path.display());
+    }
+    drop(folder);
+    Ok(())
+}
+
+fn kept(administrator: &Administrator) -> Result<Vec<u8>> {
+    Ok(serde_json::to_vec_pretty(&Kept { email: administrator.email.clone(), password: administrator.password.clone() })?)
 }
 
 /// Makes the administrator whom a file names, unless there is one already.
@@ -39,8 +102,7 @@ pub async fn ensure(customers: &Customers, data: &DataDir) -> Result<Option<Admi
         }
         Err(_) => Administrator::generate(),
     };
-    let kept = Kept { email: administrator.email.clone(), password: administrator.password.clone() };
-    data.write(FILE, &serde_json::to_vec_pretty(&kept)?)?;
+    data.write(FILE, &kept(&administrator)?)?;
     customers.create_administrator(&administrator).await?;
     Ok(Some(administrator))
 }

@@ -4,7 +4,7 @@ mod groups;
 mod service;
 mod up;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use lastro_database::PostgresUrl;
@@ -36,6 +36,9 @@ pub enum Command {
     /// List or rotate the keys that sign access tokens.
     #[command(subcommand)]
     Keys(KeysCommand),
+    /// Give an administrator who has forgotten the password a new one.
+    #[command(subcommand)]
+    Admin(AdminCommand),
     /// Make a development authority and a certificate for each service, for nginx (edge) and for an operator, and the policy of who may call
     /// what. What is there already stays.
     Certs {
@@ -58,6 +61,54 @@ pub enum Command {
     },
 }
 
+#[derive(Subcommand)]
+pub enum AdminCommand {
+    /// Make a new password for the administrator, write it to a file, and end the administrator's sessions. Needs no password: whoever may read the
+    /// data folder, or log in at the database, may do it. `lastro up` on a data folder must be stopped; on PostgreSQL everything goes on.
+    Reset(ResetArgs),
+}
+
+#[derive(Args)]
+pub struct ResetArgs {
+    /// The administrator's e-mail address; needed where there are several administrators.
+    #[arg(long, value_name = "ADDRESS")]
+    pub email: Option<String>,
+    /// The data folder of `lastro up`.
+    #[arg(long, env = "LASTRO_DATA", value_name = "DIR", default_value = "data")]
+    pub data: PathBuf,
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+    /// The file that the address and the new password are written to. Without: admin.json in the data folder.
+    #[arg(long, env = "LASTRO_ADMIN_FILE", value_name = "PATH")]
+    pub admin_file: Option<PathBuf>,
+}
+
+/// A PostgreSQL server, or none.
+#[derive(Args)]
+pub struct DatabaseArgs {
+    /// The PostgreSQL server, postgres://user:password@host:port; the database lastro_customers is on it. Without: SQLite in the data folder.
+    #[arg(long, env = "LASTRO_DATABASE_URL", value_name = "URL", hide_env_values = true)]
+    database_url: Option<String>,
+    /// A file that holds the URL, for secrets.
+    #[arg(long, env = "LASTRO_DATABASE_URL_FILE", value_name = "PATH", conflicts_with = "database_url")]
+    database_url_file: Option<PathBuf>,
+}
+
+impl DatabaseArgs {
+    /// The URL, from wherever it was given, if it was.
+    pub fn url(&self) -> anyhow::Result<Option<PostgresUrl>> {
+        read_url(self.database_url.as_deref(), self.database_url_file.as_deref())
+    }
+}
+
+fn read_url(given: Option<&str>, file: Option<&Path>) -> anyhow::Result<Option<PostgresUrl>> {
+    let mut problems = lastro_mesh::config::Problems::default();
+    let url = service::given_or_in_file(&mut problems, "--database-url", given, file);
+    let url = url.and_then(|url| groups::read_postgres_url(&mut problems, "--database-url", &url));
+    problems.check()?;
+    Ok(url)
+}
+
 /// A PostgreSQL server with the right to make databases and roles.
 #[derive(Args)]
 pub struct ServerArgs {
@@ -72,10 +123,7 @@ pub struct ServerArgs {
 impl ServerArgs {
     /// The URL, from wherever it was given.
     pub fn url(&self) -> anyhow::Result<PostgresUrl> {
-        let mut problems = lastro_mesh::config::Problems::default();
-        let url = service::given_or_in_file(&mut problems, "--database-url", self.database_url.as_deref(), self.database_url_file.as_deref());
-        let url = url.and_then(|url| groups::read_postgres_url(&mut problems, "--database-url", &url));
-        problems.check()?;
+        let url = read_url(self.database_url.as_deref(), self.database_url_file.as_deref())?;
         url.ok_or_else(|| anyhow::anyhow!("--database-url or --database-url-file is needed"))
     }
 }

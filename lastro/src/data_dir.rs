@@ -48,15 +48,21 @@ impl DataDir {
 
     /// Writes a file whole or not at all.
     pub fn write(&self, name: &str, content: &[u8]) -> Result<()> {
-        let (path, draft) = (self.file(name), self.file(&format!("{name}.draft")));
-        let write = || -> std::io::Result<()> {
-            let mut file = private(OpenOptions::new().create(true).truncate(true)).open(&draft)?;
-            file.write_all(content)?;
-            file.sync_all()?;
-            fs::rename(&draft, &path)
-        };
-        write().with_context(|| format!("{} cannot be written", path.display()))
+        write_private(&self.file(name), content)
     }
+}
+
+/// Writes a file that is closed to others, whole or not at all.
+pub fn write_private(path: &Path, content: &[u8]) -> Result<()> {
+    let mut draft = path.as_os_str().to_owned();
+    draft.push(".draft");
+    let write = || -> std::io::Result<()> {
+        let mut file = private(OpenOptions::new().create(true).truncate(true)).open(&draft)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&draft, path)
+    };
+    write().with_context(|| format!("{} cannot be written", path.display()))
 }
 
 fn private(options: &mut OpenOptions) -> &mut OpenOptions {

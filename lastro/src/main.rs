@@ -31,6 +31,7 @@ fn main() -> std::process::ExitCode {
         cli::Command::Transactions(settings) => run(services::transactions::run(*settings)),
         cli::Command::Gateway(settings) => run(services::gateway::run(*settings)),
         cli::Command::Keys(command) => run(keys::keys(command)),
+        cli::Command::Admin(command) => run(admin::admin(command)),
         cli::Command::Certs { dir, host } => certs::write(&dir, &host),
         cli::Command::Health { ops } => health::ask(&ops),
     };

@@ -4,17 +4,13 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use lastro_customers::{Customers, NAME};
+use lastro_customers::Customers;
 use lastro_database::{Database, PostgresUrl};
-use lastro_events::bus::Bus;
-use lastro_events::bus::embedded::EmbeddedBus;
-use lastro_mesh::outbound::Late;
 use lastro_migrations::{CustomersMigrator, MigratorTrait, TransactionsMigrator};
 use sqlx::PgConnection;
 
 use crate::admin;
 use crate::cli::MigrateArgs;
-use crate::routes::outbound;
 
 /// Connections that each step may use.
 const CONNECTIONS: u32 = 4;
@@ -28,12 +24,7 @@ pub async fn migrate(args: MigrateArgs) -> Result<()> {
     let transactions = prepare::<TransactionsMigrator>(&server, &url, "lastro_transactions", args.role_passwords.as_deref()).await?;
     Customers::ensure_first_key(&customers).await.context("the first signing key cannot be made")?;
     if let Some(file) = &args.admin_file {
-        // Nobody listens: what it tells is in its event table, and the service's relay publishes it.
-        let nobody = Bus::Embedded(EmbeddedBus::new(std::collections::HashMap::new()));
-        // Nor is anybody deleted here.
-        let transactions = outbound(NAME, lastro_transactions::NAME, Late::default(), 1);
-        let service = Customers::start(customers.clone(), nobody, transactions, lastro_customers::Settings::default()).await?;
-        admin::ensure_from_file(&service, file).await?;
+        admin::ensure_from_file(&admin::customers_of(customers.clone()).await?, file).await?;
     }
     tokio::join!(customers.close(), transactions.close());
     lock.release().await;

@@ -1,13 +1,18 @@
 //! The command line, as somebody meets it who makes mistakes.
 
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::process::{Command, Output};
 
-use anyhow::Result;
-use lastro_tests::Server;
+use anyhow::{Context as _, Result};
+use lastro_tests::client::PASSWORD;
 use lastro_tests::server::binary;
+use lastro_tests::{Api, Server};
 use libtest_mimic::Trial;
+use reqwest::Method;
+use serde_json::json;
 
+use crate::pipeline::Rig;
 use crate::{block_on, failed};
 
 pub fn trials() -> Vec<Trial> {
@@ -17,6 +22,10 @@ pub fn trials() -> Vec<Trial> {
         Trial::test("cli::taken_ports_and_unreachable_databases", || failed(taken_ports_and_unreachable_databases())),
         Trial::test("cli::a_restart_keeps_everything_and_prints_no_password", || {
             failed(block_on(a_restart_keeps_everything_and_prints_no_password()))
+        }),
+        Trial::test("cli::a_forgotten_password_has_a_way_back", || failed(block_on(a_forgotten_password_has_a_way_back()))),
+        Trial::test("cli::a_forgotten_password_has_a_way_back_on_postgres", || {
+            failed(Rig::start(true).and_then(|rig| block_on(a_forgotten_password_has_a_way_back_on_postgres(&rig))))
         }),
         Trial::test("cli::services_say_all_that_is_wrong", || failed(services_say_all_that_is_wrong())),
         Trial::test("cli::proto_writes_what_a_client_needs", || failed(proto_writes_what_a_client_needs())),
@@ -44,6 +53,83 @@ fn second_start_on_the_same_folder() -> Result<()> {
         assert_eq!(entry.metadata()?.permissions().mode() & 0o777, 0o600, "{}", entry.path().display());
     }
     assert_eq!(std::fs::metadata(&data)?.permissions().mode() & 0o777, 0o700);
+    Ok(())
+}
+
+fn admin_file(path: &Path) -> Result<(String, String)> {
+    let kept: serde_json::Value = serde_json::from_slice(&std::fs::read(path)?)?;
+    assert_eq!(std::fs::metadata(path)?.permissions().mode() & 0o777, 0o600);
+    let text = |name: &str| anyhow::Ok(kept[name].as_str().with_context(|| format!("{name} in {kept}"))?.to_owned());
+    Ok((text("email")?, text("password")?))
+}
+
+async fn login(api: &Api, email: &str, password: &str) -> Result<u16> {
+    Ok(api.post("/api/v1/auth/login", None, json!({ "email": email, "password": password })).await?.status)
+}
+
+/// The administrator changed the password and forgot it. With `lastro up` stopped there is a new one, and what was before is over.
+async fn a_forgotten_password_has_a_way_back() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let data = folder.path().join("data");
+    let path = data.to_str().context("utf-8")?;
+    let (output, text) = lastro(&["admin", "reset", "--data", path])?;
+    assert!(!output.status.success() && text.contains("customers.db is not there"), "{text}");
+    let mut server = Server::start(&data, &[])?;
+    let token = server.administrator().await?;
+    let (email, first) = admin_file(&data.join("admin.json"))?;
+    let changed = json!({ "currentPassword": first, "newPassword": "forgotten at once" });
+    assert_eq!(server.api().post("/api/v1/users/me:changePassword", Some(&token), changed).await?.status, 200);
+    let session = server.api().post("/api/v1/auth/login", None, json!({ "email": email, "password": "forgotten at once" })).await?;
+    let token = session.text("accessToken")?;
+    for _ in 0..11 {
+        login(&server.api(), &email, "wrong").await?;
+    }
+    assert_eq!(login(&server.api(), &email, "wrong").await?, 429);
+    let (output, text) = lastro(&["admin", "reset", "--data", path])?;
+    assert!(!output.status.success() && text.contains("in use by another lastro"), "{text}");
+    server.terminate()?;
+    let (output, text) = lastro(&["admin", "reset", "--data", path])?;
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && told.contains(&email) && told.contains("admin.json"), "{told}{text}");
+    let (same, second) = admin_file(&data.join("admin.json"))?;
+    assert!(same == email && second != first && !told.contains(&second));
+    let server = Server::start(&data, &[])?;
+    assert_eq!(login(&server.api(), &email, &first).await?, 401);
+    assert_eq!(login(&server.api(), &email, "forgotten at once").await?, 401);
+    assert_eq!(server.api().get("/api/v1/users/me", Some(&token)).await?.status, 401, "sessions of before are over");
+    assert_eq!(login(&server.api(), &email, &second).await?, 200);
+    Ok(())
+}
+
+/// On PostgreSQL everything goes on meanwhile. Where there are several administrators, it has to be said which one.
+async fn a_forgotten_password_has_a_way_back_on_postgres(rig: &Rig) -> Result<()> {
+    let (api, token) = (rig.server.api(), rig.server.administrator().await?);
+    let url = rig.postgres.as_ref().context("on PostgreSQL")?.url();
+    let other = api.someone().await?;
+    let roles = json!({ "roles": ["USER", "ADMIN"] });
+    let answer = api.json(Method::PATCH, &format!("/api/v1/users/{}", other.id), Some(&token), &[], Some(roles)).await?;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let file = rig.server.data.join("reset.json");
+    let reset =
+        |more: &[&str]| lastro(&[&["admin", "reset", "--database-url", &url, "--admin-file", file.to_str().unwrap_or_default()][..], more].concat());
+    let (output, text) = reset(&[])?;
+    assert!(!output.status.success() && text.contains("--email") && text.contains(&other.email), "{text}");
+    let (output, text) = reset(&["--email", "nobody@example.com"])?;
+    assert!(!output.status.success() && text.contains("no administrator") && !file.exists(), "{text}");
+    let session = api.post("/api/v1/auth/login", None, json!({ "email": other.email, "password": PASSWORD })).await?;
+    let other_token = session.text("accessToken")?;
+    let (output, text) = reset(&["--email", &other.email])?;
+    assert!(output.status.success(), "{text}");
+    let (email, password) = admin_file(&file)?;
+    assert_eq!((email.as_str(), login(&api, &email, &password).await?, login(&api, &email, PASSWORD).await?), (other.email.as_str(), 200, 401));
+    for path in ["/api/v1/users/me", "/api/v1/accounts"] {
+        let since = std::time::Instant::now();
+        while api.get(path, Some(&other_token)).await?.status != 401 {
+            anyhow::ensure!(since.elapsed().as_secs() < 5, "{path} still takes a token of before");
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    }
+    assert_eq!(api.get("/api/v1/users/me", Some(&token)).await?.status, 200, "nobody else's session ends");
     Ok(())
 }
 

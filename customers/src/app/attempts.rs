@@ -24,6 +24,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 use super::App;
+use crate::store::users::User;
 use crate::store::{failures, known_addresses};
 use crate::{Error, Settings};
 
@@ -70,6 +71,16 @@ pub async fn carry(tx: &Transaction, call: &Call, old: &AccountHash, new: &Accou
         known_addresses::note(tx, new, &now, clock::now_us(), clock::now_us()).await?;
     }
     Ok(known_addresses::clear(tx, old).await?)
+}
+
+/// Forgets every failure of a user and where it was logged in from.
+pub async fn forget_account(tx: &Transaction, user: &User) -> Result<(), Error> {
+    // Logins count by the e-mail address, changes of a password by the id.
+    for account in user.email.iter().chain([&user.id.to_string()]).map(|name| account_of(name)) {
+        failures::clear_everywhere(tx, &account).await?;
+        known_addresses::clear(tx, &account).await?;
+    }
+    Ok(())
 }
 
 /// The attempts that are under way in this process, and the failures from each address in the last minute. Failures of accounts are in the

@@ -10,12 +10,11 @@ use lastro_proto::internal::transactions::v1::CloseAccountsRequest;
 use lastro_proto::reasons::USER_HAS_MONEY;
 use uuid::Uuid;
 
-use super::attempts::account_of;
+use super::attempts::forget_account;
 use super::update_user::keep_an_administrator;
 use super::{App, reachable, revocation, tell};
 use crate::Error;
 use crate::store::users::{self, User};
-use crate::store::{failures, known_addresses};
 
 /// The caller's own, or any for who may write users.
 pub async fn delete_user(app: &App, call: &Call, caller: &Caller, id: &str) -> Result<(), Error> {
@@ -32,11 +31,7 @@ pub async fn delete_user(app: &App, call: &Call, caller: &Caller, id: &str) -> R
     let user = anonymous(&before);
     keep_an_administrator(&tx, &before, &user).await?;
     users::update(&tx, &user).await?;
-    // Logins count by the e-mail address, changes of a password by the id.
-    for account in before.email.iter().chain([&id.to_string()]).map(|name| account_of(name)) {
-        failures::clear_everywhere(&tx, &account).await?;
-        known_addresses::clear(&tx, &account).await?;
-    }
+    forget_account(&tx, &before).await?;
     tell(&tx, call, id, "USER_DELETED", Event::UserDeleted(UserDeleted {})).await?;
     let revoked = revocation::revoke_all(&tx, call, &user, app.settings.access_ttl_s).await?;
     app.commit(tx, [revoked]).await

@@ -130,6 +130,11 @@ pub async fn another_administrator(tx: &Transaction, id: Uuid, admin_bit: i64) -
 
 /// Whether any user with a role may log in.
 pub async fn any_with_role(on: &impl ConnectionTrait, role_bit: i64) -> Result<bool, Error> {
-    let sql = format!("SELECT {COLUMNS} FROM users WHERE roles & $1 <> 0 AND NOT disabled AND NOT deleted LIMIT 1");
-    Ok(one::<User>(on, &sql, [role_bit.into()]).await?.is_some())
+    Ok(!with_role(on, role_bit, 1).await?.is_empty())
+}
+
+/// The first users who have a role and may log in.
+pub async fn with_role(on: &impl ConnectionTrait, role_bit: i64, limit: i64) -> Result<Vec<User>, Error> {
+    let sql = format!("SELECT {COLUMNS} FROM users WHERE roles & $1 <> 0 AND NOT disabled AND NOT deleted ORDER BY id LIMIT $2");
+    all(on, &sql, [role_bit.into(), limit.into()]).await
 }
