@@ -4,6 +4,8 @@
 
 #[path = "build/openapi.rs"]
 mod openapi;
+#[path = "build/words.rs"]
+mod words;
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -153,13 +155,21 @@ fn write_checks(pool: &DescriptorPool, out: &Path) -> Result<()> {
     let requests: BTreeSet<String> =
         pool.services().flat_map(|service| service.methods().map(|method| method.input().full_name().to_owned()).collect::<Vec<_>>()).collect();
     let inputs = openapi::inputs(pool);
-    let mut code = String::new();
+    let (mut code, mut table) = (String::new(), String::from("&[\n"));
     for message in pool.all_messages().filter(|message| message.full_name().starts_with("lastro.") && !message.is_map_entry()) {
         let path = rust_path(&message);
         let spaced = path.replace("::", " :: ");
         let ruled = [&path, &spaced].iter().any(|path| compact.contains(&format!("{VALIDATE_IMPL}{path} {{")));
         let is_request = requests.contains(message.full_name());
-        let rules = if ruled { "::lastro_mesh::codec::violations(::prost_protovalidate::Validate::validate(self))" } else { "Vec::new()" };
+        let words = if is_request { words::of(&message)? } else { Vec::new() };
+        let rules = if ruled {
+            format!("::lastro_mesh::codec::violations(::prost_protovalidate::Validate::validate(self), &{words:?})")
+        } else {
+            "Vec::new()".to_owned()
+        };
+        if !words.is_empty() {
+            writeln!(table, "({:?}, &{words:?}),", message.full_name())?;
+        }
         writeln!(
             code,
             "impl ::lastro_mesh::codec::Checked for {path} {{\n    const IS_REQUEST: bool = {is_request};\n    \
@@ -170,6 +180,8 @@ fn write_checks(pool: &DescriptorPool, out: &Path) -> Result<()> {
         ensure!(ruled || !has_rules(&message), "{}: the generated validation was not found", message.full_name());
     }
     fs::write(out.join("checks.rs"), code)?;
+    table.push(']');
+    fs::write(out.join("words.rs"), table)?;
     Ok(())
 }
 

@@ -7,26 +7,26 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderName};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
-use hyper::body::Incoming;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use hyper::body::{Body as _, Incoming};
 use lastro_mesh::call::{CORRELATION_HEADER, CorrelationId, Slot};
 use lastro_mesh::inbound::client_address;
 use lastro_mesh::logs::otlp;
 use lastro_mesh::serve::{NotReceived, Peer, RECEIVE_TIMEOUT, Received, Receiving};
-use lastro_mesh::status::{BODY_TOO_LARGE, BODY_TOO_SLOW, INTERNAL, INVALID_ARGUMENT, MALFORMED_MESSAGE, PERMISSION_DENIED, Problem, RATE_LIMITED};
+use lastro_mesh::status::{BODY_TOO_LARGE, BODY_TOO_SLOW, INTERNAL, MALFORMED_MESSAGE, PERMISSION_DENIED, Problem, RATE_LIMITED};
 use lastro_mesh::trace::{TRACEPARENT, TRACERESPONSE, TraceContext};
-use lastro_proto::reasons::{MALFORMED_JSON, METHOD_NOT_ALLOWED, NO_SUCH_ROUTE, UNSUPPORTED_MEDIA_TYPE};
+use lastro_proto::methods;
+use lastro_proto::reasons::{METHOD_NOT_ALLOWED, NO_SUCH_ROUTE, UNSUPPORTED_MEDIA_TYPE};
 use metrics::{Counter, Histogram, counter, histogram};
 use rest_over_grpc::transcoding::{HttpResponse, Transcode as _, TranscodeResponse};
 use serde_json::json;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
-use tonic_types::FieldViolation;
 use tracing::Instrument as _;
 
 use crate::limits::Limiter;
 use crate::rest::{self, ADDRESS_HEADER, SLOT, STATUS_HEADER};
-use crate::{Settings, body, docs, headers, json_path, openapi, problem, query, routes};
+use crate::{Settings, body, docs, headers, openapi, problem, query, routes, words};
 
 /// The gateway's one request handler.
 pub struct Edge {
@@ -89,6 +89,9 @@ impl Edge {
         let (started, address) = (Instant::now(), client_address(peer, request.headers()));
         let correlation_id = CorrelationId::accept(request.headers()).unwrap_or_default();
         let received = TraceContext::of(request.headers());
+        if let Some(usual) = routes::usual(request.uri().path()) {
+            *request.uri_mut() = with_path(request.uri(), &usual);
+        }
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let origin = request.headers().get(header::ORIGIN).cloned();
 
@@ -105,8 +108,14 @@ impl Edge {
             span.record("traceId", format!("{:032x}", trace.trace_id).as_str());
         }
         request.headers_mut().insert(TRACEPARENT, trace.to_header());
+        let (head, mut body) = request.into_parts();
         let outcome = async {
-            let outcome = self.route(request, peer, address).await;
+            let outcome = self.route(Request::from_parts(head, &mut body), peer, address).await;
+            let given_up = outcome.as_ref().err().is_some_and(|problem| problem.reason == &BODY_TOO_SLOW);
+            if !body.is_end_stream() && !given_up {
+                // Read, though nobody wants it: who is still sending takes an end of the connection for a failure, and does not see the answer.
+                peer.receiving.discard(&mut body, DISCARD_BYTES_MAX, Some(address)).await;
+            }
             let status = outcome.as_ref().map_or_else(|problem| problem.reason.http_status, |response| response.status().as_u16());
             tracing::info!(status, %address, "request");
             outcome
@@ -123,7 +132,7 @@ impl Edge {
         response
     }
 
-    async fn route(&self, request: Request<Incoming>, peer: &Peer, address: IpAddr) -> Result<Response<Bytes>, Problem> {
+    async fn route(&self, request: Request<&mut Incoming>, peer: &Peer, address: IpAddr) -> Result<Response<Bytes>, Problem> {
         // All of REST or nothing of it: which paths there are is ours to say.
         if let Some(caller) = peer.caller.as_ref().filter(|caller| !caller.may_call("/api/v1")) {
             return Err(Problem::new(&PERMISSION_DENIED, format!("the policy does not let {} call this API", caller.name)));
@@ -169,7 +178,7 @@ impl Edge {
         }
     }
 
-    async fn transcode(&self, request: Request<Incoming>, receiving: &Receiving, address: IpAddr) -> Result<Response<Bytes>, Problem> {
+    async fn transcode(&self, request: Request<&mut Incoming>, receiving: &Receiving, address: IpAddr) -> Result<Response<Bytes>, Problem> {
         let (mut parts, body) = request.into_parts();
         let target = current_version(parts.uri.path_and_query().map_or("/", |target| target.as_str()));
         let path = target.split('?').next().unwrap_or_default();
@@ -177,8 +186,11 @@ impl Edge {
         let route = routes::find(method.as_str(), path).ok_or_else(|| not_routed(path))?;
         headers::check(&parts.headers)?;
         let target = format!("{path}{}", query::read(route, target.split_once('?').map(|(_, query)| query).unwrap_or_default())?);
-        refuse_before_its_body(&parts.headers, route.request_bytes_max)?;
-        let received = receiving.receive(body, route.request_bytes_max, Some(address)).await;
+        let received = if is_announced_too_large(&parts.headers, route.request_bytes_max) {
+            Err(NotReceived::TooLarge)
+        } else {
+            receiving.receive(body, route.request_bytes_max, Some(address)).await
+        };
         // What is held of the budget for large bodies is held until the answer.
         let Received { message: body, held: _held } = received.map_err(|why| not_received(why, route.request_bytes_max))?;
         check_content_type(&parts.headers, &body)?;
@@ -193,7 +205,7 @@ impl Edge {
         let answer = pin!(self.api.try_transcode(method.as_str(), &target, parts.headers, &body));
         let answered = SLOT.scope(slot, answer).await;
         match answered {
-            Some(TranscodeResponse::Unary(unary)) => finish_unary(unary, &body),
+            Some(TranscodeResponse::Unary(unary)) => finish_unary(unary, route, &body),
             Some(_) => Err(Problem::new(&INTERNAL, "internal error")),
             // The path fits a route that the transcoder does not: a variable that is empty or malformed.
             None => Err(Problem::new(&NO_SUCH_ROUTE, NO_RESOURCE)),
@@ -222,6 +234,15 @@ impl Edge {
             headers.remove(header::ACCESS_CONTROL_MAX_AGE);
         }
     }
+}
+
+/// The same but for its path.
+fn with_path(uri: &Uri, path: &str) -> Uri {
+    let target = uri.query().map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"));
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = target.parse().ok();
+    // What was a path before is one still.
+    Uri::from_parts(parts).unwrap_or_else(|_| uri.clone())
 }
 
 const NO_RESOURCE: &str = "no resource has this path; /docs lists them";
@@ -256,10 +277,12 @@ fn not_received(why: NotReceived, bytes_max: usize) -> Problem {
     }
 }
 
-/// Refuses what the headers say is too large, before it is sent.
-fn refuse_before_its_body(headers: &HeaderMap, bytes_max: usize) -> Result<(), Problem> {
+/// Of a body that is not wanted, so much is read and thrown away: as much as nginx passes on.
+const DISCARD_BYTES_MAX: usize = 1024 * 1024;
+
+fn is_announced_too_large(headers: &HeaderMap, bytes_max: usize) -> bool {
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-    if announced.is_some_and(|length| length > bytes_max) { Err(too_large(bytes_max)) } else { Ok(()) }
+    announced.is_some_and(|length| length > bytes_max)
 }
 
 fn check_content_type(headers: &HeaderMap, body: &Bytes) -> Result<(), Problem> {
@@ -274,7 +297,7 @@ fn check_content_type(headers: &HeaderMap, body: &Bytes) -> Result<(), Problem> 
     Ok(())
 }
 
-fn finish_unary(unary: HttpResponse, body: &[u8]) -> Result<Response<Bytes>, Problem> {
+fn finish_unary(unary: HttpResponse, route: &methods::Method, body: &[u8]) -> Result<Response<Bytes>, Problem> {
     let mut response = unary.into_http().map(Bytes::from);
     if response.status().is_success() {
         let status = response.headers_mut().remove(STATUS_HEADER).and_then(|value| StatusCode::from_bytes(value.as_bytes()).ok());
@@ -285,39 +308,7 @@ fn finish_unary(unary: HttpResponse, body: &[u8]) -> Result<Response<Bytes>, Pro
         }
         return Ok(response);
     }
-    Err(problem::unpack(response.body()).unwrap_or_else(|message| malformed(&message, body)))
-}
-
-/// What the transcoder puts before the words of the parser.
-const NOT_A_MESSAGE: &str = "request did not match the expected message: ";
-
-/// The transcoder could not read the request: says which field, if the message or the place in it tells.
-fn malformed(message: &str, body: &[u8]) -> Problem {
-    let what = message.rsplit_once(" at line ").map_or(message, |(what, _)| what).trim_start_matches(NOT_A_MESSAGE);
-    let at = json_path::place(message).map(|(line, column)| json_path::path_at(body, line, column)).unwrap_or_default();
-    let named = |what: &str| what.split_once('`').and_then(|(_, rest)| rest.split_once('`')).map(|(name, _)| name.to_owned()).unwrap_or_default();
-    let within = |name: String| if at.is_empty() { name } else { format!("{at}.{name}") };
-    let (field, description) = if what.starts_with("unknown field") {
-        (within(named(what)), "is not known here; remove it".to_owned())
-    } else if what.starts_with("duplicate field") {
-        (within(named(what)), "is given twice; send it once".to_owned())
-    } else if body.is_empty() {
-        // Of the path or the query, then.
-        return Problem::new(&INVALID_ARGUMENT, what);
-    } else {
-        (at, in_plain_words(what))
-    };
-    let detail = if field.is_empty() { description.clone() } else { format!("{field}: {description}") };
-    let fields = if field.is_empty() { Vec::new() } else { vec![FieldViolation::new(field, description)] };
-    Problem { fields, ..Problem::new(&MALFORMED_JSON, detail) }
-}
-
-/// The parser speaks of the types of our code where it means an object.
-fn in_plain_words(what: &str) -> String {
-    match what.split_once("expected struct ") {
-        Some((before, _)) => format!("{before}expected an object"),
-        None => what.replace("expected expected", "expected"),
-    }
+    Err(problem::unpack(response.body()).unwrap_or_else(|message| words::malformed(route, &message, body)))
 }
 
 fn refuse(problem: &Problem, path: &str, correlation_id: &CorrelationId) -> Response<Bytes> {
@@ -371,14 +362,5 @@ mod tests {
         ] {
             assert_eq!(current_version(given), meant);
         }
-    }
-
-    #[test]
-    fn what_cannot_be_read_names_its_field() {
-        let body = br#"{"amount": 5}"#;
-        let problem = malformed("invalid type: integer `5`, expected struct Money at line 1 column 12", body);
-        assert_eq!((problem.fields[0].field.as_str(), problem.reason.http_status), ("amount", 400));
-        assert_eq!(malformed("unknown field `foo`, expected one of `a`", b"").fields[0].field, "foo");
-        assert!(malformed("EOF while parsing", b"").fields.is_empty());
     }
 }

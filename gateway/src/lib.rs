@@ -13,6 +13,7 @@ mod query;
 mod rest;
 mod routes;
 mod serve;
+mod words;
 
 use std::sync::Arc;
 

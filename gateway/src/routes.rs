@@ -22,6 +22,30 @@ static ROUTES: LazyLock<Vec<Route>> = LazyLock::new(|| {
     with_path.map(|method| Route { method, parts: method.http_path.split('/').map(Part::of).collect() }).collect()
 });
 
+/// A path in its usual form (RFC 3986, 6.2.2.2): letters, digits and `-._~` stand for themselves, escaped or not. None where it is in it already.
+pub fn usual(path: &str) -> Option<String> {
+    let mut usual = String::with_capacity(path.len());
+    let mut rest = path;
+    while let Some(at) = rest.find('%') {
+        usual.push_str(&rest[..at]);
+        let escape = rest[at..].get(..3);
+        let byte = escape.and_then(|escape| u8::from_str_radix(escape.get(1..)?, 16).ok());
+        let plain = byte.filter(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(byte));
+        match (plain, escape) {
+            (Some(byte), Some(escape)) => {
+                usual.push(char::from(byte));
+                rest = &rest[at + escape.len()..];
+            }
+            _ => {
+                usual.push('%');
+                rest = &rest[at + 1..];
+            }
+        }
+    }
+    usual.push_str(rest);
+    (usual != path).then_some(usual)
+}
+
 /// The methods of the routes that this path fits, or none.
 pub fn allowed(path: &str) -> Vec<&'static str> {
     let mut allowed: Vec<&str> = fitting(path).map(|method| method.http_method).collect();
@@ -71,6 +95,19 @@ impl Part {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_escaped_without_need_is_the_same_path() {
+        for (given, meant) in [
+            ("/api/v1/users/%6d%65", Some("/api/v1/users/me")),
+            ("/%61pi%2Fv1/%2D%2e%5f%7E", Some("/api%2Fv1/-._~")),
+            ("/a%20b%2F%zz%4", None),
+            ("/%+1%é%C3%A9", None),
+            ("/plain", None),
+        ] {
+            assert_eq!(usual(given).as_deref(), meant, "{given}");
+        }
+    }
 
     #[test]
     fn knows_what_a_path_takes() {

@@ -18,11 +18,13 @@ use lastro_proto::customers::v1::auth_service_client::AuthServiceClient;
 use lastro_proto::methods::{METHODS, class_of, is_retry_safe};
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
-use tonic::codegen::http::{Request, Response};
+use tonic::codegen::http::{HeaderName, HeaderValue, Method, Request, Response};
 use tonic::service::Routes;
 use tonic_health::pb::health_server::{Health as HealthRpc, HealthServer};
 use tonic_health::server::HealthReporter;
+use tower::Layer as _;
 use tower::util::BoxCloneSyncService;
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 /// The deadline of a gRPC caller that set none: above the longest wait.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(35);
@@ -139,6 +141,23 @@ pub struct Dispatch {
 impl Dispatch {
     pub fn boxed(self) -> GrpcService {
         BoxCloneSyncService::new(self)
+    }
+
+    /// The same, and scripts of these origins may call it by grpc-web; `*` is every origin.
+    pub fn open_to(self, origins: &[String]) -> GrpcService {
+        if origins.is_empty() {
+            return self.boxed();
+        }
+        let listed = origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok());
+        let allowed = if origins.iter().any(|origin| origin == "*") { AllowOrigin::mirror_request() } else { AllowOrigin::list(listed) };
+        let told = ["grpc-status", "grpc-message", "grpc-status-details-bin", "traceresponse", "x-correlation-id"].map(HeaderName::from_static);
+        let cors = CorsLayer::new()
+            .allow_origin(allowed)
+            .allow_methods([Method::POST])
+            .allow_headers(AllowHeaders::mirror_request())
+            .expose_headers(told)
+            .max_age(Duration::from_mins(10));
+        BoxCloneSyncService::new(cors.layer(self))
     }
 }
 

@@ -107,7 +107,7 @@ pub async fn up(args: UpArgs) -> Result<()> {
     announce(&listening, administrator.as_ref(), &data);
 
     let open = |tcp| Listener { limits: settings.connections.clone(), ..Listener::open(tcp) };
-    let serve_grpc = lastro_mesh::serve::serve_grpc(open(grpc), process.stop.clone(), dispatch.boxed());
+    let serve_grpc = lastro_mesh::serve::serve_grpc(open(grpc), process.stop.clone(), dispatch.open_to(&settings.cors_origins));
     tokio::join!(serve_grpc, lastro_gateway::serve(gateway, open(rest), process.stop.clone()));
     process.end().await;
     storage.close().await;

@@ -40,17 +40,42 @@ pub fn no_nul_within(field: &str, message: &impl Checked, broken: &mut Vec<Viola
 }
 
 /// The violations of a generated validation as they go on the wire.
-pub fn violations(outcome: Result<(), ValidationError>) -> Vec<Violation> {
-    let describe =
-        |violation: prost_protovalidate::Violation| FieldViolation::new(violation.field_path(), describe(violation.rule_id(), violation.message()));
+/// `words` says what fields must be, by their paths.
+pub fn violations(outcome: Result<(), ValidationError>, words: &[(&str, &'static str)]) -> Vec<Violation> {
+    let describe = |violation: prost_protovalidate::Violation| {
+        let (path, rule) = (violation.field_path(), violation.rule_id());
+        let in_words = ["enum.", "string.pattern", "duration.", "timestamp."].iter().any(|family| rule.starts_with(family));
+        let of_the_contract = if in_words { words_at(words, &path) } else { None };
+        FieldViolation::new(&path, of_the_contract.map_or_else(|| describe(rule, violation.message()), str::to_owned))
+    };
     let mut broken: Vec<Violation> = outcome.err().map(|error| error.into_violations().into_iter().map(describe).collect()).unwrap_or_default();
     // One is enough to say what is wrong with a field; the first is the most basic.
     broken.dedup_by(|later, first| later.field == first.field);
     broken
 }
 
-/// Rule ids that the library explains in words that a caller would not know.
+/// The words for a path, with its indexes or without.
+pub fn words_at(words: &[(&str, &'static str)], path: &str) -> Option<&'static str> {
+    let mut plain = path.to_owned();
+    while let Some((from, to)) = plain.find('[').and_then(|from| Some((from, from + plain[from..].find(']')?))) {
+        plain.replace_range(from..=to, "");
+    }
+    words.iter().find(|(at, _)| *at == plain).map(|(_, words)| *words)
+}
+
+/// Rules that the library explains in words that a caller would not know.
 fn describe(rule_id: &str, message: &str) -> String {
+    let numbers: Vec<&str> = message.split(' ').filter(|word| word.trim_start_matches('-').bytes().all(|byte| byte.is_ascii_digit())).collect();
+    match (rule_id, numbers.as_slice()) {
+        ("string.min_len", ["1"]) => return "must not be empty".to_owned(),
+        ("string.min_len", [least]) => return format!("must have {least} characters at least"),
+        ("string.max_len", [most]) => return format!("must have {most} characters at most"),
+        ("int32.gte_lte", [least, most]) => return format!("must be from {least} to {most}"),
+        ("repeated.max_items", [most]) => return format!("must have {most} items at most"),
+        ("map.max_pairs", [most]) => return format!("must have {most} entries at most"),
+        ("repeated.unique", _) => return "must not have the same item twice".to_owned(),
+        _ => {}
+    }
     match rule_id {
         "string.uuid" | "string.uuid_empty" => "must be a UUID such as 0190b3a2-7c1e-7d5e-9a3b-2f6c1d0e4b5a".to_owned(),
         "string.email" | "string.email_empty" => "must be an email address".to_owned(),

@@ -3,6 +3,7 @@
 mod content;
 mod correlation;
 mod deadline;
+mod frame;
 mod heartbeat;
 mod identity;
 mod receive;

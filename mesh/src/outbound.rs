@@ -87,7 +87,7 @@ impl OutboundSettings {
             // Absolute: attempts, waiting and the body all count, and what is left goes on the wire.
             .layer_fn(|inner| deadline::Deadline { inner, timeout: self.timeout })
             // Above the breaker, so that each attempt is judged and an open breaker ends the attempts.
-            .layer_fn(|inner| retry::Retry::new(inner, self.attempts_max, self.retry_safe))
+            .layer_fn(|inner| retry::Retry::new(inner, self.attempts_max, self.retry_safe, self.class))
             // Above the bulkhead, so that an open breaker refuses without queueing.
             .layer_fn(|inner| breaker::Guard { inner, breakers: Breakers::new(self.target, &self.breaker), class: self.class })
             // Bounds what one slow service may hold.

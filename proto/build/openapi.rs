@@ -125,7 +125,7 @@ fn comment(file: &FileDescriptorProto, path: &[i32]) -> Option<String> {
     Some(paragraphs.collect::<Vec<_>>().join("\n\n"))
 }
 
-fn rules(field: &FieldDescriptor) -> Option<DynamicMessage> {
+pub fn rules(field: &FieldDescriptor) -> Option<DynamicMessage> {
     let options = field.options();
     let mut all = options.extensions();
     all.find(|(extension, _)| extension.full_name() == "buf.validate.field").and_then(|(_, value)| value.as_message().cloned())

@@ -69,6 +69,17 @@ pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descrip
 /// As [`DESCRIPTORS`], without what only services may call: what reflection serves.
 pub const PUBLIC_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/public.bin"));
 
+type Words = &'static [(&'static str, &'static str)];
+
+/// By the full name of a request message: what its fields must be, in words.
+const WORDS: &[(&str, Words)] = include!(concat!(env!("OUT_DIR"), "/words.rs"));
+
+/// What the field at this path of a request message must be, in words, where the contract has some: `must be DEPOSIT, WITHDRAWAL or TRANSFER`.
+pub fn must_be(message: &str, path: &str) -> Option<&'static str> {
+    let (_, fields) = WORDS.iter().find(|(name, _)| *name == message)?;
+    lastro_mesh::codec::words_at(fields, path)
+}
+
 /// Name and text of every public proto file and of its imports.
 pub const SOURCES: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/sources.rs"));
 

@@ -144,10 +144,11 @@ fn main() {
     let mut trials = journeys! { shared;
         access: every_method_wants_a_token, every_method_refuses_bad_input, somebody_elses_things_are_not_found;
         accounts: opens_lists_and_reads_accounts, pages_through_accounts, refuses_bad_accounts;
-        grpc: moves_money_over_grpc, errors_carry_details, serves_health_and_reflection, what_is_not_grpc_is_told, internal_methods_are_not_served;
+        grpc: moves_money_over_grpc, errors_carry_details, serves_health_and_reflection, what_is_not_grpc_is_told, grpc_web_works, gzip_is_taken, internal_methods_are_not_served;
         idempotency: same_key_same_body, same_key_other_body, same_key_from_fifty_callers, keys_are_per_caller, key_in_header;
         ledger: the_ledger_adds_up;
-        meaning: every_route_has_one_channel, every_method_has_one_caller_and_one_deadline, what_stands_beside_a_transfer_changes_nothing,
+        meaning: every_route_has_one_channel, every_method_has_one_caller_and_one_deadline, every_method_bounds_its_message,
+            every_route_bounds_its_body, what_stands_beside_a_transfer_changes_nothing,
             a_key_is_honoured_wherever_something_is_created, pages_end_by_bytes;
         poison: one_bad_member_of_a_batch_is_parked;
         rest: problems_and_statuses, limits_of_the_edge, texts_and_nulls, cross_origin_requests, openapi_and_reference;
@@ -164,6 +165,7 @@ fn main() {
         let shared = shared.clone();
         move || shared.world(Kind::Stack)
     }));
+    trials.push(Trial::test("grpc::web_from_another_origin", || failed(block_on(grpc::grpc_web_from_another_origin()))));
     trials.extend(ha::trials());
     trials.extend(traces::trials());
     trials.extend(bus::trials());

@@ -3,8 +3,11 @@
 
 use anyhow::{Context as _, Result};
 use lastro_mesh::identity::Access;
+use lastro_proto::customers::v1::UpdateUserRequest;
 use lastro_proto::methods::{METHODS, Method};
+use lastro_proto::transactions::v1::CreateTransactionRequest;
 use lastro_tests::{Answer, Api};
+use prost::Message as _;
 use reqwest::Method as Verb;
 use serde_json::{Value, json};
 
@@ -187,6 +190,132 @@ pub async fn every_method_has_one_caller_and_one_deadline(world: &World) -> Resu
         }
         // What parts of Lastro say to each other is not believed, whoever says it.
         call(method, &[("x-lastro-heartbeat", "1"), ("x-lastro-patience", "1"), ("x-lastro-dependency", "customers")]).await?;
+    }
+    Ok(())
+}
+
+/// Words of libraries that a caller does not know.
+const FOREIGN_WORDS: [&str; 8] =
+    ["untagged", "in list", "regex", "variant", "expected struct", "value length", "expected one of", "NumberDeserialize"];
+
+fn frame(message: &[u8]) -> Vec<u8> {
+    [&[0][..], &(message.len() as u32).to_be_bytes(), message].concat()
+}
+
+/// A field that no message has, which is passed over: so many bytes in all.
+fn unknown_field(bytes: usize) -> Vec<u8> {
+    let mut message = Vec::new();
+    prost::encoding::encode_key(1000, prost::encoding::WireType::LengthDelimited, &mut message);
+    // Its length takes three bytes, whatever it is.
+    let left = bytes - message.len() - 3;
+    message.extend([(left & 0x7f) as u8 | 0x80, (left >> 7 & 0x7f) as u8 | 0x80, (left >> 14) as u8]);
+    message.resize(bytes, b'x');
+    message
+}
+
+/// No message, half a message, one that never ends, the largest and one byte more, 10,000 violations, a deadline of a day: each method says what is
+/// wrong, in few words, and goes on.
+pub async fn every_method_bounds_its_message(world: &World) -> Result<()> {
+    let someone = world.server.api().someone().await?;
+    let mut client = reqwest::Client::builder().http2_prior_knowledge();
+    if let Some(authority) = &world.server.authority {
+        client = client.tls_certs_only([reqwest::Certificate::from_pem(&std::fs::read(authority)?)?]);
+    }
+    let client = client.build()?;
+    let call = async |method: &Method, timeout: &str, body: reqwest::Body| {
+        let request =
+            client.post(format!("{}{}", world.server.grpc, method.path)).header("content-type", "application/grpc").bearer_auth(&someone.token);
+        let answer = request.header("te", "trailers").header("grpc-timeout", timeout).body(body).send().await?;
+        let headers: usize = answer.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+        anyhow::ensure!(headers < 16_000, "{}: {headers} bytes of headers", method.path);
+        let message =
+            answer.headers().get("grpc-message").map(|message| String::from_utf8_lossy(message.as_bytes()).into_owned()).unwrap_or_default();
+        anyhow::ensure!(!FOREIGN_WORDS.iter().any(|words| message.contains(words)), "{}: {message}", method.path);
+        anyhow::ensure!(answer.status() == 200, "{}: {answer:?}", method.path);
+        let status = answer.headers().get("grpc-status").and_then(|value| value.to_str().ok()).map(str::to_owned);
+        // What succeeds, or took long behind nginx, says so at its end, which this client does not see; only what succeeds has a message.
+        let is_empty = answer.bytes().await?.is_empty();
+        anyhow::Ok(status.unwrap_or_else(|| if is_empty { "late" } else { "0" }.to_owned()))
+    };
+    // The one that ends the session comes last.
+    let mut methods: Vec<_> = METHODS.iter().filter(|method| !method.service.starts_with("lastro.internal.")).collect();
+    methods.sort_by_key(|method| method.name == "Logout");
+    let waiting = methods.iter().map(|method| {
+        let start = futures_util::stream::iter([Ok::<_, std::io::Error>(bytes::Bytes::from_static(&[0, 0, 0, 0, 100, 1]))]);
+        let body = reqwest::Body::wrap_stream(futures_util::StreamExt::chain(start, futures_util::stream::pending()));
+        async { (method.path, call(method, "30S", body).await) }
+    });
+    for (path, status) in futures_util::future::join_all(waiting).await {
+        let status = status?;
+        assert!(status == "4" || status == "late" && world.server.authority.is_some(), "{path}: a message that never ends: {status}");
+    }
+    for method in methods {
+        let plain = async |message: Vec<u8>| call(method, "30S", message.into()).await;
+        assert_eq!(plain(Vec::new()).await?, "3", "{}: no message", method.path);
+        assert_eq!(plain(vec![0, 0, 0, 0, 100, 1, 2, 3]).await?, "3", "{}: half a message", method.path);
+        assert_eq!(plain([frame(b""), frame(b"")].concat()).await?, "3", "{}: two messages", method.path);
+        assert_eq!(plain(frame(&unknown_field(method.request_bytes_max + 1))).await?, "11", "{}: one byte too many", method.path);
+        let violations = match method.name {
+            "CreateTransaction" => {
+                let metadata = (0..10_000).map(|number| (number.to_string(), "\0".to_owned())).collect();
+                CreateTransactionRequest { metadata, ..CreateTransactionRequest::default() }.encode_to_vec()
+            }
+            "UpdateUser" => UpdateUserRequest { roles: vec![0; 10_000], ..UpdateUserRequest::default() }.encode_to_vec(),
+            // Nothing else of theirs is a list.
+            _ => vec![0xff; 10_000],
+        };
+        let status = plain(frame(&violations)).await?;
+        assert!(status == "3" || status == "7" && method.access == Access::Permission("read:users"), "{}: 10,000 violations: {status}", method.path);
+        let a_day = call(method, "24H", frame(&unknown_field(method.request_bytes_max)).into()).await?;
+        assert!(["0", "3", "7"].contains(&a_day.as_str()), "{}: the largest message, with a deadline of a day: {a_day}", method.path);
+    }
+    Ok(())
+}
+
+/// The same of every route that takes a body.
+pub async fn every_route_bounds_its_body(world: &World) -> Result<()> {
+    let api = world.server.api();
+    let someone = api.someone().await?;
+    let bearer = format!("Bearer {}", someone.token);
+    // Whoever sends its whole body before it reads, and does not say how long it is, gets the answer all the same.
+    let mut client = reqwest::Client::builder().http1_only();
+    if let Some(authority) = &world.server.authority {
+        client = client.tls_certs_only([reqwest::Certificate::from_pem(&std::fs::read(authority)?)?]);
+    }
+    let client = client.build()?;
+    // Too large, at no resource, and by a method that it does not take.
+    for (path, status) in [("auth/login", 413), ("nothing", 404), ("users/me", 405)].repeat(10) {
+        let pieces = (0..200).map(|_| Ok::<_, std::io::Error>(vec![b' '; 4096]));
+        let body = reqwest::Body::wrap_stream(futures_util::stream::iter(pieces));
+        let sent = client.post(format!("{}/api/v1/{path}", world.server.rest)).header("content-type", "application/json");
+        assert_eq!(sent.body(body).send().await?.status(), status);
+    }
+    let metadata: serde_json::Map<String, Value> = (0..10_000).map(|number| (number.to_string(), json!("\0"))).collect();
+    let answer = api.transact(&someone.token, json!({ "type": "TRANSFER", "metadata": metadata })).await?;
+    assert_eq!((answer.status, answer.body["errors"].as_array().map(Vec::len)), (400, Some(20)), "10,000 violations");
+    let mut methods: Vec<_> = routes().filter(|method| method.takes_body).collect();
+    methods.sort_by_key(|method| method.name == "Logout");
+    for method in methods {
+        let (verb, path): (Verb, _) = (method.http_method.parse()?, method.http_path.replace("{id}", &someone.id));
+        let send = async |body: String| {
+            let answer = api.send(verb.clone(), &path, &[("authorization", &bearer), ("content-type", "application/json")], Some(body)).await?;
+            let told = answer.body.to_string();
+            anyhow::ensure!(!FOREIGN_WORDS.iter().any(|words| told.contains(words)), "{path}: {told}");
+            anyhow::ensure!(told.len() < 12_000, "{path}: {} bytes of an answer", told.len());
+            anyhow::Ok((answer.status, answer.body["reason"].as_str().unwrap_or_default().to_owned()))
+        };
+        let padded = |bytes: usize| format!("{{\"nope\":1}}{}", " ".repeat(bytes - 10));
+        assert_eq!(send(padded(method.request_bytes_max)).await?, (400, "MALFORMED_JSON".to_owned()), "{path}: the largest body");
+        assert_eq!(send(padded(method.request_bytes_max + 1)).await?, (413, "BODY_TOO_LARGE".to_owned()), "{path}: one byte more");
+        let fields: Vec<String> = (0..6_000).map(|number| format!("\"f{number}\":1")).collect();
+        assert_eq!(send(format!("{{{}}}", fields.join(","))).await?.0, 400, "{path}: 6,000 fields that it does not have");
+        for body in ["{\"name\":", "{", "[", "5", "\"", "nonsense", "{\"a\":1}{", "[[[[[[[[[[[[[[[["] {
+            assert_eq!(send(body.into()).await?.0, 400, "{path}: {body}");
+        }
+        // Where nothing is required, nothing is done.
+        if !["Logout", "UpdateUser"].contains(&method.name) {
+            assert_eq!(send(String::new()).await?.0, 400, "{path}: no body");
+        }
     }
     Ok(())
 }

@@ -15,6 +15,13 @@ pub async fn problems_and_statuses(world: &World) -> Result<()> {
     for field in ["type", "title", "status", "detail", "reason", "correlationId", "errors"] {
         assert!(nothing.body.get(field).is_some(), "{field} in {nothing:?}");
     }
+    // What is escaped without need is the same path, and what is escaped in a query the same value.
+    for (path, status) in
+        [("/%61pi/v1/%75sers/%6d%65", 200), ("/api/v1/transactions?page%53ize=%31%30", 200), ("/api/v1/users/%zz", 400), ("/api/v1%2Fusers/me", 404)]
+    {
+        let answer = api.get(path, Some(&someone.token)).await?;
+        assert_eq!(answer.status, status, "{path}: {answer:?}");
+    }
     let method = api.send(Method::PUT, "/api/v1/users", &[], None).await?;
     assert_eq!((method.status, method.header("allow")), (405, "GET, HEAD, POST"));
     let media = api.send(Method::POST, "/api/v1/users", &[("content-type", "text/plain")], Some("x".to_owned())).await?;

@@ -188,6 +188,8 @@ pub async fn histories_and_events(world: &World) -> Result<()> {
     assert_eq!(events.iter().map(|event| event["version"].clone()).collect::<Vec<_>>(), ["1", "2"]);
     assert_eq!(events[1]["causationId"], events[0]["id"]);
     assert_ne!(events[0]["hash"], events[1]["hash"]);
+    let submitted = &events[0]["payload"]["submitted"];
+    assert!(submitted["type"].is_string() && submitted["type"] != "TYPE_UNSPECIFIED", "enums are words in events too: {submitted}");
     let postings = &events[1]["payload"]["completed"]["postings"];
     assert_eq!((postings[0]["amountMinor"].clone(), postings[1]["amountMinor"].clone()), (json!("-100"), json!("100")));
     assert_eq!((postings[1]["accountVersion"].clone(), postings[1]["balanceMinor"].clone()), (json!("5"), json!("500")));

@@ -55,6 +55,23 @@ pub async fn validates(world: &World) -> Result<()> {
         let answer = api.post("/api/v1/users", None, body).await?;
         assert_eq!((answer.status, answer.body["errors"][0]["field"].clone()), (400, json!(field)), "{answer:?}");
     }
+    // An address is what its documentation says: of HTML, not of RFC 5321.
+    let unique = uuid::Uuid::new_v4().simple();
+    for (email, status) in [
+        (format!("o'brien+{unique}@localhost"), 201),
+        (format!("a..{unique}.@example.com"), 201),
+        (format!("{}@{}.example", "a".repeat(64), unique), 201),
+        (format!("\"{unique}\"@example.com"), 400),
+        (format!("{unique}@ex\u{e4}mple.com"), 400),
+        (format!("\u{e4}{unique}@example.com"), 400),
+        (format!("{unique}@[127.0.0.1]"), 400),
+        (format!("{unique}@-example.com"), 400),
+        (format!(" {unique}@example.com"), 400),
+        (format!("Name <{unique}@example.com>"), 400),
+    ] {
+        let answer = api.post("/api/v1/users", None, json!({ "name": "n", "email": email, "password": PASSWORD })).await?;
+        assert_eq!(answer.status, status, "{email}: {answer:?}");
+    }
     Ok(())
 }
 

@@ -1,18 +1,19 @@
-//! Says a clear word to what does not speak gRPC: JSON, HTTP/1.1, a browser that came to the wrong port.
+//! Takes gRPC, and grpc-web as browsers speak it, and says a clear word to everything else: JSON, HTTP/1.1, a browser that came to the wrong port.
 
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, StatusCode, Version, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body_util::Full;
 use tonic::body::Body;
-use tower::Service;
+use tonic_web::GrpcWebLayer;
+use tower::{Layer as _, Service};
 
 use crate::serve::Peer;
 
-const WORDS: &str = "this port speaks gRPC over HTTP/2: send the header content-type: application/grpc; REST is served on another port, see --rest\n";
+const WORDS: &str = "this port speaks gRPC over HTTP/2 (content-type: application/grpc) and grpc-web (application/grpc-web); REST is served on another port, see --rest\n";
 
 #[derive(Clone)]
 pub(super) struct Content<S> {
@@ -21,7 +22,7 @@ pub(super) struct Content<S> {
 
 impl<S> Service<Request<Body>> for Content<S>
 where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone,
     S::Future: Send + 'static,
 {
     type Response = Response<Body>;
@@ -37,6 +38,11 @@ where
         if request.extensions().get::<Peer>().is_none() || is_grpc(&request) {
             return Box::pin(self.inner.call(request));
         }
+        if is_grpc_web(&request) {
+            // The clone that is ready is the one to call; the fresh one takes its place.
+            let fresh = self.inner.clone();
+            return Box::pin(GrpcWebLayer::new().layer(std::mem::replace(&mut self.inner, fresh)).call(request));
+        }
         let mut answer = Response::new(Body::new(Full::new(Bytes::from_static(WORDS.as_bytes()))));
         *answer.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
         answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
@@ -49,6 +55,13 @@ fn is_grpc<B>(request: &Request<B>) -> bool {
     let told = request.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
     let rest = told.strip_prefix(b"application/grpc");
     request.version() == Version::HTTP_2 && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"+") || rest.starts_with(b";"))
+}
+
+/// Of either version of HTTP: its status comes at the end of the body.
+fn is_grpc_web<B>(request: &Request<B>) -> bool {
+    let told = request.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    let known = [&b"application/grpc-web"[..], b"application/grpc-web+proto", b"application/grpc-web-text", b"application/grpc-web-text+proto"];
+    request.method() == Method::POST && known.contains(&told)
 }
 
 #[cfg(test)]

@@ -12,13 +12,11 @@ use http_body_util::Full;
 use tonic::body::Body;
 use tower::Service;
 
+use super::frame;
 use crate::call::Call;
 use crate::outcome;
 use crate::serve::{NotReceived, Peer, RECEIVE_TIMEOUT};
 use crate::status::{BODY_TOO_LARGE, BODY_TOO_SLOW, MALFORMED_MESSAGE, Problem};
-
-/// gRPC's own header before a message.
-const FRAME_BYTES: usize = 5;
 
 #[derive(Clone)]
 pub(super) struct Receive<S> {
@@ -60,11 +58,24 @@ where
             return Box::pin(async move { Ok(outcome::observe(answer.await?, move |_| drop(place))) });
         };
         Box::pin(async move {
-            let (head, body) = request.into_parts();
-            let received = match receiving.receive(body, bytes_max + FRAME_BYTES, address).await {
+            let (mut head, body) = request.into_parts();
+            let mut received = match receiving.receive(body, bytes_max + frame::HEADER_BYTES, address).await {
                 Ok(received) => received,
                 Err(why) => return Ok(refusal(why, bytes_max)),
             };
+            let message = match frame::plain(&mut head.headers, received.message.clone(), bytes_max) {
+                Ok(message) => message,
+                Err(problem) => {
+                    let mut answer: Response<Body> = tonic::Status::from(problem).into_http();
+                    let (name, value) = frame::ACCEPTED;
+                    answer.headers_mut().insert(name, value);
+                    return Ok(answer);
+                }
+            };
+            // What was unpacked is what is held from here on.
+            if let Err(why) = receiving.replace(&mut received, message) {
+                return Ok(refusal(why, bytes_max));
+            }
             let answer = inner.call(Request::from_parts(head, Body::new(Full::new(received.message)))).await;
             drop(received.held);
             answer

@@ -15,10 +15,10 @@ use tonic::Code;
 use tonic::body::Body;
 use tower::{Service, ServiceExt as _};
 
-use super::breaker::Refused;
+use super::breaker::{Class, Refused};
 use crate::call::Call;
 use crate::outcome;
-use crate::status::{Problem, UNAVAILABLE};
+use crate::status::{DEPENDENCY_HEADER, Problem, UNAVAILABLE};
 
 const BACKOFF_BASE: Duration = Duration::from_millis(50);
 /// What is left of the deadline is needed to answer.
@@ -63,12 +63,13 @@ pub(super) struct Retry<S> {
     inner: S,
     attempts_max: usize,
     retry_safe: fn(&str) -> bool,
+    class: fn(&str) -> Class,
     budget: Arc<RetryBudget>,
 }
 
 impl<S> Retry<S> {
-    pub(super) fn new(inner: S, attempts_max: usize, retry_safe: fn(&str) -> bool) -> Self {
-        Self { inner, attempts_max, retry_safe, budget: Arc::default() }
+    pub(super) fn new(inner: S, attempts_max: usize, retry_safe: fn(&str) -> bool, class: fn(&str) -> Class) -> Self {
+        Self { inner, attempts_max, retry_safe, class, budget: Arc::default() }
     }
 }
 
@@ -92,13 +93,15 @@ where
         if self.attempts_max < 2 || !(self.retry_safe)(request.uri().path()) {
             return Box::pin(inner.call(request));
         }
-        let (attempts_max, budget) = (self.attempts_max, self.budget.clone());
+        let (attempts_max, budget, reads) = (self.attempts_max, self.budget.clone(), (self.class)(request.uri().path()) == Class::Read);
         Box::pin(async move {
             let (parts, body) = request.into_parts();
             let deadline = parts.extensions.get::<Call>().map(|call| call.deadline);
             let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
             let waits = parts.extensions.get::<Call>().is_some_and(|call| call.waits);
             let (mut refused, mut early): (Option<Response<Body>>, Option<Response<Body>>) = (None, None);
+            // Whether an earlier attempt may have been done, for all that is known.
+            let mut maybe_done = false;
             for attempt in 1.. {
                 let mut request = Request::from_parts(parts.clone(), Body::new(Full::new(body.clone())));
                 if attempt > 1 {
@@ -109,6 +112,7 @@ where
                     let patience = Instant::now() + ATTEMPT_TIMEOUT;
                     let worthwhile = |end: Instant| patience + ANSWER_MARGIN < end;
                     if deadline.is_none_or(worthwhile) && !answered_by(patience, answer.as_mut(), &mut early).await {
+                        maybe_done = true;
                         refused.get_or_insert_with(silence);
                         if budget.withdraw() {
                             continue;
@@ -128,15 +132,23 @@ where
                 let pause = pause_before_retry(response.headers(), attempt).filter(|_| again);
                 match pause {
                     Some(pause) if deadline.is_none_or(|end| Instant::now() + pause + ANSWER_MARGIN < end) && budget.withdraw() => {
+                        maybe_done |= !response.headers().contains_key(DEPENDENCY_HEADER);
                         refused = Some(response);
                         tokio::time::sleep(pause).await;
                     }
+                    _ if maybe_done && !reads && outcome::code_in(response.headers()).is_some_and(may_be_its_own_doing) => return Ok(silence()),
                     _ => return Ok(response),
                 }
             }
             unreachable!("the loop returns")
         })
     }
+}
+
+/// Whether a repetition may be refused so because of what the attempt before it has done: a session that it ended, a user whom it deleted. Then
+/// neither the refusal is told, nor that the call succeeded: nobody knows.
+fn may_be_its_own_doing(code: Code) -> bool {
+    matches!(code, Code::Unauthenticated | Code::PermissionDenied | Code::NotFound | Code::AlreadyExists | Code::FailedPrecondition | Code::Aborted)
 }
 
 /// What is known of an attempt that was given up.
@@ -206,11 +218,32 @@ mod tests {
         let mut request = Request::new(Body::empty());
         request.extensions_mut().insert(Call { waits, ..Call::start(Duration::from_secs(3)) });
         let started = Instant::now();
-        let call = Retry { budget: Arc::new(budget), ..Retry::new(inner, 3, |_| true) }.oneshot(request);
+        let call = Retry { budget: Arc::new(budget), ..Retry::new(inner, 3, |_| true, |_| Class::Write) }.oneshot(request);
         // The deadline layer stands outside of this one.
         let response = tokio::time::timeout(Duration::from_secs(3), call).await;
         let code = response.map_or(Code::DeadlineExceeded, |Ok(response)| outcome::code_in(response.headers()).expect("a status"));
         (started.elapsed().as_millis(), code)
+    }
+
+    /// A user disables itself, say: the answer is lost, and the repetition comes with a token that is dead by now.
+    #[tokio::test(start_paused = true)]
+    async fn what_a_call_did_itself_is_not_told_as_its_refusal() {
+        let told = async |class: fn(&str) -> Class, first: Problem, second: Code| {
+            let (attempts, first) = (Arc::new(AtomicU32::new(0)), tonic::Status::from(first));
+            let inner = tower::service_fn(move |_: Request<Body>| {
+                let answer = if attempts.fetch_add(1, Ordering::Relaxed) == 0 { first.clone() } else { tonic::Status::new(second, "") };
+                std::future::ready(Ok::<_, Infallible>(answer.into_http()))
+            });
+            let response = Retry::new(inner, 3, |_| true, class).oneshot(Request::new(Body::empty())).await;
+            response.map(|response| outcome::code_in(response.headers()).expect("a status")).expect("infallible")
+        };
+        let lost = || Problem::new(&UNAVAILABLE, "the connection was cut");
+        assert_eq!(told(|_| Class::Write, lost(), Code::Unauthenticated).await, Code::Unavailable);
+        assert_eq!(told(|_| Class::Write, lost(), Code::NotFound).await, Code::Unavailable);
+        assert_eq!(told(|_| Class::Write, lost(), Code::Ok).await, Code::Ok);
+        assert_eq!(told(|_| Class::Write, lost(), Code::InvalidArgument).await, Code::InvalidArgument);
+        assert_eq!(told(|_| Class::Read, lost(), Code::Unauthenticated).await, Code::Unauthenticated);
+        assert_eq!(told(|_| Class::Write, Problem::crowded("busy"), Code::Unauthenticated).await, Code::Unauthenticated, "it was not done");
     }
 
     #[tokio::test(start_paused = true)]

@@ -18,6 +18,8 @@ use super::limited_address;
 
 /// A message that does not come within this time, from when its headers were there, is given up.
 pub const RECEIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// What is only thrown away is not waited for so long.
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
 /// Messages up to this size do not take from the budget.
 const SMALL_BYTES: usize = 4 * 1024;
 
@@ -144,6 +146,31 @@ impl Receiving {
         whole.extend_from_slice(&first);
         whole.extend_from_slice(&rest);
         Ok(Received { message: whole.freeze(), held })
+    }
+
+    /// Reads at most so many bytes of a message from an address and throws them away, within a time of their own and the places of those that are received.
+    pub async fn discard<B>(&self, mut body: B, bytes_max: usize, address: Option<IpAddr>)
+    where
+        B: Body<Data = Bytes> + Unpin,
+    {
+        let Some(_place) = self.place(address) else { return };
+        let read = async {
+            let mut total = 0;
+            while let Some(Ok(frame)) = body.frame().await {
+                total += frame.data_ref().map_or(0, Bytes::len);
+                if total > bytes_max {
+                    break;
+                }
+            }
+        };
+        let _ = timeout_at(Instant::now() + DISCARD_TIMEOUT, read).await;
+    }
+
+    /// Puts a message in place of the one that was received, as when that was compressed.
+    pub fn replace(&self, received: &mut Received, message: Bytes) -> Result<(), NotReceived> {
+        self.budget_for(message.len(), &mut received.held)?;
+        received.message = message;
+        Ok(())
     }
 
     /// Takes what a message of so many bytes needs beyond what it holds already.

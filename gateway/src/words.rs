@@ -1,0 +1,129 @@
+//! What is wrong with a request that the parser of JSON could not read, in the contract's words: the parser speaks of types and variants of our code.
+
+use lastro_mesh::status::Problem;
+use lastro_proto::methods::Method;
+use lastro_proto::reasons::MALFORMED_JSON;
+use tonic_types::FieldViolation;
+
+use crate::json_path;
+
+/// What the transcoder puts before the words of the parser.
+const NOT_A_MESSAGE: &str = "request did not match the expected message: ";
+const NOT_JSON: &str = "invalid request body JSON: ";
+
+/// Says which field, if the message or the place in it tells, and what it must be.
+pub fn malformed(method: &Method, message: &str, body: &[u8]) -> Problem {
+    let what = message.rsplit_once(" at line ").map_or(message, |(what, _)| what).trim_start_matches(NOT_A_MESSAGE);
+    if let Some(why) = what.strip_prefix(NOT_JSON) {
+        let at = json_path::place(message).map(|(line, column)| format!(", at line {line}, column {column}")).unwrap_or_default();
+        return Problem::new(&MALFORMED_JSON, format!("the request body is not JSON: {}{at}", why.replace("EOF while", "it ends while")));
+    }
+    let at = json_path::place(message).map(|(line, column)| json_path::path_at(body, line, column)).unwrap_or_default();
+    let within = |name: &str| if at.is_empty() { name.to_owned() } else { format!("{at}.{name}") };
+    let (field, description) = if let Some(name) = named(what, "unknown field `") {
+        (within(name), "is not known here; remove it".to_owned())
+    } else if let Some(name) = named(what, "duplicate field `") {
+        (within(name), "is given twice; send it once".to_owned())
+    } else {
+        // Which form it has in JSON goes before what it means.
+        let of_form = ["expected a string", "expected a sequence", "expected a map", "expected struct"].iter().any(|form| what.contains(form));
+        let of_the_contract = lastro_proto::must_be(method.input, &snake_case(&at)).filter(|_| !of_form);
+        let description = of_the_contract.map_or_else(|| must_be(what), str::to_owned);
+        (at, description)
+    };
+    if field.is_empty() {
+        let detail = if body.is_empty() { what.to_owned() } else { format!("the request body {description}") };
+        return Problem::new(&MALFORMED_JSON, detail);
+    }
+    let detail = format!("{field}: {description}");
+    Problem { fields: vec![FieldViolation::new(field, description)], ..Problem::new(&MALFORMED_JSON, detail) }
+}
+
+fn named<'a>(what: &'a str, before: &str) -> Option<&'a str> {
+    what.strip_prefix(before)?.split_once('`').map(|(name, _)| name)
+}
+
+/// `invalid type: integer `5`, expected a string` is `must be a string`.
+fn must_be(what: &str) -> String {
+    if what.contains("untagged enum") {
+        // What numbers are read by.
+        return "must be a whole number".to_owned();
+    }
+    let Some((_, expected)) = what.split_once("expected ") else { return format!("cannot be read: {what}") };
+    let expected = match expected.trim_start_matches("expected ") {
+        "a sequence" => "a list",
+        "a map" => "an object",
+        "a boolean" => "true or false",
+        name if name.starts_with("struct ") => "an object",
+        number if ["i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64", "usize"].contains(&number) => "a whole number",
+        other => other,
+    };
+    format!("must be {expected}")
+}
+
+/// `amount.currencyCode` is `amount.currency_code` in the proto.
+fn snake_case(path: &str) -> String {
+    let mut text = String::with_capacity(path.len() + 4);
+    for character in path.chars() {
+        if character.is_ascii_uppercase() {
+            text.push('_');
+        }
+        text.push(character.to_ascii_lowercase());
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use lastro_proto::methods::METHODS;
+
+    use super::*;
+
+    fn told(method: &str, message: &str, body: &str) -> (String, String) {
+        let method = METHODS.iter().find(|one| one.name == method).expect("a method");
+        let problem = malformed(method, message, body.as_bytes());
+        assert_eq!(problem.reason, &MALFORMED_JSON);
+        (problem.fields.first().map(|field| field.field.clone()).unwrap_or_default(), problem.detail)
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_named_and_told_in_the_words_of_the_contract() {
+        let pair = |field: &str, detail: &str| (field.to_owned(), if field.is_empty() { detail.to_owned() } else { format!("{field}: {detail}") });
+        let transfer = |message: &str, body: &str| told("CreateTransaction", message, body);
+        assert_eq!(
+            transfer("invalid type: integer `5`, expected struct Money at line 1 column 12", r#"{"amount": 5}"#),
+            pair("amount", "must be an object")
+        );
+        assert_eq!(
+            transfer("unknown variant `X`, expected one of `TYPE_UNSPECIFIED`, `DEPOSIT` at line 1 column 11", r#"{"type":"X"}"#),
+            pair("type", "must be DEPOSIT, WITHDRAWAL or TRANSFER")
+        );
+        assert_eq!(
+            told("UpdateUser", "invalid value: integer `7`, expected one of: [\"ROLE_UNSPECIFIED\"] at line 1 column 11", r#"{"roles":[7]}"#),
+            pair("roles[0]", "must be USER, ADMIN or PROVIDER")
+        );
+        assert_eq!(
+            transfer("missing 's' suffix at line 1 column 11", r#"{"wait":"5"}"#),
+            pair("wait", "must be a duration in seconds, such as \"5s\" or \"0.5s\"")
+        );
+        assert_eq!(
+            transfer("invalid type: integer `5`, expected a string at line 1 column 22", r#"{"amount": {"amount":5}}"#),
+            pair("amount.amount", "must be a string")
+        );
+        assert_eq!(
+            told("UpdateUser", "invalid type: string \"USER\", expected a sequence at line 1 column 15", r#"{"roles":"USER"}"#),
+            pair("roles", "must be a list")
+        );
+        assert_eq!(transfer("unknown field `foo`, expected one of `a`", ""), pair("foo", "is not known here; remove it"));
+        assert_eq!(transfer("duplicate field `type`", "{}"), pair("type", "is given twice; send it once"));
+        assert_eq!(
+            transfer("data did not match any variant of untagged enum NumberDeserialize at line 1 column 13", r#"{"number":"x"}"#),
+            pair("number", "must be a whole number")
+        );
+        assert_eq!(transfer("invalid type: integer `5`, expected struct X at line 1 column 1", "5"), pair("", "the request body must be an object"));
+        assert_eq!(
+            transfer("invalid request body JSON: EOF while parsing an object at line 1 column 1", "{"),
+            pair("", "the request body is not JSON: it ends while parsing an object, at line 1, column 1")
+        );
+    }
+}
