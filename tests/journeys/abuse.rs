@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use futures_util::future::join_all;
+use lastro_proto::transactions::v1::transactions_service_client::TransactionsServiceClient;
 use lastro_proto::transactions::v1::{CreateTransactionRequest, Transaction};
 use lastro_tests::client::{PASSWORD, Someone};
 use lastro_tests::stack::Options;
@@ -27,7 +28,7 @@ use tonic::codegen::http::uri::PathAndQuery;
 use tonic_prost::ProstCodec;
 
 use crate::faults::two_accounts;
-use crate::ha::{Outcome, over_grpc};
+use crate::ha::{Outcome, over_grpc, transfer_request};
 use crate::pipeline::{Rig, give_many_operations};
 use crate::{block_on, failed};
 
@@ -221,7 +222,7 @@ struct Memory {
 /// What an attacker does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Attack {
-    /// Sixty metadata keys that each break a rule.
+    /// Sixty metadata keys that each break a rule, over REST and over gRPC.
     Violations,
     /// Waits for an outcome, guesses passwords, lists: each slow in its own way.
     SlowMix,
@@ -275,12 +276,21 @@ impl Attacker {
     /// One connection, until told to stop. Whatever it is answered, it goes on.
     async fn run(self, attack: Attack, number: usize) -> Result<()> {
         let api = self.api()?;
+        let channel = if attack == Attack::Violations { Some(self.front.channel_from(Some(ATTACKER)).await?) } else { None };
         for call in number.. {
             if self.stop.load(Ordering::Relaxed) {
                 break;
             }
             let token = Some(self.someone.token.as_str());
             match attack {
+                Attack::Violations if call % 2 == 0 => {
+                    let mut request =
+                        transfer_request(&self.someone, &format!("v{call}"), [&self.accounts[0], &self.accounts[1]], Duration::from_secs(5))?;
+                    request.get_mut().metadata = (0..60).map(|key| (format!("{key:070}"), "x".to_owned())).collect();
+                    if let Some(channel) = &channel {
+                        let _ = TransactionsServiceClient::new(channel.clone()).create_transaction(request).await;
+                    }
+                }
                 Attack::Violations => {
                     let metadata: serde_json::Map<String, Value> = (0..60).map(|key| (format!("{key:070}"), json!("x"))).collect();
                     let mut body = Api::transfer(&format!("v{call}"), &self.accounts[0], &self.accounts[1], "0.01");
