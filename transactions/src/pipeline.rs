@@ -70,7 +70,7 @@ struct Job {
 /// The way into the pipeline. Cheap to clone; all clones are one.
 #[derive(Clone)]
 pub struct Pipeline {
-    queue: mpsc::UnboundedSender<Job>,
+    queue: mpsc::UnboundedSender<Box<Job>>,
     places: Arc<Semaphore>,
     lookups: mpsc::Sender<Lookup>,
     settler: Arc<Settler>,
@@ -134,7 +134,7 @@ impl Pipeline {
         }
         let place = self.places.clone().try_acquire_owned().map_err(|_| Refused::Crowded)?;
         let (reply, answer) = oneshot::channel();
-        self.queue.send(Job { new, reply, place }).map_err(|_| Refused::Unavailable)?;
+        self.queue.send(Box::new(Job { new, reply, place })).map_err(|_| Refused::Unavailable)?;
         answer.await.unwrap_or(Err(Refused::Unavailable))
     }
 

@@ -4,11 +4,12 @@
 //! Invariants of what comes out: the postings of an operation sum to zero; an account's versions have no gap; `posted - held` of an
 //! account with a floor is never below zero; no balance leaves 64 bits.
 
-use std::collections::HashMap;
-
 use lastro_money::Minor;
 use lastro_proto::reasons::rejections;
 use uuid::Uuid;
+
+/// Balances by the id of their account. Ids are our own, so that nobody chooses them for their hashes.
+pub type Balances = foldhash::HashMap<Uuid, Balance>;
 
 /// What an account has, as locked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +68,7 @@ pub enum Decision {
 }
 
 /// Decides one movement and, if it is posted, changes the balances.
-pub fn decide(balances: &mut HashMap<Uuid, Balance>, movement: Movement) -> Decision {
+pub fn decide(balances: &mut Balances, movement: Movement) -> Decision {
     let (Some(debit), Some(credit)) = (balances.get(&movement.debit).copied(), balances.get(&movement.credit).copied()) else {
         return Decision::NotLocked;
     };
@@ -116,7 +117,7 @@ mod tests {
         for (posted, held, amount, completes) in
             [(100, 0, 100, true), (100, 0, 101, false), (100, 1, 100, false), (100, 100, 1, false), (0, 0, 1, false)]
         {
-            let mut balances = HashMap::from([(id(1), Balance { held, ..balance(posted) }), (id(2), balance(0))]);
+            let mut balances = Balances::from_iter([(id(1), Balance { held, ..balance(posted) }), (id(2), balance(0))]);
             let decision = decide(&mut balances, movement(1, 2, amount));
             assert_eq!(matches!(decision, Decision::Completed(_)), completes, "{posted} {held} {amount}");
             if !completes {
@@ -128,19 +129,19 @@ mod tests {
 
     #[test]
     fn a_balance_never_leaves_64_bits() {
-        let mut balances = HashMap::from([(id(1), Balance { system: true, ..balance(0) }), (id(2), balance(Minor::MAX))]);
+        let mut balances = Balances::from_iter([(id(1), Balance { system: true, ..balance(0) }), (id(2), balance(Minor::MAX))]);
         assert_eq!(decide(&mut balances, movement(1, 2, 1)), Decision::Rejected("BALANCE_OVERFLOW"));
         let system = |posted| Balance { system: true, ..balance(posted) };
-        let mut balances = HashMap::from([(id(1), system(Minor::MIN)), (id(2), balance(0))]);
+        let mut balances = Balances::from_iter([(id(1), system(Minor::MIN)), (id(2), balance(0))]);
         assert_eq!(decide(&mut balances, movement(1, 2, 1)), Decision::SystemFull(Side::Debit));
-        let mut balances = HashMap::from([(id(1), balance(1)), (id(2), system(Minor::MAX))]);
+        let mut balances = Balances::from_iter([(id(1), balance(1)), (id(2), system(Minor::MAX))]);
         assert_eq!(decide(&mut balances, movement(1, 2, 1)), Decision::SystemFull(Side::Credit));
     }
 
     #[test]
     fn nothing_is_posted_to_a_closed_account() {
         for closed in [1, 2] {
-            let mut balances = HashMap::from([(id(1), balance(10)), (id(2), balance(0))]);
+            let mut balances = Balances::from_iter([(id(1), balance(10)), (id(2), balance(0))]);
             balances.entry(id(closed)).and_modify(|balance| balance.closed = true);
             assert_eq!(decide(&mut balances, movement(1, 2, 1)), Decision::Rejected("ACCOUNT_CLOSED"));
         }
@@ -150,8 +151,8 @@ mod tests {
         /// Against the simplest model there is: a map of balances in which a movement is two sums.
         #[test]
         fn the_ledger_adds_up(movements in prop::collection::vec((0_u8..5, 0_u8..5, 1_i64..1000), 1..200)) {
-            let mut balances: HashMap<Uuid, Balance> = (0..5).map(|number| (id(number), Balance { system: number == 0, ..balance(0) })).collect();
-            let mut model: HashMap<Uuid, i64> = (0..5).map(|number| (id(number), 0)).collect();
+            let mut balances: Balances = (0..5).map(|number| (id(number), Balance { system: number == 0, ..balance(0) })).collect();
+            let mut model: std::collections::HashMap<Uuid, i64> = (0..5).map(|number| (id(number), 0)).collect();
             let mut postings = Vec::new();
             for (debit, credit, amount) in movements.into_iter().filter(|(debit, credit, _)| debit != credit) {
                 let fits = debit == 0 || model[&id(debit)] >= amount;

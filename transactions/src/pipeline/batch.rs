@@ -2,7 +2,7 @@
 //! If it fails nevertheless, it is bisected and only the culprit is parked. After an unknown COMMIT it reads back by the ids that it
 //! generated.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,9 +18,12 @@ use uuid::Uuid;
 use super::decision::{self, Origin, Settled};
 use super::stripes::Stripes;
 use super::{Accepted, BATCH_MAX, Job, NewOperation, Refused, Settler};
-use crate::domain::ledger::Balance;
+use crate::domain::ledger::{Balance, Balances};
 use crate::store::ledger::{BalanceChange, Ledger, Lock, Writes};
 use crate::store::operations::{self, Operation};
+
+/// Ids are our own, so that nobody chooses them for their hashes.
+type Accounts = foldhash::HashSet<Uuid>;
 
 /// How long a batch is tried against a database that is busy or away, before its callers are told.
 const TRY_FOR: Duration = Duration::from_millis(1500);
@@ -58,20 +61,21 @@ const LOOK_AT_MAX: usize = 4 * BATCH_MAX;
 
 /// Takes batches from the queue until nobody can send any more. A batch goes beside others only if it shares no account with them, and
 /// only once it is worth a commit of its own: half of the largest in flight.
-pub async fn run(settler: Arc<Settler>, mut jobs: mpsc::UnboundedReceiver<Job>) {
+pub async fn run(settler: Arc<Settler>, mut jobs: mpsc::UnboundedReceiver<Box<Job>>) {
     // SQLite has one writer: a second batch would only wait for it.
     let at_once = if settler.database.is_postgres() { IN_FLIGHT } else { 1 };
     let (mut waiting, mut arrived) = (VecDeque::new(), Vec::new());
     let (mut in_flight, mut running, mut open) = (JoinSet::new(), Vec::<InFlight>::new(), true);
+    let mut busy = Accounts::default();
     let mut drop_abandoned = interval(DROP_EVERY);
     drop_abandoned.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while open || !waiting.is_empty() || !in_flight.is_empty() {
         let worth = running.iter().map(|batch| batch.size).max().unwrap_or_default() / 2;
         if running.len() < at_once && !waiting.is_empty() && waiting.len() >= worth {
-            let batch = take_disjoint(&mut waiting, &running, &settler.stripes);
+            let batch = take_disjoint(&mut waiting, &busy, &settler.stripes);
             if !batch.is_empty() {
-                let operations = batch.iter().map(|job: &Job| &job.new.operation);
-                let accounts = decision::accounts(operations, &settler.stripes).into_iter().collect();
+                let accounts = decision::accounts(batch.iter().map(|job| &job.new.operation), &settler.stripes);
+                busy.extend(&accounts);
                 // Its own task: a defect in one batch must not end the pipeline. Its callers are told UNAVAILABLE then.
                 let size = batch.len();
                 let id = in_flight.spawn(settle_batch(settler.clone(), size, group(batch))).id();
@@ -93,7 +97,11 @@ pub async fn run(settler: Arc<Settler>, mut jobs: mpsc::UnboundedReceiver<Job>) 
                         error.id()
                     }
                 };
-                running.retain(|batch| batch.id != id);
+                for ended in running.extract_if(.., |batch| batch.id == id) {
+                    for account in ended.accounts {
+                        busy.remove(&account);
+                    }
+                }
                 settler.settling.store(running.len(), Ordering::Relaxed);
                 settler.batch_ended.notify_waiters();
             }
@@ -106,13 +114,13 @@ pub async fn run(settler: Arc<Settler>, mut jobs: mpsc::UnboundedReceiver<Job>) 
 struct InFlight {
     id: tokio::task::Id,
     size: usize,
-    accounts: HashSet<Uuid>,
+    accounts: Vec<Uuid>,
 }
 
-/// Takes the jobs that share no account with what is in flight, nor with a job that waits before them: who is passed over keeps its accounts, so
+/// Takes the jobs that share no account with those that are busy in a batch in flight, nor with a job that waits before them: who is passed over keeps its accounts, so
 /// that those behind it cannot pass it again and again. Jobs that their callers have given up are dropped: none of them was ever tried.
-fn take_disjoint(waiting: &mut VecDeque<Job>, running: &[InFlight], stripes: &Stripes) -> Vec<Job> {
-    let (mut taken, mut passed, mut kept) = (Vec::new(), VecDeque::new(), HashSet::new());
+fn take_disjoint(waiting: &mut VecDeque<Box<Job>>, busy: &Accounts, stripes: &Stripes) -> Vec<Box<Job>> {
+    let (mut taken, mut passed, mut kept) = (Vec::with_capacity(waiting.len().min(BATCH_MAX)), VecDeque::new(), Accounts::default());
     for _ in 0..LOOK_AT_MAX {
         if taken.len() >= BATCH_MAX {
             break;
@@ -123,7 +131,7 @@ fn take_disjoint(waiting: &mut VecDeque<Job>, running: &[InFlight], stripes: &St
         }
         let movement = decision::movement(&job.new.operation, stripes);
         let accounts = [movement.debit, movement.credit];
-        let is_free = |account: &Uuid| !kept.contains(account) && running.iter().all(|batch| !batch.accounts.contains(account));
+        let is_free = |account: &Uuid| !busy.contains(account) && !kept.contains(account);
         if accounts.iter().all(is_free) {
             taken.push(job);
         } else {
@@ -145,21 +153,24 @@ async fn settle_batch(settler: Arc<Settler>, size: usize, groups: Vec<Group>) {
 }
 
 /// Sorted by key, so that two replicas insert in the same order and never wait for each other in a circle.
-fn group(jobs: Vec<Job>) -> Vec<Group> {
-    let mut groups: HashMap<(Uuid, String), Group> = HashMap::with_capacity(jobs.len());
-    for Job { new, reply, place } in jobs {
+fn group(mut jobs: Vec<Box<Job>>) -> Vec<Group> {
+    // Of equals the one that came first stays the first.
+    jobs.sort_by(|a, b| key_of(&a.new).cmp(&key_of(&b.new)));
+    let mut groups: Vec<Group> = Vec::with_capacity(jobs.len());
+    for job in jobs {
+        let Job { new, reply, place } = *job;
         drop(place);
         let caller = (new.operation.id, new.operation.request_hash, reply);
-        let key = (new.operation.owner_id, new.operation.external_id.clone());
-        groups.entry(key).or_insert_with(|| Group { new, callers: Vec::new() }).callers.push(caller);
+        match groups.last_mut().filter(|group| key_of(&group.new) == key_of(&new)) {
+            Some(group) => group.callers.push(caller),
+            None => groups.push(Group { new, callers: vec![caller] }),
+        }
     }
-    let mut groups: Vec<Group> = groups.into_values().collect();
-    groups.sort_by(|a, b| key_of(a).cmp(&key_of(b)));
     groups
 }
 
-fn key_of(group: &Group) -> (Uuid, &str) {
-    (group.new.operation.owner_id, &group.new.operation.external_id)
+fn key_of(new: &NewOperation) -> (Uuid, &str) {
+    (new.operation.owner_id, &new.operation.external_id)
 }
 
 impl Group {
@@ -231,7 +242,7 @@ impl Settler {
         let mut stored: Vec<Operation> = groups.iter().map(|group| group.new.operation.clone()).collect();
         let mut ledger = Ledger::begin(&self.database).await?;
         let accounts = if decide { decision::accounts(stored.iter(), &self.stripes) } else { Vec::new() };
-        let mut balances = if decide { ledger.lock(&accounts, Lock::Skip).await? } else { HashMap::new() };
+        let mut balances = if decide { ledger.lock(&accounts, Lock::Skip).await? } else { Balances::default() };
         let before = balances.clone();
 
         let mut writes = Writes::default();
@@ -289,12 +300,12 @@ impl Settler {
 
     /// Answers the callers whose key exists already, and leaves the other groups.
     async fn answer_existing(&self, groups: &mut Vec<Group>) -> Result<(), Error> {
-        let keys: Vec<(Uuid, &str)> = groups.iter().map(key_of).collect();
+        let keys: Vec<(Uuid, &str)> = groups.iter().map(|group| key_of(&group.new)).collect();
         let existing = operations::by_keys(self.database.writer(), &keys).await?;
         let mut existing: HashMap<(Uuid, String), Operation> =
             existing.into_iter().map(|operation| ((operation.owner_id, operation.external_id.clone()), operation)).collect();
         for group in std::mem::take(groups) {
-            let (owner_id, external_id) = key_of(&group);
+            let (owner_id, external_id) = key_of(&group.new);
             match existing.remove(&(owner_id, external_id.to_owned())) {
                 Some(operation) => {
                     self.known.note_repetition(owner_id, external_id);
@@ -334,7 +345,7 @@ impl Settler {
 }
 
 /// The balances that are not what they were, sorted by account.
-pub(super) fn changed(before: &HashMap<Uuid, Balance>, after: &HashMap<Uuid, Balance>) -> Vec<BalanceChange> {
+pub(super) fn changed(before: &Balances, after: &Balances) -> Vec<BalanceChange> {
     let change = |(id, after): (&Uuid, &Balance)| {
         let before = before.get(id).filter(|before| *before != after)?;
         Some(BalanceChange { account_id: *id, from_version: before.version, after: *after })
@@ -360,7 +371,7 @@ mod tests {
     use crate::domain::operation::{State, Type};
 
     /// A transfer between two accounts, and the end at which its caller waits.
-    async fn transfer(number: u128, source: u128, destination: u128) -> (Job, oneshot::Receiver<Result<Accepted, Refused>>) {
+    async fn transfer(number: u128, source: u128, destination: u128) -> (Box<Job>, oneshot::Receiver<Result<Accepted, Refused>>) {
         let operation = Operation {
             id: Uuid::from_u128(number),
             owner_id: Uuid::nil(),
@@ -387,15 +398,14 @@ mod tests {
         let new = NewOperation { operation, submitted: Vec::new(), correlation_id: String::new() };
         let (reply, answer) = oneshot::channel();
         let place = Arc::new(Semaphore::new(1)).acquire_owned().await.expect("a place");
-        (Job { new, reply, place }, answer)
+        (Box::new(Job { new, reply, place }), answer)
     }
 
-    fn in_flight(accounts: &[u128]) -> InFlight {
-        let id = tokio::spawn(async {}).id();
-        InFlight { id, size: 1, accounts: accounts.iter().map(|id| Uuid::from_u128(*id)).collect() }
+    fn busy(accounts: &[u128]) -> Accounts {
+        accounts.iter().map(|id| Uuid::from_u128(*id)).collect()
     }
 
-    fn numbers<'a>(jobs: impl IntoIterator<Item = &'a Job>) -> Vec<u128> {
+    fn numbers<'a>(jobs: impl IntoIterator<Item = &'a Box<Job>>) -> Vec<u128> {
         jobs.into_iter().map(|job| job.new.operation.id.as_u128()).collect()
     }
 
@@ -409,11 +419,11 @@ mod tests {
             answers.push(answer);
         }
         let stripes = Stripes::default();
-        let batch = take_disjoint(&mut waiting, &[in_flight(&[10])], &stripes);
+        let batch = take_disjoint(&mut waiting, &busy(&[10]), &stripes);
         assert_eq!(numbers(&batch), [3, 5], "4 wants what 2 waits for");
         assert_eq!(numbers(&waiting), [1, 2, 4]);
         // The account is free, and another one that others use all the time is not.
-        let batch = take_disjoint(&mut waiting, &[in_flight(&[40, 50])], &stripes);
+        let batch = take_disjoint(&mut waiting, &busy(&[40, 50]), &stripes);
         assert_eq!(numbers(&batch), [1, 2, 4]);
     }
 
@@ -422,7 +432,7 @@ mod tests {
         let ((kept, _waits), (given_up, gone)) = (transfer(1, 1, 2).await, transfer(2, 3, 4).await);
         drop(gone);
         let mut waiting = VecDeque::from([given_up, kept]);
-        let batch = take_disjoint(&mut waiting, &[], &Stripes::default());
+        let batch = take_disjoint(&mut waiting, &Accounts::default(), &Stripes::default());
         assert_eq!((numbers(&batch), waiting.len()), (vec![1], 0));
     }
 
@@ -434,7 +444,7 @@ mod tests {
             waiting.push_back(job);
             answers.push(answer);
         }
-        let batch = take_disjoint(&mut waiting, &[], &Stripes::default());
+        let batch = take_disjoint(&mut waiting, &Accounts::default(), &Stripes::default());
         assert_eq!(batch.len(), BATCH_MAX);
         assert_eq!(numbers(&waiting), (BATCH_MAX as u128..BATCH_MAX as u128 + 3).collect::<Vec<_>>());
     }

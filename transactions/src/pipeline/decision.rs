@@ -1,7 +1,5 @@
 //! From an operation and the locked balances to its new state, its events and its postings.
 
-use std::collections::HashMap;
-
 use lastro_events::Event;
 use lastro_events::event::{GENESIS, NewEvent};
 use lastro_proto::reasons::rejections;
@@ -11,7 +9,7 @@ use prost::Message as _;
 use uuid::Uuid;
 
 use super::stripes::Stripes;
-use crate::domain::ledger::{self, Balance, Decision, Movement, Posting, Side};
+use crate::domain::ledger::{self, Balances, Decision, Movement, Posting, Side};
 use crate::domain::operation::{Happening, State, after};
 use crate::store::operations::Operation;
 
@@ -72,7 +70,7 @@ pub enum Settled {
 }
 
 /// Decides an operation.
-pub fn settle(operation: &mut Operation, origin: &Origin, balances: &mut HashMap<Uuid, Balance>, stripes: &Stripes) -> Settled {
+pub fn settle(operation: &mut Operation, origin: &Origin, balances: &mut Balances, stripes: &Stripes) -> Settled {
     let (Some(completed), Some(rejected)) = (after(operation.state, Happening::Completed), after(operation.state, Happening::Rejected)) else {
         return Settled::Open;
     };

@@ -4,14 +4,12 @@
 mod postgres;
 mod sqlite;
 
-use std::collections::HashMap;
-
 use lastro_database::{Database, Error};
 use lastro_events::Event;
 use uuid::Uuid;
 
 use super::operations::Operation;
-use crate::domain::ledger::{Balance, Posting};
+use crate::domain::ledger::{Balance, Balances, Posting};
 use crate::domain::operation::State;
 
 /// The transaction of a batch.
@@ -167,7 +165,7 @@ impl Ledger {
     }
 
     /// Locks accounts in the order of their ids, which must be sorted; what they have. Those that are missing were not locked.
-    pub async fn lock(&mut self, accounts: &[Uuid], lock: Lock) -> Result<HashMap<Uuid, Balance>, Error> {
+    pub async fn lock(&mut self, accounts: &[Uuid], lock: Lock) -> Result<Balances, Error> {
         match self {
             Self::Postgres(tx) => postgres::lock(tx, accounts, lock).await,
             Self::Sqlite(tx) => sqlite::lock(tx, accounts).await,

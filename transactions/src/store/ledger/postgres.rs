@@ -1,7 +1,6 @@
 //! A batch on PostgreSQL, in two round trips: BEGIN with the locks, then everything that it writes with its COMMIT (docs/adr/0009). Arrays
 //! are parameters, and what is only ever appended goes by binary COPY.
 
-use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use lastro_database::Error;
@@ -13,7 +12,7 @@ use uuid::Uuid;
 use super::{
     BalanceChange, Claim, ClaimedOperation, ClaimedOperations, ClaimedRow, DEAD_LETTER, Lock, OperationChange, Writes, select_claimed, select_open,
 };
-use crate::domain::ledger::{Balance, Posting};
+use crate::domain::ledger::{Balance, Balances, Posting};
 use crate::store::operations::{self, Operation, metadata_to_text};
 
 const SKIP_LOCKED: &str =
@@ -88,7 +87,7 @@ impl Tx {
     }
 }
 
-pub async fn lock(tx: &mut Tx, accounts: &[Uuid], lock: Lock) -> Result<HashMap<Uuid, Balance>, Error> {
+pub async fn lock(tx: &mut Tx, accounts: &[Uuid], lock: Lock) -> Result<Balances, Error> {
     let sql = match lock {
         Lock::Skip => SKIP_LOCKED,
         Lock::Wait => WAIT_LOCKED,

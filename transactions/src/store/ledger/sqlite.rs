@@ -1,7 +1,5 @@
 //! A batch on SQLite: rows of VALUES, as many to a statement as keep the number of different statements small.
 
-use std::collections::HashMap;
-
 use lastro_database::Error;
 use sqlx::pool::PoolConnection;
 use sqlx::query::Query;
@@ -10,7 +8,7 @@ use sqlx::{FromRow as _, Row as _, Sqlite};
 use uuid::Uuid;
 
 use super::{Claim, ClaimedOperation, ClaimedOperations, ClaimedRow, OperationChange, Writes, select_claimed, select_open};
-use crate::domain::ledger::Balance;
+use crate::domain::ledger::{Balance, Balances};
 use crate::store::operations::{self, Operation, metadata_to_text};
 
 type Bound<'q> = Query<'q, Sqlite, SqliteArguments>;
@@ -56,8 +54,8 @@ impl Tx {
 }
 
 /// The one writer holds everything already.
-pub async fn lock(tx: &mut Tx, accounts: &[Uuid]) -> Result<HashMap<Uuid, Balance>, Error> {
-    let mut balances = HashMap::with_capacity(accounts.len());
+pub async fn lock(tx: &mut Tx, accounts: &[Uuid]) -> Result<Balances, Error> {
+    let mut balances = Balances::with_capacity_and_hasher(accounts.len(), foldhash::fast::RandomState::default());
     for chunk in chunks(accounts) {
         let places = vec!["?"; chunk.len()].join(", ");
         let sql = format!("SELECT account_id, posted, held, version, system, closed FROM balances WHERE account_id IN ({places})");
