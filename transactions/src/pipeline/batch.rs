@@ -60,7 +60,7 @@ const DROP_EVERY: Duration = Duration::from_millis(250);
 const LOOK_AT_MAX: usize = 4 * BATCH_MAX;
 
 /// Takes batches from the queue until nobody can send any more. A batch goes beside others only if it shares no account with them, and
-/// only once it is worth a commit of its own: half of the largest in flight.
+/// only once it is worth a commit of its own: as large as the largest in flight.
 pub async fn run(settler: Arc<Settler>, mut jobs: mpsc::UnboundedReceiver<Box<Job>>) {
     // SQLite has one writer: a second batch would only wait for it.
     let at_once = if settler.database.is_postgres() { IN_FLIGHT } else { 1 };
@@ -70,7 +70,7 @@ pub async fn run(settler: Arc<Settler>, mut jobs: mpsc::UnboundedReceiver<Box<Jo
     let mut drop_abandoned = interval(DROP_EVERY);
     drop_abandoned.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while open || !waiting.is_empty() || !in_flight.is_empty() {
-        let worth = running.iter().map(|batch| batch.size).max().unwrap_or_default() / 2;
+        let worth = running.iter().map(|batch| batch.size).max().unwrap_or_default();
         if running.len() < at_once && !waiting.is_empty() && waiting.len() >= worth {
             let batch = take_disjoint(&mut waiting, &busy, &settler.stripes);
             if !batch.is_empty() {
