@@ -119,6 +119,7 @@ struct InFlight {
 
 /// Takes the jobs that share no account with those that are busy in a batch in flight, nor with a job that waits before them: who is passed over keeps its accounts, so
 /// that those behind it cannot pass it again and again. Jobs that their callers have given up are dropped: none of them was ever tried.
+#[allow(clippy::vec_box, reason = "what waits is moved again and again: a pointer, not some hundred bytes")]
 fn take_disjoint(waiting: &mut VecDeque<Box<Job>>, busy: &Accounts, stripes: &Stripes) -> Vec<Box<Job>> {
     let (mut taken, mut passed, mut kept) = (Vec::with_capacity(waiting.len().min(BATCH_MAX)), VecDeque::new(), Accounts::default());
     for _ in 0..LOOK_AT_MAX {
@@ -153,6 +154,7 @@ async fn settle_batch(settler: Arc<Settler>, size: usize, groups: Vec<Group>) {
 }
 
 /// Sorted by key, so that two replicas insert in the same order and never wait for each other in a circle.
+#[allow(clippy::vec_box, reason = "as they were taken")]
 fn group(mut jobs: Vec<Box<Job>>) -> Vec<Group> {
     // Of equals the one that came first stays the first.
     jobs.sort_by(|a, b| key_of(&a.new).cmp(&key_of(&b.new)));
