@@ -12,7 +12,7 @@ use hyper::body::{Body as _, Incoming};
 use lastro_mesh::call::{CORRELATION_HEADER, CorrelationId, Slot};
 use lastro_mesh::inbound::client_address;
 use lastro_mesh::logs::otlp;
-use lastro_mesh::serve::{NotReceived, Peer, RECEIVE_TIMEOUT, Received, Receiving};
+use lastro_mesh::serve::{NotReceived, Peer, Received, Receiving};
 use lastro_mesh::status::{BODY_TOO_LARGE, BODY_TOO_SLOW, INTERNAL, MALFORMED_MESSAGE, PERMISSION_DENIED, Problem, RATE_LIMITED};
 use lastro_mesh::trace::{TRACEPARENT, TRACERESPONSE, TraceContext};
 use lastro_proto::methods;
@@ -272,7 +272,7 @@ fn not_received(why: NotReceived, bytes_max: usize) -> Problem {
     match why {
         NotReceived::TooLarge => too_large(bytes_max),
         NotReceived::EndedEarly => Problem::new(&MALFORMED_MESSAGE, "the request body ended early"),
-        NotReceived::Late => Problem::new(&BODY_TOO_SLOW, format!("the request body did not come within {} s", RECEIVE_TIMEOUT.as_secs())),
+        NotReceived::Late(within) => Problem::new(&BODY_TOO_SLOW, format!("the request body did not come within {} s", within.as_secs())),
         NotReceived::NoRoom => Problem::crowded("too many incomplete or large requests at once"),
     }
 }

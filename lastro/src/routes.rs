@@ -26,20 +26,26 @@ use tower::Layer as _;
 use tower::util::BoxCloneSyncService;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
-/// The deadline of a gRPC caller that set none: above the longest wait.
-const TIMEOUT_DEFAULT: Duration = Duration::from_secs(35);
+/// What calls may take of a service.
+#[derive(Clone, Copy)]
+pub struct CallLimits {
+    /// Calls at once.
+    pub concurrency_max: usize,
+    /// The longest deadline that is kept, and the deadline of a gRPC caller that set none.
+    pub deadline_max: Duration,
+}
 
 /// The inbound stack of one service.
-pub fn inbound(service: &'static str, verifier: &Arc<TokenVerifier>, concurrency_max: usize) -> Inbound {
+pub fn inbound(service: &'static str, verifier: &Arc<TokenVerifier>, limits: CallLimits) -> Inbound {
     let own = || METHODS.iter().filter(move |method| method.service.split('.').any(|part| part == service));
     Inbound {
         service,
         access: Arc::new(own().map(|method| (method.path, method.access)).collect()),
         verifier: verifier.clone(),
-        concurrency_max,
+        concurrency_max: limits.concurrency_max,
         request_bytes_max: Arc::new(own().map(|method| (method.path, method.request_bytes_max)).collect()),
-        timeout_default: TIMEOUT_DEFAULT,
-        timeout_max: TIMEOUT_DEFAULT,
+        timeout_default: limits.deadline_max,
+        timeout_max: limits.deadline_max,
         metrics: Arc::new(MethodMetrics::new(service, own().map(|method| method.path))),
     }
 }

@@ -88,7 +88,7 @@ fn listener(tcp: TcpListener, settings: &ProcessSettings, at_once: bool) -> List
 async fn serve_grpc(process: Process, grpc: Grpc<'_>) -> Result<()> {
     let Grpc { prefixes, address, service, verifier, reflection, settings, jobs } = grpc;
     let common = Common::new();
-    let others = inbound("lastro", verifier, settings.concurrency_max).wrap(common.routes(reflection)?);
+    let others = inbound("lastro", verifier, settings.call_limits()).wrap(common.routes(reflection)?);
     let dispatch = Dispatch { services: prefixes.iter().map(|prefix| (*prefix, service.clone())).collect(), rest: others };
     let listener = listener(bind("--grpc", address).await?, settings, true);
     tracing::info!(%address, "ready to serve");

@@ -46,7 +46,7 @@ pub async fn up(args: UpArgs) -> Result<()> {
     let customers =
         Customers::start(storage.customers.clone(), bus.clone(), to_transactions(lastro_customers::NAME), settings.customers.clone()).await?;
     let customers_verifier = Arc::new(TokenVerifier::new(own_keys(&customers), None, customers.revoked()));
-    let customers_inbound = inbound(lastro_customers::NAME, &customers_verifier, settings.concurrency_max);
+    let customers_inbound = inbound(lastro_customers::NAME, &customers_verifier, settings.call_limits());
     let to_customers_inside = customers_inbound.wrap(customers.all_routes());
     let customers_outside = customers_inbound.wrap(customers.public_routes());
 
@@ -60,7 +60,7 @@ pub async fn up(args: UpArgs) -> Result<()> {
     let (database, to_its_customers, its_settings) =
         (storage.transactions.clone(), to_customers(lastro_transactions::NAME), settings.transactions.clone());
     let transactions = Transactions::start(database, bus, lastro_customers::EVENTS, to_its_customers, revoked, its_settings).await?;
-    let transactions_inbound = inbound(lastro_transactions::NAME, &transactions_verifier, settings.concurrency_max);
+    let transactions_inbound = inbound(lastro_transactions::NAME, &transactions_verifier, settings.call_limits());
     let transactions_service = transactions_inbound.wrap(transactions.public_routes());
     transactions_inside.set(transactions_inbound.wrap(transactions.all_routes()), lastro_customers::NAME);
 
@@ -83,7 +83,7 @@ pub async fn up(args: UpArgs) -> Result<()> {
     let common = Common::new();
     let dispatch = Dispatch {
         services: vec![("/lastro.customers.", customers_outside), ("/lastro.transactions.", transactions_service)],
-        rest: inbound("lastro", &customers_verifier, settings.concurrency_max).wrap(common.routes(settings.reflection)?),
+        rest: inbound("lastro", &customers_verifier, settings.call_limits()).wrap(common.routes(settings.reflection)?),
     };
 
     let administrator = admin::ensure(&customers, &data).await?;

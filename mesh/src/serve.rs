@@ -35,7 +35,7 @@ use crate::tls::{self, Tls};
 pub use self::limits::{ConnectionLimits, limited_address};
 use self::limits::{Connections, PREFACE_BYTES, ReadCount};
 pub use self::proxies::Proxies;
-pub use self::receiving::{NotReceived, RECEIVE_TIMEOUT, Received, Receiving, ReceivingLimits};
+pub use self::receiving::{NotReceived, Received, Receiving, ReceivingLimits};
 
 /// Who is at the other end of the connection.
 #[derive(Debug, Clone)]

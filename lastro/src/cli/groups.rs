@@ -1,6 +1,7 @@
 //! Groups of settings that `lastro up` and the processes of single services have in common.
 
 use std::num::NonZeroU32;
+use std::time::Duration;
 
 use clap::Args;
 use lastro_database::PostgresUrl;
@@ -80,6 +81,9 @@ pub struct ConnectionsGroup {
     /// Mebibytes of requests above 4 KiB that are held at once, from their first byte until they are answered, 2 to 65536.
     #[arg(long, env = "LASTRO_REQUESTS_MEBIBYTES_MAX", value_name = "MIB", default_value = "32")]
     requests_mebibytes_max: Setting,
+    /// Seconds that a message may take to come whole, 1 to 300.
+    #[arg(long, env = "LASTRO_RECEIVE_TIMEOUT", value_name = "SECONDS", default_value = "10")]
+    receive_timeout: Setting,
     /// Proxies before this process that are no part of the mesh, as addresses or networks such as 10.0.0.0/8: they are believed when they tell a
     /// client's address in x-forwarded-for, and not counted as one client. May be given several times. Name only what clients cannot be.
     #[arg(long, env = "LASTRO_TRUSTED_PROXIES", value_name = "CIDR", value_delimiter = ',')]
@@ -98,7 +102,13 @@ impl ConnectionsGroup {
         let proxies = Proxies::parse(self.trusted_proxies.iter().map(String::as_str));
         let proxies =
             proxies.map_err(|wrong| problems.add(format!("--trusted-proxies {wrong:?}: must be an address or a network, such as 10.0.0.0/8"))).ok();
-        let receiving = ReceivingLimits { per_address: incomplete_per_address?, in_all: incomplete_max?, bytes: mebibytes? * 1024 * 1024 };
+        let receive_timeout = problems.take_within("--receive-timeout", &self.receive_timeout, 1..=300);
+        let receiving = ReceivingLimits {
+            per_address: incomplete_per_address?,
+            in_all: incomplete_max?,
+            bytes: mebibytes? * 1024 * 1024,
+            timeout: Duration::from_secs(receive_timeout?),
+        };
         Some(ConnectionLimits { per_address: per_address?, in_all: in_all?, streams: streams?, proxies: proxies?, receiving })
     }
 }

@@ -13,6 +13,7 @@ use lastro_mesh::serve::{ConnectionLimits, Security};
 use lastro_mesh::tls::{Tls, TlsFiles};
 
 use super::groups::{ConnectionsGroup, CustomersGroup, GatewayGroup, TransactionsGroup, read_postgres_url};
+use crate::routes::CallLimits;
 
 /// What every process is told.
 #[derive(Args)]
@@ -50,6 +51,10 @@ struct ProcessArgs {
     /// Calls that are handled at once, 1 to 1000000; what exceeds it is refused with UNAVAILABLE.
     #[arg(long, env = "LASTRO_CONCURRENCY_MAX", value_name = "N", default_value = "4096")]
     concurrency_max: Setting,
+    /// Seconds of the longest deadline that a gRPC caller gets, and of one that sets none, 1 to 35: as long as
+    /// a process that stops waits for what is in flight.
+    #[arg(long, env = "LASTRO_DEADLINE_MAX", value_name = "SECONDS", default_value = "35")]
+    deadline_max: Setting,
     /// Seconds after SIGTERM during which new connections and calls are still taken, 0 to 60: longer than a proxy keeps an idle connection.
     #[arg(long, env = "LASTRO_DRAIN_LINGER", value_name = "SECONDS", default_value = "5")]
     drain_linger: Setting,
@@ -142,6 +147,7 @@ pub struct ProcessSettings {
     pub otlp_endpoint: Option<String>,
     pub trace_percent: u32,
     pub concurrency_max: usize,
+    pub deadline_max: Duration,
     pub drain_linger: Duration,
     pub connections: ConnectionLimits,
 }
@@ -208,6 +214,7 @@ impl ProcessArgs {
         let ops = problems.take_address("--ops", &self.ops);
         let trace_percent = problems.take_within("--trace-percent", &self.trace_percent, 0..=100);
         let concurrency_max = problems.take_within("--concurrency-max", &self.concurrency_max, 1..=1_000_000);
+        let deadline_max = problems.take_within("--deadline-max", &self.deadline_max, 1..=35);
         let drain_linger = problems.take_within("--drain-linger", &self.drain_linger, 0..=60);
         let plaintext = problems.take::<bool>("--plaintext", &self.plaintext);
         let connections = self.connections.read(problems);
@@ -227,6 +234,7 @@ impl ProcessArgs {
             otlp_endpoint: self.otlp_endpoint,
             trace_percent: trace_percent?,
             concurrency_max: concurrency_max?,
+            deadline_max: Duration::from_secs(deadline_max?),
             drain_linger: Duration::from_secs(drain_linger?),
             connections: connections?,
         })
@@ -354,5 +362,12 @@ impl GatewayArgs {
             rate_limits: rate_limits.ok_or_else(missing)?,
             cors_origins: self.edge.cors_origins,
         })
+    }
+}
+
+impl ProcessSettings {
+    /// What calls may take of a service.
+    pub fn call_limits(&self) -> CallLimits {
+        CallLimits { concurrency_max: self.concurrency_max, deadline_max: self.deadline_max }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use lastro_database::PostgresUrl;
@@ -9,6 +10,7 @@ use lastro_mesh::config::{Invalid, Problems, Setting};
 use lastro_mesh::serve::ConnectionLimits;
 
 use super::groups::{ConnectionsGroup, CustomersGroup, GatewayGroup, TransactionsGroup, read_postgres_url};
+use crate::routes::CallLimits;
 
 /// As given: every value is kept as text, so that all mistakes are reported at once.
 #[derive(Args)]
@@ -46,6 +48,10 @@ pub struct UpArgs {
     /// Calls that one service handles at once, 1 to 1000000; what exceeds it is refused with UNAVAILABLE.
     #[arg(long, env = "LASTRO_CONCURRENCY_MAX", value_name = "N", default_value = "4096")]
     concurrency_max: Setting,
+    /// Seconds of the longest deadline that a gRPC caller gets, and of one that sets none, 1 to 35: as long as
+    /// a process that stops waits for what is in flight.
+    #[arg(long, env = "LASTRO_DEADLINE_MAX", value_name = "SECONDS", default_value = "35")]
+    deadline_max: Setting,
     #[command(flatten)]
     edge: GatewayGroup,
     #[command(flatten)]
@@ -72,6 +78,7 @@ pub struct UpSettings {
     pub trace_percent: u32,
     pub database_connections: u32,
     pub concurrency_max: usize,
+    pub deadline_max: Duration,
     pub rate_limits: lastro_gateway::Limits,
     pub cors_origins: Vec<String>,
     pub customers: lastro_customers::Settings,
@@ -90,6 +97,7 @@ impl UpArgs {
         let trace_percent = problems.take_within("--trace-percent", &self.trace_percent, 0..=100);
         let database_connections = problems.take_within("--database-connections", &self.database_connections, 4..=1000);
         let concurrency_max = problems.take_within("--concurrency-max", &self.concurrency_max, 1..=1_000_000);
+        let deadline_max = problems.take_within("--deadline-max", &self.deadline_max, 1..=35);
         let rate_limits = self.edge.read_limits(&mut problems);
         let customers = self.customers.read(&mut problems);
         let transactions = self.transactions.read(&mut problems);
@@ -119,6 +127,7 @@ impl UpArgs {
             trace_percent: trace_percent.ok_or_else(missing)?,
             database_connections: database_connections.ok_or_else(missing)?,
             concurrency_max: concurrency_max.ok_or_else(missing)?,
+            deadline_max: Duration::from_secs(deadline_max.ok_or_else(missing)?),
             rate_limits: rate_limits.ok_or_else(missing)?,
             cors_origins: self.edge.cors_origins,
             customers: customers.ok_or_else(missing)?,
@@ -126,5 +135,12 @@ impl UpArgs {
             connections: connections.ok_or_else(missing)?,
             reflection: reflection.ok_or_else(missing)?,
         })
+    }
+}
+
+impl UpSettings {
+    /// What calls may take of a service.
+    pub fn call_limits(&self) -> CallLimits {
+        CallLimits { concurrency_max: self.concurrency_max, deadline_max: self.deadline_max }
     }
 }

@@ -34,7 +34,7 @@ pub async fn run(args: CustomersArgs) -> Result<()> {
     let grpc = Grpc {
         prefixes: &["/lastro.customers.", "/lastro.internal.customers."],
         address: settings.grpc,
-        service: inbound(NAME, &verifier, settings.process.concurrency_max).wrap(customers.all_routes()),
+        service: inbound(NAME, &verifier, settings.process.call_limits()).wrap(customers.all_routes()),
         verifier: &verifier,
         reflection: settings.reflection,
         settings: &settings.process,

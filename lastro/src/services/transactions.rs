@@ -39,7 +39,7 @@ pub async fn run(args: TransactionsArgs) -> Result<()> {
     let grpc = Grpc {
         prefixes: &["/lastro.transactions.", "/lastro.internal.transactions."],
         address: settings.grpc,
-        service: inbound(NAME, &verifier, settings.process.concurrency_max).wrap(transactions.all_routes()),
+        service: inbound(NAME, &verifier, settings.process.call_limits()).wrap(transactions.all_routes()),
         verifier: &verifier,
         reflection: settings.reflection,
         settings: &settings.process,

@@ -15,7 +15,7 @@ use tower::Service;
 use super::frame;
 use crate::call::Call;
 use crate::outcome;
-use crate::serve::{NotReceived, Peer, RECEIVE_TIMEOUT};
+use crate::serve::{NotReceived, Peer};
 use crate::status::{BODY_TOO_LARGE, BODY_TOO_SLOW, MALFORMED_MESSAGE, Problem};
 
 #[derive(Clone)]
@@ -87,7 +87,7 @@ fn refusal(why: NotReceived, bytes_max: usize) -> Response<Body> {
     let problem = match why {
         NotReceived::TooLarge => Problem::new(&BODY_TOO_LARGE, format!("a request of this method has at most {bytes_max} bytes")),
         NotReceived::EndedEarly => Problem::new(&MALFORMED_MESSAGE, "the message ended early"),
-        NotReceived::Late => Problem::new(&BODY_TOO_SLOW, format!("the message did not come within {} s", RECEIVE_TIMEOUT.as_secs())),
+        NotReceived::Late(within) => Problem::new(&BODY_TOO_SLOW, format!("the message did not come within {} s", within.as_secs())),
         NotReceived::NoRoom => Problem::crowded("too many incomplete or large requests at once"),
     };
     tonic::Status::from(problem).into_http()

@@ -16,8 +16,6 @@ use tokio::time::{Instant, timeout_at};
 
 use super::limited_address;
 
-/// A message that does not come within this time, from when its headers were there, is given up.
-pub const RECEIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// What is only thrown away is not waited for so long.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
 /// Messages up to this size do not take from the budget.
@@ -32,11 +30,13 @@ pub struct ReceivingLimits {
     pub in_all: usize,
     /// Bytes of messages above 4 KiB together, from their first byte until they are answered.
     pub bytes: usize,
+    /// A message that does not come within this time, from when its headers were there, is given up.
+    pub timeout: Duration,
 }
 
 impl Default for ReceivingLimits {
     fn default() -> Self {
-        Self { per_address: 1024, in_all: 4096, bytes: 32 * 1024 * 1024 }
+        Self { per_address: 1024, in_all: 4096, bytes: 32 * 1024 * 1024, timeout: Duration::from_secs(10) }
     }
 }
 
@@ -78,8 +78,8 @@ pub enum NotReceived {
     TooLarge,
     /// It ended before its end.
     EndedEarly,
-    /// It did not come within [`RECEIVE_TIMEOUT`].
-    Late,
+    /// It did not come within this time.
+    Late(Duration),
     /// Too many incomplete or large ones are here already.
     NoRoom,
 }
@@ -120,10 +120,10 @@ impl Receiving {
                         Some(waiting) => waiting,
                         None => {
                             let place = self.place(address).ok_or(NotReceived::NoRoom)?;
-                            waiting.insert((place, Instant::now() + RECEIVE_TIMEOUT))
+                            waiting.insert((place, Instant::now() + self.limits.timeout))
                         }
                     };
-                    timeout_at(*until, body.frame()).await.map_err(|_| NotReceived::Late)?
+                    timeout_at(*until, body.frame()).await.map_err(|_| NotReceived::Late(self.limits.timeout))?
                 }
             };
             let Some(frame) = frame else { break };
@@ -225,7 +225,7 @@ mod tests {
     }
 
     fn limits(per_address: usize, in_all: usize, bytes: usize) -> Arc<Receiving> {
-        Arc::new(Receiving::new(ReceivingLimits { per_address, in_all, bytes }))
+        Arc::new(Receiving::new(ReceivingLimits { per_address, in_all, bytes, ..ReceivingLimits::default() }))
     }
 
     fn is_empty(receiving: &Receiving) -> bool {
@@ -248,7 +248,7 @@ mod tests {
         }
         let started = Instant::now();
         let late = receiving.receive(pieces(&[10], false), 10_000, address("10.0.0.1")).await;
-        assert_eq!((late.map(|_| ()), started.elapsed().as_secs()), (Err(NotReceived::Late), 10));
+        assert_eq!((late.map(|_| ()), started.elapsed().as_secs()), (Err(NotReceived::Late(Duration::from_secs(10))), 10));
         assert!(is_empty(&receiving), "everything is given back");
     }
 
@@ -266,7 +266,7 @@ mod tests {
             assert!(receiving.receive(pieces(&[10], true), 10_000, address(from)).await.is_ok());
         }
         for one in waiting {
-            assert_eq!(one.await.expect("no panic"), Err(NotReceived::Late));
+            assert_eq!(one.await.expect("no panic"), Err(NotReceived::Late(Duration::from_secs(10))));
         }
         assert!(is_empty(&receiving));
     }
