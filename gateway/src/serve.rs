@@ -25,8 +25,7 @@ pub async fn serve(gateway: Gateway, listener: Listener, stop: CancellationToken
         let gateway = gateway.clone();
         service_fn(move |request| {
             let (gateway, peer) = (gateway.clone(), peer.clone());
-            // Boxed: a connection moves what it answers with several times, and this is large.
-            Box::pin(async move { Ok::<_, Infallible>(gateway.0.handle(request, &peer).await.map(Full::new)) })
+            async move { Ok::<_, Infallible>(gateway.0.handle(request, &peer).await.map(Full::new)) }
         })
     })
     .await;
