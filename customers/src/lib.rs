@@ -134,6 +134,11 @@ impl Customers {
         app::admin::administrators(&self.0).await
     }
 
+    /// Whether an address is that of an administrator who may log in.
+    pub async fn is_administrator(&self, email: &str) -> Result<bool, Error> {
+        app::admin::is_administrator(&self.0, email).await
+    }
+
     /// Gives an administrator another password, ends its sessions, and forgets its failed logins.
     pub async fn reset_administrator(&self, administrator: &Administrator) -> Result<(), Error> {
         app::admin::reset_administrator(&self.0, administrator).await

@@ -7,6 +7,8 @@ use tonic_types::FieldViolation;
 
 use crate::json_path;
 
+/// Longer paths are cut where an error repeats them.
+const PATH_SHOWN_MAX: usize = 200;
 /// What the transcoder puts before the words of the parser.
 const NOT_A_MESSAGE: &str = "request did not match the expected message: ";
 const NOT_JSON: &str = "invalid request body JSON: ";
@@ -19,7 +21,9 @@ pub fn malformed(method: &Method, message: &str, body: &[u8]) -> Problem {
         return Problem::new(&MALFORMED_JSON, format!("the request body is not JSON: {}{at}", why.replace("EOF while", "it ends while")));
     }
     let at = json_path::place(message).map(|(line, column)| json_path::path_at(body, line, column)).unwrap_or_default();
-    let within = |name: &str| if at.is_empty() { name.to_owned() } else { format!("{at}.{name}") };
+    // Names are the client's own; an answer repeats so much of them.
+    let cut = |text: &str| text.chars().take(PATH_SHOWN_MAX).collect::<String>();
+    let within = |name: &str| if at.is_empty() { cut(name) } else { cut(&format!("{at}.{name}")) };
     let (field, description) = if let Some(name) = named(what, "unknown field `") {
         (within(name), "is not known here; remove it".to_owned())
     } else if let Some(name) = named(what, "duplicate field `") {
@@ -27,9 +31,9 @@ pub fn malformed(method: &Method, message: &str, body: &[u8]) -> Problem {
     } else {
         // Which form it has in JSON goes before what it means.
         let of_form = ["expected a string", "expected a sequence", "expected a map", "expected struct"].iter().any(|form| what.contains(form));
-        let of_the_contract = lastro_proto::must_be(method.input, &snake_case(&at)).filter(|_| !of_form);
-        let description = of_the_contract.map_or_else(|| must_be(what), str::to_owned);
-        (at, description)
+        let of_the_contract = if of_form { None } else { lastro_proto::must_be(method.input, &snake_case(&at)) };
+        let description = of_the_contract.map_or_else(|| cut(&must_be(what)), str::to_owned);
+        (cut(&at), description)
     };
     if field.is_empty() {
         let detail = if body.is_empty() { what.to_owned() } else { format!("the request body {description}") };
@@ -114,6 +118,13 @@ mod tests {
             told("UpdateUser", "invalid type: string \"USER\", expected a sequence at line 1 column 15", r#"{"roles":"USER"}"#),
             pair("roles", "must be a list")
         );
+        // A name of the client's own as long as a body may be does not fill the answer.
+        let name = "[]".repeat(100_000);
+        let body = format!(r#"{{"metadata":{{"{name}":5}}}}"#);
+        let (field, detail) = transfer(&format!("invalid type: integer `5`, expected a string at line 1 column {}", body.len() - 2), &body);
+        assert!(field.starts_with("metadata.[]") && detail.len() < 500, "{} {}", field.len(), detail.len());
+        let (_, detail) = transfer(&format!("unknown variant `{name}`, expected nothing at line 1 column {}", body.len() - 2), &body);
+        assert!(detail.len() < 500, "{}", detail.len());
         assert_eq!(transfer("unknown field `foo`, expected one of `a`", ""), pair("foo", "is not known here; remove it"));
         assert_eq!(transfer("duplicate field `type`", "{}"), pair("type", "is given twice; send it once"));
         assert_eq!(

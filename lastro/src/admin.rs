@@ -1,7 +1,7 @@
 //! Administrators: the first one, in `admin.json` of the data folder, which is written before the user is made, so that a crash in between loses
 //! nothing; and `lastro admin`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use lastro_customers::{Administrator, Customers, NAME};
@@ -38,7 +38,7 @@ pub async fn admin(command: AdminCommand) -> Result<()> {
     }
 }
 
-/// Gives the administrator a new password and writes it where a start would: before the database has it, so that it is known in any case.
+/// Gives the administrator a new password and writes it where a start would: beside the one of before until the database has it, so that the one that holds is known in any case.
 async fn reset(args: ResetArgs) -> Result<()> {
     // Held to the end: nobody else may have the folder's database open.
     let mut folder = None;
@@ -56,7 +56,7 @@ async fn reset(args: ResetArgs) -> Result<()> {
     let customers = customers_of(database.clone()).await?;
     let known = customers.administrators().await?;
     let email = match (args.email, known.as_slice()) {
-        (Some(email), _) if known.contains(&email) => email,
+        (Some(email), _) if customers.is_administrator(&email).await? => email.trim().to_lowercase(),
         (Some(email), _) => bail!("--email {email:?}: no administrator who may log in has this address; there are {}", known.join(", ")),
         (None, [only]) => only.clone(),
         (None, []) => bail!("there is no administrator who may log in; the next start, or `lastro migrate --admin-file`, makes one"),
@@ -64,8 +64,16 @@ async fn reset(args: ResetArgs) -> Result<()> {
     };
     let administrator = Administrator::with_random_password(email);
     let path = args.admin_file.unwrap_or_else(|| args.data.join(FILE));
-    write_private(&path, &kept(&administrator)?).context("--admin-file, or the folder of --data, is where the new password goes")?;
-    customers.reset_administrator(&administrator).await?;
+    if let Some(other) = email_in(&path).filter(|other| *other != administrator.email) {
+        bail!("{} holds the password of {other}; name another file by --admin-file", path.display());
+    }
+    // Beside it first: what is known so far stays until the new one holds.
+    let mut new = path.clone().into_os_string();
+    new.push(".new");
+    let new = PathBuf::from(new);
+    write_private(&new, &kept(&administrator)?).context("--admin-file, or the folder of --data, is where the new password goes")?;
+    customers.reset_administrator(&administrator).await.with_context(|| format!("whether {} holds is not known", new.display()))?;
+    std::fs::rename(&new, &path).with_context(|| format!("the new password is in {}", new.display()))?;
     database.close().await;
     #[allow(clippy::print_stdout, reason = "what the command was asked for")]
     {
@@ -73,6 +81,10 @@ async fn reset(args: ResetArgs) -> Result<()> {
     }
     drop(folder);
     Ok(())
+}
+
+fn email_in(path: &Path) -> Option<String> {
+    serde_json::from_slice::<Kept>(&std::fs::read(path).ok()?).ok().map(|kept| kept.email)
 }
 
 fn kept(administrator: &Administrator) -> Result<Vec<u8>> {

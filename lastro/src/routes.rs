@@ -26,6 +26,9 @@ use tower::Layer as _;
 use tower::util::BoxCloneSyncService;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
+/// The method of `grpc.health.v1` that takes one message, and how large that may be: what streams has places of its own, and probes need none of them.
+const HEALTH_CHECK: (&str, usize) = ("/grpc.health.v1.Health/Check", 4096);
+
 /// What calls may take of a service.
 #[derive(Clone, Copy)]
 pub struct CallLimits {
@@ -43,7 +46,7 @@ pub fn inbound(service: &'static str, verifier: &Arc<TokenVerifier>, limits: Cal
         access: Arc::new(own().map(|method| (method.path, method.access)).collect()),
         verifier: verifier.clone(),
         concurrency_max: limits.concurrency_max,
-        request_bytes_max: Arc::new(own().map(|method| (method.path, method.request_bytes_max)).collect()),
+        request_bytes_max: Arc::new(own().map(|method| (method.path, method.request_bytes_max)).chain([HEALTH_CHECK]).collect()),
         timeout_default: limits.deadline_max,
         timeout_max: limits.deadline_max,
         metrics: Arc::new(MethodMetrics::new(service, own().map(|method| method.path))),

@@ -56,9 +56,17 @@ pub fn violations(outcome: Result<(), ValidationError>, words: &[(&str, &'static
 
 /// The words for a path, with its indexes or without.
 pub fn words_at(words: &[(&str, &'static str)], path: &str) -> Option<&'static str> {
-    let mut plain = path.to_owned();
-    while let Some((from, to)) = plain.find('[').and_then(|from| Some((from, from + plain[from..].find(']')?))) {
-        plain.replace_range(from..=to, "");
+    // A path may be as long as a client's own names.
+    let longest = words.iter().map(|(at, _)| at.len()).max().unwrap_or_default();
+    let (mut plain, mut in_brackets) = (String::new(), false);
+    for character in path.chars() {
+        match character {
+            '[' => in_brackets = true,
+            ']' => in_brackets = false,
+            _ if in_brackets => {}
+            _ if plain.len() > longest => return None,
+            _ => plain.push(character),
+        }
     }
     words.iter().find(|(at, _)| *at == plain).map(|(_, words)| *words)
 }

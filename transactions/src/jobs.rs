@@ -20,14 +20,18 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 /// In ticks of ASK_EVERY.
 const FORGET_EVERY: u32 = 600;
-const FILL_IN_EVERY: u32 = 2;
-/// What is left is for the next time: nothing that is asked each second waits for it.
-const FILL_IN_BATCHES: u32 = 20;
+/// So often operations of an older version get their owners; less often where looking for them takes long, as in a store where many have none: at most
+/// one part in fifty of the time.
+const FILL_IN_EVERY: Duration = Duration::from_secs(2);
+const FILL_IN_SHARE: u32 = 50;
+/// What is left is for the next time: what is asked each second waits for little of it.
+const FILL_IN_BATCHES: u32 = 4;
 
 /// Runs until told to stop.
 pub async fn run(app: &App, stop: CancellationToken) {
     let staleness = gauge!("lastro_revocations_stale_seconds");
     let (mut learned, mut asked) = (Learned::default(), Instant::now());
+    let mut fill_in_at = Instant::now();
     let mut ticks = interval(ASK_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for tick in 1_u32.. {
@@ -39,10 +43,13 @@ pub async fn run(app: &App, stop: CancellationToken) {
             Ok(()) => asked = Instant::now(),
             Err(error) => tracing::warn!(%error, "customers does not say which tokens are dead"),
         }
-        if tick.is_multiple_of(FILL_IN_EVERY)
-            && let Err(error) = fill_in_owners(app).await
-        {
-            tracing::warn!(%error, "operations of an older version could not get their owners");
+        if Instant::now() >= fill_in_at {
+            let started = Instant::now();
+            let filled_in = fill_in_owners(app).await;
+            fill_in_at = Instant::now() + FILL_IN_EVERY.max(started.elapsed() * FILL_IN_SHARE);
+            if let Err(error) = filled_in {
+                tracing::warn!(%error, "operations of an older version could not get their owners");
+            }
         }
         staleness.set(asked.elapsed().as_secs_f64());
         if tick.is_multiple_of(FORGET_EVERY)

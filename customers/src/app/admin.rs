@@ -54,6 +54,12 @@ pub async fn administrators(app: &App) -> Result<Vec<String>, Error> {
     Ok(all.into_iter().filter_map(|user| user.email).collect())
 }
 
+/// Whether an address is that of an administrator who may log in.
+pub async fn is_administrator(app: &App, email: &str) -> Result<bool, Error> {
+    let user = users::by_email(app.database.writer(), &normalized_email(email)).await?;
+    Ok(user.is_some_and(|user| Roles::from_bits(user.roles).contains(Role::Admin) && !user.disabled))
+}
+
 /// Gives an administrator another password, ends its sessions, and forgets its failed logins. For who has the machine; no caller gets here.
 pub async fn reset_administrator(app: &App, administrator: &Administrator) -> Result<(), Error> {
     let call = Call::start(Duration::from_secs(10));

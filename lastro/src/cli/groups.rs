@@ -72,13 +72,19 @@ pub struct ConnectionsGroup {
     /// Calls at once on one HTTP/2 connection, 1 to 100000.
     #[arg(long, env = "LASTRO_STREAMS_PER_CONNECTION", value_name = "N", default_value = "256")]
     streams_per_connection: Setting,
-    /// Requests from one address whose message has not come whole, and calls that stream, 1 to 1000000.
+    /// Requests from one address whose message has not come whole, 1 to 1000000.
     #[arg(long, env = "LASTRO_INCOMPLETE_PER_ADDRESS", value_name = "N", default_value = "1024")]
     incomplete_per_address: Setting,
     /// Those in all, 1 to 1000000.
     #[arg(long, env = "LASTRO_INCOMPLETE_MAX", value_name = "N", default_value = "4096")]
     incomplete_max: Setting,
-    /// Mebibytes of requests above 4 KiB that are held at once, from their first byte until they are answered, 2 to 65536.
+    /// Calls that stream, such as health watches, from one address, 1 to 1000000.
+    #[arg(long, env = "LASTRO_STREAMING_PER_ADDRESS", value_name = "N", default_value = "64")]
+    streaming_per_address: Setting,
+    /// Those in all, 1 to 1000000.
+    #[arg(long, env = "LASTRO_STREAMING_MAX", value_name = "N", default_value = "512")]
+    streaming_max: Setting,
+    /// Mebibytes of requests above 4 KiB that are held at once, of one address a quarter, from their first byte until they are answered, 2 to 65536.
     #[arg(long, env = "LASTRO_REQUESTS_MEBIBYTES_MAX", value_name = "MIB", default_value = "32")]
     requests_mebibytes_max: Setting,
     /// Seconds that a message may take to come whole, 1 to 300.
@@ -102,10 +108,14 @@ impl ConnectionsGroup {
         let proxies = Proxies::parse(self.trusted_proxies.iter().map(String::as_str));
         let proxies =
             proxies.map_err(|wrong| problems.add(format!("--trusted-proxies {wrong:?}: must be an address or a network, such as 10.0.0.0/8"))).ok();
+        let streaming_per_address = problems.take_within("--streaming-per-address", &self.streaming_per_address, 1..=1_000_000);
+        let streaming_max = problems.take_within("--streaming-max", &self.streaming_max, 1..=1_000_000);
         let receive_timeout = problems.take_within("--receive-timeout", &self.receive_timeout, 1..=300);
         let receiving = ReceivingLimits {
             per_address: incomplete_per_address?,
             in_all: incomplete_max?,
+            streams_per_address: streaming_per_address?,
+            streams_in_all: streaming_max?,
             bytes: mebibytes? * 1024 * 1024,
             timeout: Duration::from_secs(receive_timeout?),
         };

@@ -1,5 +1,5 @@
 //! Receives the whole request of a method that takes one message before anything is done for it. Calls that stream, which are received as they go,
-//! take one of the places for incomplete requests until they end.
+//! have places of their own until they end.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -53,7 +53,7 @@ where
         let mut inner = std::mem::replace(&mut self.inner, fresh);
         let address = request.extensions().get::<Call>().and_then(|call| call.address);
         let Some(bytes_max) = self.bytes_max.get(request.uri().path()).copied() else {
-            let Some(place) = receiving.place(address) else { return Box::pin(std::future::ready(Ok(refusal(NotReceived::NoRoom, 0)))) };
+            let Some(place) = receiving.stream(address) else { return Box::pin(std::future::ready(Ok(refusal(NotReceived::NoRoom, 0)))) };
             let answer = inner.call(request);
             return Box::pin(async move { Ok(outcome::observe(answer.await?, move |_| drop(place))) });
         };
@@ -73,7 +73,7 @@ where
                 }
             };
             // What was unpacked is what is held from here on.
-            if let Err(why) = receiving.replace(&mut received, message) {
+            if let Err(why) = receiving.replace(&mut received, message, address) {
                 return Ok(refusal(why, bytes_max));
             }
             let answer = inner.call(Request::from_parts(head, Body::new(Full::new(received.message)))).await;

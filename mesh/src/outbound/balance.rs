@@ -182,7 +182,9 @@ impl Balance {
                 }
             }
         }
-        refuse("the service cannot be reached")
+        let mut refusal = refuse("the service cannot be reached");
+        refusal.extensions_mut().insert(NotSent);
+        refusal
     }
 }
 
@@ -269,6 +271,10 @@ impl Service<Request<Body>> for Balance {
         Box::pin(async move { Ok(balance.call_one(request).await) })
     }
 }
+
+/// On a refusal: nothing of the call went out, so that it was not done.
+#[derive(Clone)]
+pub(super) struct NotSent;
 
 #[cfg(test)]
 mod tests {

@@ -18,7 +18,7 @@ use tower::Service;
 
 use crate::call::Call;
 use crate::outcome;
-use crate::status::{Problem, UNAVAILABLE};
+use crate::status::{DEPENDENCY_HEADER, Problem, UNAVAILABLE};
 
 /// Methods that have something in common, judged together and apart from the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -328,7 +328,9 @@ where
         let answer = self.inner.call(request);
         Box::pin(async move {
             let response = answer.await?;
-            Ok(outcome::observe_target(response, move |code| permit.report(code)))
+            // Another service is away, or there are too many callers: that says nothing about this one, however long it took to say so.
+            let of_others = response.headers().contains_key(DEPENDENCY_HEADER);
+            Ok(outcome::observe(response, move |code| permit.report(if of_others { Code::Cancelled } else { code })))
         })
     }
 }

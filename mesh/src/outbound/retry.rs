@@ -15,6 +15,7 @@ use tonic::Code;
 use tonic::body::Body;
 use tower::{Service, ServiceExt as _};
 
+use super::balance::NotSent;
 use super::breaker::{Class, Refused};
 use crate::call::Call;
 use crate::outcome;
@@ -112,9 +113,9 @@ where
                     let patience = Instant::now() + ATTEMPT_TIMEOUT;
                     let worthwhile = |end: Instant| patience + ANSWER_MARGIN < end;
                     if deadline.is_none_or(worthwhile) && !answered_by(patience, answer.as_mut(), &mut early).await {
-                        maybe_done = true;
                         refused.get_or_insert_with(silence);
                         if budget.withdraw() {
+                            maybe_done = true;
                             continue;
                         }
                     }
@@ -132,7 +133,7 @@ where
                 let pause = pause_before_retry(response.headers(), attempt).filter(|_| again);
                 match pause {
                     Some(pause) if deadline.is_none_or(|end| Instant::now() + pause + ANSWER_MARGIN < end) && budget.withdraw() => {
-                        maybe_done |= !response.headers().contains_key(DEPENDENCY_HEADER);
+                        maybe_done |= !response.headers().contains_key(DEPENDENCY_HEADER) && response.extensions().get::<NotSent>().is_none();
                         refused = Some(response);
                         tokio::time::sleep(pause).await;
                     }
@@ -228,6 +229,17 @@ mod tests {
     /// A user disables itself, say: the answer is lost, and the repetition comes with a token that is dead by now.
     #[tokio::test(start_paused = true)]
     async fn what_a_call_did_itself_is_not_told_as_its_refusal() {
+        // No repetition may be made, and the one attempt takes long to say no.
+        let inner = tower::service_fn(|_: Request<Body>| async {
+            tokio::time::sleep(Duration::from_millis(2500)).await;
+            Ok::<_, Infallible>(tonic::Status::not_found("").into_http())
+        });
+        let spent = Arc::new(RetryBudget(AtomicU32::new(0)));
+        let slow = Retry { budget: spent, ..Retry::new(inner, 3, |_| true, |_| Class::Write) };
+        let mut request = Request::new(Body::empty());
+        request.extensions_mut().insert(Call::start(Duration::from_secs(10)));
+        let response = slow.oneshot(request).await.expect("infallible");
+        assert_eq!(outcome::code_in(response.headers()), Some(Code::NotFound));
         let told = async |class: fn(&str) -> Class, first: Problem, second: Code| {
             let (attempts, first) = (Arc::new(AtomicU32::new(0)), tonic::Status::from(first));
             let inner = tower::service_fn(move |_: Request<Body>| {

@@ -11,7 +11,6 @@ use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt as _;
 use http_body::Body;
 use http_body_util::BodyExt as _;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 use super::limited_address;
@@ -24,11 +23,15 @@ const SMALL_BYTES: usize = 4 * 1024;
 /// How many requests a listener holds whose message has not come whole, and how much of it.
 #[derive(Debug, Clone, Copy)]
 pub struct ReceivingLimits {
-    /// Incomplete requests, and calls that stream, from one address; of IPv6 from one /64.
+    /// Incomplete requests from one address; of IPv6 from one /64.
     pub per_address: usize,
     /// Those in all.
     pub in_all: usize,
-    /// Bytes of messages above 4 KiB together, from their first byte until they are answered.
+    /// Calls that stream, from one address, and in all. Apart from the others: they last as long as their caller likes.
+    pub streams_per_address: usize,
+    /// See above.
+    pub streams_in_all: usize,
+    /// Bytes of messages above 4 KiB together, from their first byte until they are answered; of one address a quarter.
     pub bytes: usize,
     /// A message that does not come within this time, from when its headers were there, is given up.
     pub timeout: Duration,
@@ -36,7 +39,14 @@ pub struct ReceivingLimits {
 
 impl Default for ReceivingLimits {
     fn default() -> Self {
-        Self { per_address: 1024, in_all: 4096, bytes: 32 * 1024 * 1024, timeout: Duration::from_secs(10) }
+        Self {
+            per_address: 1024,
+            in_all: 4096,
+            streams_per_address: 64,
+            streams_in_all: 512,
+            bytes: 32 * 1024 * 1024,
+            timeout: Duration::from_secs(10),
+        }
     }
 }
 
@@ -44,22 +54,67 @@ impl Default for ReceivingLimits {
 #[derive(Debug)]
 pub struct Receiving {
     limits: ReceivingLimits,
-    incomplete: Arc<Mutex<Incomplete>>,
+    incomplete: Arc<Shares>,
+    streams: Arc<Shares>,
     /// In units of [`SMALL_BYTES`].
-    budget: Arc<Semaphore>,
+    budget: Arc<Shares>,
+}
+
+/// So many of something, of which each address has at most a share.
+#[derive(Debug)]
+struct Shares {
+    per_address: usize,
+    in_all: usize,
+    taken: Mutex<Taken>,
 }
 
 #[derive(Debug, Default)]
-struct Incomplete {
+struct Taken {
     by_address: HashMap<IpAddr, usize>,
     in_all: usize,
 }
 
-/// A place among the incomplete requests; its end makes room.
+/// Some of them, until it is dropped.
 #[derive(Debug)]
 pub struct Place {
     address: Option<IpAddr>,
-    incomplete: Arc<Mutex<Incomplete>>,
+    count: usize,
+    shares: Arc<Shares>,
+}
+
+impl Shares {
+    fn new(per_address: usize, in_all: usize) -> Arc<Self> {
+        Arc::new(Self { per_address, in_all, taken: Mutex::default() })
+    }
+
+    /// So many, if they are there. Of an unknown address only the limit in all counts.
+    fn take(self: &Arc<Self>, address: Option<IpAddr>, count: usize) -> Option<Place> {
+        let address = address.map(limited_address);
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let from_it = address.and_then(|address| taken.by_address.get(&address).copied()).unwrap_or_default();
+        if taken.in_all + count > self.in_all || address.is_some() && from_it + count > self.per_address {
+            return None;
+        }
+        taken.in_all += count;
+        if let Some(address) = address {
+            taken.by_address.insert(address, from_it + count);
+        }
+        Some(Place { address, count, shares: self.clone() })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut taken = self.shares.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.in_all -= self.count;
+        let Some(address) = self.address else { return };
+        if let Some(count) = taken.by_address.get_mut(&address) {
+            *count -= self.count;
+            if *count == 0 {
+                taken.by_address.remove(&address);
+            }
+        }
+    }
 }
 
 /// A whole message, with what it holds of the budget until it is dropped.
@@ -68,7 +123,7 @@ pub struct Received {
     /// The message.
     pub message: Bytes,
     /// To be kept until the request is answered.
-    pub held: Option<OwnedSemaphorePermit>,
+    pub held: Vec<Place>,
 }
 
 /// Why a message was not received.
@@ -87,22 +142,18 @@ pub enum NotReceived {
 impl Receiving {
     /// Within these limits.
     pub fn new(limits: ReceivingLimits) -> Self {
-        Self { limits, incomplete: Arc::default(), budget: Arc::new(Semaphore::new(limits.bytes.div_ceil(SMALL_BYTES))) }
+        let units = limits.bytes.div_ceil(SMALL_BYTES);
+        Self {
+            limits,
+            incomplete: Shares::new(limits.per_address, limits.in_all),
+            streams: Shares::new(limits.streams_per_address, limits.streams_in_all),
+            budget: Shares::new(units.div_ceil(4), units),
+        }
     }
 
-    /// A place for a request from an address that is not complete, if there is one. Of an unknown address only the limit in all counts.
-    pub fn place(&self, address: Option<IpAddr>) -> Option<Place> {
-        let address = address.map(limited_address);
-        let mut incomplete = self.incomplete.lock().unwrap_or_else(PoisonError::into_inner);
-        let from_it = address.and_then(|address| incomplete.by_address.get(&address).copied()).unwrap_or_default();
-        if incomplete.in_all >= self.limits.in_all || from_it >= self.limits.per_address {
-            return None;
-        }
-        incomplete.in_all += 1;
-        if let Some(address) = address {
-            incomplete.by_address.insert(address, from_it + 1);
-        }
-        Some(Place { address, incomplete: self.incomplete.clone() })
+    /// A place for a call from an address that streams, if there is one.
+    pub fn stream(&self, address: Option<IpAddr>) -> Option<Place> {
+        self.streams.take(address, 1)
     }
 
     /// Receives a message of at most so many bytes from an address.
@@ -110,7 +161,7 @@ impl Receiving {
     where
         B: Body<Data = Bytes> + Unpin,
     {
-        let (mut first, mut rest, mut held) = (Bytes::new(), BytesMut::new(), None);
+        let (mut first, mut rest, mut held) = (Bytes::new(), BytesMut::new(), Vec::new());
         let mut waiting: Option<(Place, Instant)> = None;
         loop {
             let frame = match body.frame().now_or_never() {
@@ -119,7 +170,7 @@ impl Receiving {
                     let (_, until) = match &waiting {
                         Some(waiting) => waiting,
                         None => {
-                            let place = self.place(address).ok_or(NotReceived::NoRoom)?;
+                            let place = self.incomplete.take(address, 1).ok_or(NotReceived::NoRoom)?;
                             waiting.insert((place, Instant::now() + self.limits.timeout))
                         }
                     };
@@ -132,7 +183,7 @@ impl Receiving {
             if total > bytes_max {
                 return Err(NotReceived::TooLarge);
             }
-            self.budget_for(total, &mut held)?;
+            self.budget_for(total, address, &mut held)?;
             if first.is_empty() {
                 first = data;
             } else {
@@ -153,7 +204,7 @@ impl Receiving {
     where
         B: Body<Data = Bytes> + Unpin,
     {
-        let Some(_place) = self.place(address) else { return };
+        let Some(_place) = self.incomplete.take(address, 1) else { return };
         let read = async {
             let mut total = 0;
             while let Some(Ok(frame)) = body.frame().await {
@@ -167,40 +218,20 @@ impl Receiving {
     }
 
     /// Puts a message in place of the one that was received, as when that was compressed.
-    pub fn replace(&self, received: &mut Received, message: Bytes) -> Result<(), NotReceived> {
-        self.budget_for(message.len(), &mut received.held)?;
+    pub fn replace(&self, received: &mut Received, message: Bytes, address: Option<IpAddr>) -> Result<(), NotReceived> {
+        self.budget_for(message.len(), address, &mut received.held)?;
         received.message = message;
         Ok(())
     }
 
     /// Takes what a message of so many bytes needs beyond what it holds already.
-    fn budget_for(&self, bytes: usize, held: &mut Option<OwnedSemaphorePermit>) -> Result<(), NotReceived> {
+    fn budget_for(&self, bytes: usize, address: Option<IpAddr>, held: &mut Vec<Place>) -> Result<(), NotReceived> {
         let units = if bytes > SMALL_BYTES { bytes.div_ceil(SMALL_BYTES) } else { 0 };
-        let missing = units.saturating_sub(held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits));
-        if missing == 0 {
-            return Ok(());
-        }
-        let missing = u32::try_from(missing).map_err(|_| NotReceived::TooLarge)?;
-        let more = self.budget.clone().try_acquire_many_owned(missing).map_err(|_| NotReceived::NoRoom)?;
-        match held {
-            Some(held) => held.merge(more),
-            None => *held = Some(more),
+        let missing = units.saturating_sub(held.iter().map(|place| place.count).sum());
+        if missing > 0 {
+            held.push(self.budget.take(address, missing).ok_or(NotReceived::NoRoom)?);
         }
         Ok(())
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut incomplete = self.incomplete.lock().unwrap_or_else(PoisonError::into_inner);
-        incomplete.in_all -= 1;
-        let Some(address) = self.address else { return };
-        if let Some(count) = incomplete.by_address.get_mut(&address) {
-            *count -= 1;
-            if *count == 0 {
-                incomplete.by_address.remove(&address);
-            }
-        }
     }
 }
 
@@ -229,8 +260,10 @@ mod tests {
     }
 
     fn is_empty(receiving: &Receiving) -> bool {
-        let incomplete = receiving.incomplete.lock().expect("not poisoned");
-        incomplete.in_all == 0 && incomplete.by_address.is_empty() && receiving.budget.available_permits() == receiving.limits.bytes / SMALL_BYTES
+        [&receiving.incomplete, &receiving.budget].iter().all(|shares| {
+            let taken = shares.taken.lock().expect("not poisoned");
+            taken.in_all == 0 && taken.by_address.is_empty()
+        })
     }
 
     #[tokio::test(start_paused = true)]
@@ -269,6 +302,30 @@ mod tests {
             assert_eq!(one.await.expect("no panic"), Err(NotReceived::Late(Duration::from_secs(10))));
         }
         assert!(is_empty(&receiving));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_address_has_a_quarter_of_what_large_messages_share() {
+        let receiving = limits(100, 100, 20 * SMALL_BYTES);
+        let (one, other) = (address("10.0.0.1"), address("10.0.0.2"));
+        let first = receiving.receive(pieces(&[9000], true), 10_000, one).await.expect("three of five units");
+        assert_eq!(receiving.receive(pieces(&[9000], true), 10_000, one).await.map(|_| ()), Err(NotReceived::NoRoom));
+        assert!(receiving.receive(pieces(&[9000], true), 10_000, other).await.is_ok());
+        drop(first);
+        assert!(receiving.receive(pieces(&[9000], true), 10_000, one).await.is_ok());
+        assert!(is_empty(&receiving));
+    }
+
+    #[test]
+    fn calls_that_stream_are_counted_apart() {
+        let receiving = Receiving::new(ReceivingLimits { streams_per_address: 2, streams_in_all: 3, ..ReceivingLimits::default() });
+        let held = [receiving.stream(address("10.0.0.1")).expect("room"), receiving.stream(address("10.0.0.1")).expect("room")];
+        assert!(receiving.stream(address("10.0.0.1")).is_none());
+        let _other = receiving.stream(address("10.0.0.2")).expect("room");
+        assert!(receiving.stream(address("10.0.0.3")).is_none(), "three in all");
+        assert!(is_empty(&receiving), "whoever streams takes no place of those who send");
+        drop(held);
+        assert!(receiving.stream(address("10.0.0.1")).is_some());
     }
 
     #[tokio::test(start_paused = true)]
