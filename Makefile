@@ -5,7 +5,7 @@ CARGO ?= cargo
 # Arguments for `make run`, as in: make run ARGS="--data /tmp/x --log info"
 ARGS ?=
 
-.PHONY: help run build test test-faults test-ha test-long test-abuse test-compose lint fmt bench ci docs deps clean up down logs smoke stack load
+.PHONY: help run build test test-faults test-ha test-long test-abuse test-compose lint fmt bench ci docs deps deployment clean up down logs smoke stack load
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ stack: deps ## The same stack without Docker, on free ports, until Ctrl-C
 
 load: ## ghz and h2load against what is up: calls per second, p50, p95, p99
 	@tools/load
+
+deployment: ## Write compose.yaml, the template of nginx and the names for scripts anew, from the list of services
+	$(CARGO) run --locked --bin lastro -- deployment .
 
 lint: ## Formatting and clippy, warnings denied
 	$(CARGO) fmt --all --check

@@ -7,7 +7,7 @@ mod openapi;
 #[path = "build/words.rs"]
 mod words;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -75,6 +75,7 @@ fn main() -> Result<()> {
     write_checks(&pool, &out)?;
     write_rest(&descriptors, &out)?;
     openapi::complete(&pool, &out)?;
+    write_tree(&pool, &out)?;
     write_methods(&pool, &out)
 }
 
@@ -241,6 +242,57 @@ fn write_rest(descriptors: &[u8], out: &Path) -> Result<()> {
     let mut generator = Generator::builder().emit_tonic_bridge(false).emit_openapi_spec(Some(info)).build();
     generator.add_all(ServiceDefinition::from_fds(descriptors, &options)?);
     generator.write(out)?;
+    Ok(())
+}
+
+/// A module of the generated code: the files that it includes, and the modules within it by name.
+#[derive(Default)]
+struct Module {
+    includes: Vec<String>,
+    within: BTreeMap<String, Module>,
+}
+
+impl Module {
+    fn at(&mut self, path: &[String]) -> &mut Self {
+        path.iter().fold(self, |module, name| module.within.entry(name.clone()).or_default())
+    }
+
+    fn write(&self, code: &mut String) -> Result<()> {
+        for file in &self.includes {
+            writeln!(code, "include!(concat!(env!(\"OUT_DIR\"), \"/{file}\"));")?;
+        }
+        for (name, module) in &self.within {
+            writeln!(code, "pub mod {name} {{")?;
+            module.write(code)?;
+            code.push_str("}\n");
+        }
+        Ok(())
+    }
+}
+
+/// The module tree of the generated code, as the packages are named, and the list of the OpenAPI documents: a new package needs no line elsewhere.
+fn write_tree(pool: &DescriptorPool, out: &Path) -> Result<()> {
+    let packages: BTreeSet<String> = pool.files().map(|file| file.package_name().to_owned()).collect();
+    let (mut tree, mut documents) = (Module::default(), String::from("&[\n"));
+    for package in &packages {
+        // The validation names messages of google.api, which the annotations are made of; of the others' packages nothing else is used.
+        let endings: &[&str] = match package.as_str() {
+            "google.api" => &[".rs"],
+            ours if ours.starts_with("lastro.") => &[".rs", ".serde.rs", ".rest.rs"],
+            _ => continue,
+        };
+        let path: Vec<String> = package.split('.').map(rust_module).collect();
+        let files = endings.iter().map(|ending| format!("{}{ending}", path.join(".")));
+        tree.at(&path).includes = files.filter(|file| out.join(file).exists()).collect();
+        if out.join(format!("{package}.openapi.json")).exists() {
+            writeln!(documents, "include_str!(concat!(env!(\"OUT_DIR\"), \"/{package}.openapi.json\")),")?;
+        }
+    }
+    documents.push(']');
+    let mut code = String::new();
+    tree.write(&mut code)?;
+    fs::write(out.join("openapi.rs"), documents)?;
+    fs::write(out.join("tree.rs"), code)?;
     Ok(())
 }
 

@@ -52,14 +52,14 @@ pub struct App {
 }
 
 impl App {
-    /// On a migrated database, with the way to transactions. Knows every token that is dead before it answers anybody.
-    pub async fn start(database: Database, bus: Bus, transactions: Outbound, settings: Settings) -> Result<Self, Error> {
+    /// On a migrated database, with the way to transactions. `revoked` has every token that is dead before anybody is answered.
+    pub async fn start(database: Database, bus: Bus, transactions: Outbound, revoked: Revocations, settings: Settings) -> Result<Self, Error> {
         let signer = tokens::Signer::load(&database).await?;
         let app = Self {
             passwords: password::Passwords::new()?,
             registrations: registrations::Registrations::new(settings.registrations_per_minute, settings.registrations_burst),
             signer,
-            revoked: Revocations::default(),
+            revoked,
             transactions: OwnersServiceClient::new(transactions),
             attempts: attempts::Attempts::new(database.clone(), &settings),
             learned: Mutex::default(),

@@ -158,9 +158,10 @@ impl Edge {
         match path {
             "/livez" => Some(json_response(StatusCode::OK, Bytes::from_static(br#"{"status":"live"}"#))),
             "/readyz" => {
-                let (ready, checks) = (self.settings.health.is_ready(), self.settings.health.checks());
+                let health = &self.settings.health;
+                let (ready, said) = if health.is_ready() { (true, "ready") } else { (false, "not ready") };
                 let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-                let body = json!({ "status": if ready { "ready" } else { "not ready" }, "checks": checks });
+                let body = json!({ "status": said, "checks": health.checks(), "degraded": health.degraded() });
                 Some(json_response(status, Bytes::from(body.to_string())))
             }
             "/openapi.json" => Some(json_response(StatusCode::OK, self.openapi.clone())),

@@ -27,6 +27,9 @@ pub use serve::serve;
 /// The service's name in logs and metrics.
 pub const NAME: &str = "gateway";
 
+/// The services that REST offers.
+pub const NEEDS: [&str; 2] = ["customers", "transactions"];
+
 /// What the gateway is made of.
 pub struct Settings {
     /// The way to customers.

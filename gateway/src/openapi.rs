@@ -1,15 +1,16 @@
 //! `/openapi.json`: what the contracts generate, joined, with what only REST has: true statuses, problem+json, security, headers.
 
 use lastro_mesh::identity::Access;
+use lastro_proto::OPENAPI;
 use lastro_proto::methods::{METHODS, Method};
-use lastro_proto::{OPENAPI_CUSTOMERS, OPENAPI_TRANSACTIONS};
 use serde_json::{Map, Value, json};
 
 /// The OpenAPI 3.1 document.
 pub fn document() -> Value {
-    let mut document: Value = serde_json::from_str(OPENAPI_CUSTOMERS).unwrap_or_default();
-    let other: Value = serde_json::from_str(OPENAPI_TRANSACTIONS).unwrap_or_default();
-    merge(&mut document, other);
+    let mut document = Value::Null;
+    for one in OPENAPI {
+        merge(&mut document, serde_json::from_str(one).unwrap_or_default());
+    }
     document["info"]["description"] = json!(
         "Money that moves: users, accounts, transactions. Amounts are decimal strings, times RFC 3339 UTC, errors problem+json (RFC 9457). \
          A path without a version, /api/…, means the current one."

@@ -4,12 +4,11 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use lastro_customers::{Administrator, Customers, NAME};
+use lastro_customers::{Administrator, Customers, SERVICE};
 use lastro_database::Database;
 use lastro_events::bus::Bus;
 use lastro_events::bus::embedded::EmbeddedBus;
 use lastro_mesh::outbound::Late;
-use lastro_migrations::CustomersMigrator;
 use serde::{Deserialize, Serialize};
 
 use crate::cli::{AdminCommand, ResetArgs};
@@ -27,8 +26,8 @@ struct Kept {
 /// Customers for a command that serves nobody: what it tells is in its event table, for the service's relay to publish, and nobody is deleted.
 pub async fn customers_of(database: Database) -> Result<Customers> {
     let nobody = Bus::Embedded(EmbeddedBus::new(std::collections::HashMap::new()));
-    let transactions = outbound(NAME, lastro_transactions::NAME, Late::default(), 1);
-    Ok(Customers::start(database, nobody, transactions, lastro_customers::Settings::default()).await?)
+    let transactions = outbound(SERVICE.name, lastro_transactions::NAME, Late::default().called_by(SERVICE.name), 1);
+    Ok(Customers::for_command(database, nobody, transactions).await?)
 }
 
 /// `lastro admin`.
@@ -51,7 +50,7 @@ async fn reset(args: ResetArgs) -> Result<()> {
             Database::open_sqlite(&data.private_file("customers.db")?).await.with_context(|| format!("{} cannot be opened", file.display()))?
         }
     };
-    let missing = lastro_migrations::missing::<CustomersMigrator>(&database).await.context("the tables of customers cannot be seen")?;
+    let missing = SERVICE.migrator.missing(&database).await.context("the tables of customers cannot be seen")?;
     ensure!(missing.is_empty(), "the tables of customers lack {}; start this version first, or run `lastro migrate`", missing.join(", "));
     let customers = customers_of(database.clone()).await?;
     let known = customers.administrators().await?;

@@ -12,36 +12,18 @@ use lastro_mesh::tls::NAME_PREFIX;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
+use serde_json::Value;
 
-/// Each has a certificate of its own.
-const NAMES: [&str; 5] = ["customers", "transactions", "gateway", EDGE, "operator"];
+use crate::services::SERVICES;
+use crate::services::policy::policy;
+
 /// nginx: its certificate serves both ends, for clients and towards the services.
-const EDGE: &str = "edge";
+pub const EDGE: &str = "edge";
+/// Whoever operates the mesh.
+pub const OPERATOR: &str = "operator";
 const CA_DAYS: i64 = 3650;
 /// Clients refuse certificates that live longer.
 const CERTIFICATE_DAYS: i64 = 820;
-
-/// Who may call what. The edge and the gateway get the public methods and no others.
-const POLICY: &str = r#"{
-  "edge": {
-    "may_call": ["/lastro.customers.v1.*", "/lastro.transactions.v1.*", "/grpc.reflection.*", "/grpc.health.v1.*", "/api/*"],
-    "forwards_address": true
-  },
-  "gateway": {
-    "may_call": ["/lastro.customers.v1.*", "/lastro.transactions.v1.*"],
-    "forwards_address": true
-  },
-  "customers": {
-    "may_call": ["/lastro.internal.transactions.v1.OwnersService/*"]
-  },
-  "transactions": {
-    "may_call": ["/lastro.internal.customers.v1.IdentityService/*", "/lastro.customers.v1.AuthService/GetJwks"]
-  },
-  "operator": {
-    "may_call": ["/*"]
-  }
-}
-"#;
 
 /// Makes what is missing in a folder.
 pub fn write(dir: &Path, hosts: &[String]) -> Result<()> {
@@ -53,7 +35,7 @@ pub fn write(dir: &Path, hosts: &[String]) -> Result<()> {
     }
     let read = |name: &str| fs::read_to_string(dir.join(name)).with_context(|| format!("{} cannot be read", dir.join(name).display()));
     let ca = Issuer::from_ca_cert_pem(&read("ca.pem")?, KeyPair::from_pem(&read("ca.key")?)?).context("ca.pem and ca.key cannot be used")?;
-    for name in NAMES {
+    for name in names() {
         if !dir.join(format!("{name}.pem")).exists() {
             let key = KeyPair::generate()?;
             let certificate = certificate(name, hosts)?.signed_by(&key, &ca)?;
@@ -61,10 +43,35 @@ pub fn write(dir: &Path, hosts: &[String]) -> Result<()> {
             put(dir, &format!("{name}.pem"), &certificate.pem())?;
         }
     }
-    if !dir.join("policy.json").exists() {
-        put(dir, "policy.json", POLICY)?;
+    write_policy(&dir.join("policy.json"))
+}
+
+/// Writes the policy, or adds to the one that is there what this version's services need: a service that is new must be able to call.
+fn write_policy(path: &Path) -> Result<()> {
+    let shown = path.display();
+    let before = if path.exists() { fs::read_to_string(path).with_context(|| format!("{shown} cannot be read"))? } else { "{}".to_owned() };
+    let mut there: Value = serde_json::from_str(&before).with_context(|| format!("{shown} is not JSON"))?;
+    let needed = policy();
+    for (caller, may) in needed.as_object().into_iter().flatten() {
+        if there[caller].is_null() {
+            there[caller] = may.clone();
+        } else if let (Some(has), Some(needs)) = (there[caller]["may_call"].as_array_mut(), may["may_call"].as_array()) {
+            let lacking: Vec<Value> = needs.iter().filter(|path| !has.contains(path)).cloned().collect();
+            has.extend(lacking);
+        }
     }
-    Ok(())
+    let after = format!("{there:#}\n");
+    if after == before {
+        return Ok(());
+    }
+    let mut draft = path.as_os_str().to_owned();
+    draft.push(".draft");
+    fs::write(&draft, after).and_then(|()| fs::rename(&draft, path)).with_context(|| format!("{shown} cannot be written"))
+}
+
+/// Each has a certificate of its own.
+fn names() -> impl Iterator<Item = &'static str> {
+    SERVICES.iter().map(|service| service.name).chain([lastro_gateway::NAME, EDGE, OPERATOR])
 }
 
 fn authority() -> Result<(String, KeyPair)> {
@@ -123,7 +130,6 @@ fn put(dir: &Path, name: &str, text: &str) -> Result<()> {
 mod tests {
     use lastro_mesh::identity::Policy;
     use lastro_mesh::tls::{Tls, TlsFiles};
-    use lastro_proto::methods::METHODS;
 
     use super::*;
 
@@ -136,22 +142,27 @@ mod tests {
         fs::remove_file(dir.join("gateway.pem")).and_then(|()| fs::remove_file(dir.join("gateway.key"))).expect("were there");
         write(dir, &["lastro.example".to_owned()]).expect("what is missing");
         assert_eq!(fs::read(dir.join("ca.pem")).expect("there"), before);
-        for name in NAMES {
+        for name in names() {
             let files = TlsFiles { cert: dir.join(format!("{name}.pem")), key: dir.join(format!("{name}.key")), ca: dir.join("ca.pem") };
             Tls::load(files).map(|_| ()).expect(name);
         }
     }
 
     #[test]
-    fn nobody_outside_may_call_an_internal_method() {
+    fn a_policy_that_is_there_gets_what_it_lacks_and_keeps_what_it_has() {
         let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("policy.json");
+        fs::write(&path, r#"{"gateway": {"may_call": ["/mine.*"], "forwards_address": true}, "mine": {"may_call": ["/a"]}}"#).expect("written");
         write(folder.path(), &[]).expect("written");
-        let policy = Policy::read(&folder.path().join("policy.json")).expect("a policy");
-        for method in METHODS {
-            let internal = method.service.starts_with("lastro.internal.");
-            for caller in ["edge", "gateway"] {
-                assert_eq!(policy.caller(caller).expect("listed").may_call(method.path), !internal, "{caller} {}", method.path);
-            }
+        let policy = Policy::read(&path).expect("a policy");
+        assert!(policy.caller("gateway").expect("listed").may_call("/mine.x") && policy.caller("mine").expect("listed").may_call("/a"));
+        for (caller, method) in
+            [("gateway", "/lastro.customers.v1.AuthService/Login"), ("customers", "/lastro.internal.transactions.v1.OwnersService/CloseAccounts")]
+        {
+            assert!(policy.caller(caller).expect("listed").may_call(method), "{caller} {method}");
         }
+        let before = fs::read(&path).expect("there");
+        write(folder.path(), &[]).expect("written");
+        assert_eq!(fs::read(&path).expect("there"), before, "nothing is lacking any more");
     }
 }

@@ -6,11 +6,13 @@ mod up;
 
 use std::path::{Path, PathBuf};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use lastro_database::PostgresUrl;
 
-pub use service::{CustomersArgs, GatewayArgs, ProcessSettings, StoreSettings, TransactionsArgs};
+pub use service::{GatewayArgs, GatewaySettings, ProcessSettings, ServiceSettings, StoreSettings};
 pub use up::{UpArgs, UpSettings};
+
+use crate::services::SERVICES;
 
 /// Lastro: the money core of a product. `lastro up` runs all of it in one process.
 #[derive(Parser)]
@@ -20,14 +22,20 @@ pub struct Cli {
     pub command: Command,
 }
 
+/// The whole command line: what is written here, and a command for each service.
+pub fn command() -> clap::Command {
+    // The services stand behind `up`, which stands first.
+    let fixed = Cli::command().mut_subcommands(|command| command.display_order(SERVICES.len() + 2));
+    let fixed = fixed
+        .mut_subcommand("up", |up| up::up_command(up).display_order(0))
+        .mut_subcommand("gateway", |gateway| service::gateway_command(gateway).display_order(SERVICES.len() + 1));
+    (1..).zip(SERVICES).fold(fixed, |command, (place, service)| command.subcommand(service::service_command(service).display_order(place)))
+}
+
 #[derive(Subcommand)]
 pub enum Command {
     /// Run every service in one process: gRPC on one port, REST on another, operations on a third.
     Up(Box<UpArgs>),
-    /// Run customers alone: users, sessions, tokens. On PostgreSQL and Redis; any number of replicas.
-    Customers(Box<CustomersArgs>),
-    /// Run transactions alone: accounts, the ledger, the operation pipeline. On PostgreSQL and Redis; any number of replicas.
-    Transactions(Box<TransactionsArgs>),
     /// Run the gateway alone: HTTP/JSON to gRPC. Any number of replicas.
     Gateway(Box<GatewayArgs>),
     /// Make the databases on a PostgreSQL server, their roles if passwords are given, the first signing key and the administrator, and bring
@@ -54,6 +62,13 @@ pub enum Command {
         #[arg(long, env = "LASTRO_OPS", value_name = "ADDR", default_value = "127.0.0.1:9464")]
         ops: String,
     },
+    /// Write the files of a checkout that depend on which services there are: compose.yaml, the template of nginx, the names for scripts.
+    Deployment {
+        /// The folder of the checkout.
+        dir: PathBuf,
+    },
+    /// Print the services and the gateway as JSON: names, packages, which services each calls, databases and roles.
+    Services,
     /// Write every public proto file with its imports, and a descriptor set, for whoever generates a client.
     Proto {
         /// The folder to write to; it is made where it is missing.
@@ -159,4 +174,18 @@ pub enum KeysCommand {
         #[arg(long, value_name = "SECONDS", default_value_t = 18_000, value_parser = clap::value_parser!(i64).range(1..=2_592_000))]
         retire_after: i64,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_can_be_parsed_and_every_service_has_one() {
+        command().debug_assert();
+        for service in SERVICES {
+            let found = command().find_subcommand(service.name).cloned().expect("a command for each service");
+            assert!(found.get_about().is_some_and(|about| about.to_string().contains(service.about)));
+        }
+    }
 }

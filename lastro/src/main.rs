@@ -5,6 +5,7 @@ mod banner;
 mod certs;
 mod cli;
 mod data_dir;
+mod deployment;
 mod health;
 mod keys;
 mod migrate;
@@ -16,25 +17,13 @@ mod services;
 mod storage;
 mod up;
 
-use clap::Parser as _;
+use clap::{ArgMatches, FromArgMatches as _};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> std::process::ExitCode {
-    let command = cli::Cli::parse().command;
-    let done = match command {
-        cli::Command::Proto { dir } => proto::write(&dir),
-        cli::Command::Migrate(settings) => run(migrate::migrate(settings)),
-        cli::Command::Up(settings) => run(up::up(*settings)),
-        cli::Command::Customers(settings) => run(services::customers::run(*settings)),
-        cli::Command::Transactions(settings) => run(services::transactions::run(*settings)),
-        cli::Command::Gateway(settings) => run(services::gateway::run(*settings)),
-        cli::Command::Keys(command) => run(keys::keys(command)),
-        cli::Command::Admin(command) => run(admin::admin(command)),
-        cli::Command::Certs { dir, host } => certs::write(&dir, &host),
-        cli::Command::Health { ops } => health::ask(&ops),
-    };
+    let done = dispatch(&cli::command().get_matches());
     match done {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {
@@ -44,6 +33,28 @@ fn main() -> std::process::ExitCode {
             }
             std::process::ExitCode::FAILURE
         }
+    }
+}
+
+fn dispatch(matches: &ArgMatches) -> anyhow::Result<()> {
+    let Some((name, given)) = matches.subcommand() else { anyhow::bail!("a command is needed; --help lists them") };
+    if let Some(service) = services::by_name(name) {
+        return run(services::run::run(service, given));
+    }
+    match cli::Cli::from_arg_matches(matches)?.command {
+        cli::Command::Up(args) => run(up::up(cli::UpSettings::read(*args, given)?)),
+        cli::Command::Gateway(args) => run(services::gateway::run(cli::GatewaySettings::read(*args, given)?)),
+        cli::Command::Migrate(args) => run(migrate::migrate(args)),
+        cli::Command::Keys(command) => run(keys::keys(command)),
+        cli::Command::Admin(command) => run(admin::admin(command)),
+        cli::Command::Certs { dir, host } => certs::write(&dir, &host),
+        cli::Command::Health { ops } => health::ask(&ops),
+        cli::Command::Deployment { dir } => deployment::write(&dir),
+        cli::Command::Services => {
+            deployment::list();
+            Ok(())
+        }
+        cli::Command::Proto { dir } => proto::write(&dir),
     }
 }
 

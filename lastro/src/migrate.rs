@@ -4,13 +4,14 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use lastro_customers::Customers;
 use lastro_database::{Database, PostgresUrl};
-use lastro_migrations::{CustomersMigrator, MigratorTrait, TransactionsMigrator};
+use lastro_service::Service;
 use sqlx::PgConnection;
 
 use crate::admin;
 use crate::cli::MigrateArgs;
+use crate::services::{IDENTITY, SERVICES, rights_of};
+use crate::storage::migrate_and_prepare;
 
 /// Connections that each step may use.
 const CONNECTIONS: u32 = 4;
@@ -20,23 +21,26 @@ pub async fn migrate(args: MigrateArgs) -> Result<()> {
     let url = args.server.url()?;
     let server = Database::connect_postgres(&url, "postgres", CONNECTIONS).context("--database-url cannot be used")?;
     let lock = lastro_migrations::lock(&server).await.context("the server cannot be reached")?;
-    let customers = prepare::<CustomersMigrator>(&server, &url, "lastro_customers", args.role_passwords.as_deref()).await?;
-    let transactions = prepare::<TransactionsMigrator>(&server, &url, "lastro_transactions", args.role_passwords.as_deref()).await?;
-    Customers::ensure_first_key(&customers).await.context("the first signing key cannot be made")?;
-    if let Some(file) = &args.admin_file {
-        admin::ensure_from_file(&admin::customers_of(customers.clone()).await?, file).await?;
+    for service in SERVICES {
+        let database = prepare(&server, &url, service, args.role_passwords.as_deref()).await?;
+        if service.name == IDENTITY
+            && let Some(file) = &args.admin_file
+        {
+            admin::ensure_from_file(&admin::customers_of(database.clone()).await?, file).await?;
+        }
+        database.close().await;
     }
-    tokio::join!(customers.close(), transactions.close());
     lock.release().await;
     server.close().await;
     Ok(())
 }
 
 /// One service's database, with its roles if there are passwords for them; opened as its owner.
-async fn prepare<M: MigratorTrait>(server: &Database, url: &PostgresUrl, name: &str, passwords: Option<&Path>) -> Result<Database> {
+async fn prepare(server: &Database, url: &PostgresUrl, registered: &Service, passwords: Option<&Path>) -> Result<Database> {
+    let name = &registered.database_name();
     let Some(passwords) = passwords else {
         let database = Database::open_postgres(url, name, CONNECTIONS).await.with_context(|| format!("the database {name} cannot be made"))?;
-        lastro_migrations::run::<M>(&database).await.with_context(|| format!("the tables of {name} cannot be made"))?;
+        migrate_and_prepare(registered, &database).await?;
         return Ok(database);
     };
     let password = |role: &str| -> Result<String> {
@@ -55,8 +59,10 @@ async fn prepare<M: MigratorTrait>(server: &Database, url: &PostgresUrl, name: &
     make_database(&mut connection, name, &owner, service).await.with_context(|| format!("the database {name} cannot be made"))?;
     drop(connection);
     let database = Database::connect_postgres(&url.with_role(&owner, &owner_password), name, CONNECTIONS)?;
-    lastro_migrations::run::<M>(&database).await.with_context(|| format!("the tables of {name} cannot be made"))?;
-    lastro_migrations::grant(&database, service).await.with_context(|| format!("the rights of {service} cannot be granted"))?;
+    migrate_and_prepare(registered, &database).await?;
+    lastro_migrations::grant(&database, service, &rights_of(registered))
+        .await
+        .with_context(|| format!("the rights of {service} cannot be granted"))?;
     Ok(database)
 }
 

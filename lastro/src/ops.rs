@@ -30,7 +30,8 @@ fn answer(request: &Request<Incoming>, health: &Health, metrics: &PrometheusHand
         (&Method::GET | &Method::HEAD, "/readyz") => {
             let ready = health.is_ready();
             let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-            (status, "application/json", json!({ "status": if ready { "ready" } else { "not ready" }, "checks": health.checks() }).to_string())
+            let said = if ready { "ready" } else { "not ready" };
+            (status, "application/json", json!({ "status": said, "checks": health.checks(), "degraded": health.degraded() }).to_string())
         }
         (&Method::GET | &Method::HEAD, "/metrics") => (StatusCode::OK, "text/plain; version=0.0.4", metrics.render()),
         _ => (StatusCode::NOT_FOUND, "application/json", json!({ "paths": ["/livez", "/readyz", "/metrics"] }).to_string()),

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -10,7 +11,8 @@ use lastro_events::relay::Relay;
 use lastro_mesh::health::Health;
 use lastro_mesh::metrics::PrometheusHandle;
 use lastro_mesh::serve::{ConnectionLimits, Listener};
-use lastro_mesh::supervise::keep_running;
+use lastro_mesh::supervise::{Work, keep_running};
+use lastro_service::Job;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -56,14 +58,23 @@ impl Process {
             end_of_background: CancellationToken::new(),
             background: TaskTracker::new(),
         };
-        process.spawn(keep_metrics(process.metrics.clone(), process.end_of_background.clone()));
+        let metrics = Arc::new(process.metrics.clone());
+        process.keep_working("process", Job::helping("metrics", &metrics, |metrics, stop| async move { keep_metrics(&metrics, stop).await }));
         Ok(process)
     }
 
     /// Publishes a service's events in the background.
-    pub fn keep_relaying(&self, relay: Relay) {
-        let stop = self.end_of_background.clone();
-        self.spawn(async move { keep_running("relay", &stop, || relay.clone().run(stop.clone())).await });
+    pub fn keep_relaying(&self, service: &'static str, relay: Relay) {
+        self.keep_working(service, Job::helping("relay", &Arc::new(relay), |relay, stop| async move { (*relay).clone().run(stop).await }));
+    }
+
+    /// Background work of a service, supervised until the process ends.
+    pub fn keep_working(&self, service: &'static str, job: Job) {
+        let (stop, health) = (self.end_of_background.clone(), self.health.clone());
+        // Once for each kind of work, for as long as the process lives.
+        let check = Box::leak(format!("{service}: {}", job.name).into_boxed_str());
+        let work = Work { name: job.name, check, is_essential: job.is_essential };
+        self.spawn(async move { keep_running(work, &health, &stop, || job.run(stop.clone())).await });
     }
 
     /// Work in the background, to end when `end_of_background` is cancelled.
@@ -84,7 +95,11 @@ impl Process {
     /// Makes readiness depend on a database that answered a moment ago.
     pub fn watch_database(&self, check: &'static str, database: &Database) {
         self.health.set(check, true);
-        self.spawn(watch_database(check, database.clone(), self.health.clone(), self.end_of_background.clone()));
+        let watched = Arc::new((database.clone(), self.health.clone()));
+        let watch = Job::essential("watching the database", &watched, move |watched, stop| async move {
+            watch_database(check, &watched.0, &watched.1, stop).await;
+        });
+        self.keep_working("process", watch);
     }
 
     /// Makes the process not ready as soon as it is told to stop.
@@ -142,7 +157,7 @@ pub async fn bind(flag: &str, address: SocketAddr) -> Result<TcpListener> {
 }
 
 /// Histograms gather single values until somebody sums them up, whether or not anybody reads the metrics.
-async fn keep_metrics(metrics: PrometheusHandle, stop: CancellationToken) {
+async fn keep_metrics(metrics: &PrometheusHandle, stop: CancellationToken) {
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -151,7 +166,7 @@ async fn keep_metrics(metrics: PrometheusHandle, stop: CancellationToken) {
     }
 }
 
-async fn watch_database(check: &'static str, database: Database, health: Health, stop: CancellationToken) {
+async fn watch_database(check: &'static str, database: &Database, health: &Health, stop: CancellationToken) {
     let (mut answered, mut was_away) = (true, false);
     loop {
         tokio::select! {

@@ -6,7 +6,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anyhow::Result;
-use lastro_customers::Customers;
 use lastro_mesh::call::Call;
 use lastro_mesh::health::Health;
 use lastro_mesh::identity::{KeySource, PublicKey, TokenVerifier};
@@ -15,7 +14,8 @@ use lastro_mesh::metrics::MethodMetrics;
 use lastro_mesh::outbound::{Outbound, OutboundSettings};
 use lastro_proto::customers::v1::GetJwksRequest;
 use lastro_proto::customers::v1::auth_service_client::AuthServiceClient;
-use lastro_proto::methods::{METHODS, class_of, is_retry_safe};
+use lastro_proto::methods::{self, METHODS, class_of, is_retry_safe};
+use lastro_service::{Job, Service};
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tonic::codegen::http::{HeaderName, HeaderValue, Method, Request, Response};
@@ -25,6 +25,9 @@ use tonic_health::server::HealthReporter;
 use tower::Layer as _;
 use tower::util::BoxCloneSyncService;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
+
+use crate::process::Process;
+use crate::services::methods_of;
 
 /// The method of `grpc.health.v1` that takes one message, and how large that may be: what streams has places of its own, and probes need none of them.
 const HEALTH_CHECK: (&str, usize) = ("/grpc.health.v1.Health/Check", 4096);
@@ -39,17 +42,31 @@ pub struct CallLimits {
 }
 
 /// The inbound stack of one service.
-pub fn inbound(service: &'static str, verifier: &Arc<TokenVerifier>, limits: CallLimits) -> Inbound {
-    let own = || METHODS.iter().filter(move |method| method.service.split('.').any(|part| part == service));
+pub fn inbound(service: &'static Service, verifier: &Arc<TokenVerifier>, limits: CallLimits) -> Inbound {
+    stack(service.name, methods_of(service), verifier, limits)
+}
+
+/// The inbound stack of what every listener has beside its services: health and reflection.
+pub fn inbound_common(verifier: &Arc<TokenVerifier>, limits: CallLimits) -> Inbound {
+    stack("lastro", std::iter::empty(), verifier, limits)
+}
+
+fn stack(
+    name: &'static str,
+    methods: impl Iterator<Item = &'static methods::Method> + Clone,
+    verifier: &Arc<TokenVerifier>,
+    limits: CallLimits,
+) -> Inbound {
+    let own = || methods.clone();
     Inbound {
-        service,
+        service: name,
         access: Arc::new(own().map(|method| (method.path, method.access)).collect()),
         verifier: verifier.clone(),
         concurrency_max: limits.concurrency_max,
         request_bytes_max: Arc::new(own().map(|method| (method.path, method.request_bytes_max)).chain([HEALTH_CHECK]).collect()),
         timeout_default: limits.deadline_max,
         timeout_max: limits.deadline_max,
-        metrics: Arc::new(MethodMetrics::new(service, own().map(|method| method.path))),
+        metrics: Arc::new(MethodMetrics::new(name, own().map(|method| method.path))),
     }
 }
 
@@ -63,18 +80,9 @@ where
     OutboundSettings { concurrency_max, ..OutboundSettings::new(target, is_retry_safe, class_of, metrics) }.wrap(connection)
 }
 
-/// Customers verifies tokens with its own keys.
-pub fn own_keys(customers: &Customers) -> KeySource {
-    let customers = customers.clone();
-    Box::new(move || {
-        let customers = customers.clone();
-        Box::pin(async move { customers.public_keys().await.ok() })
-    })
-}
-
-/// Everybody else asks for them.
-pub fn keys_of_customers(customers: Outbound) -> KeySource {
-    let client = AuthServiceClient::new(customers);
+/// The keys of tokens, asked for at the service that has them.
+pub fn keys_of(identity: Outbound) -> KeySource {
+    let client = AuthServiceClient::new(identity);
     Box::new(move || {
         let mut client = client.clone();
         Box::pin(async move {
@@ -101,25 +109,13 @@ impl Common {
         Self { health, reporter }
     }
 
-    /// Tells `grpc.health.v1` what readiness is, for the whole process and for each service, until told to stop.
-    pub async fn follow(reporter: HealthReporter, health: Health, stop: CancellationToken) {
-        let mut ready = health.watch();
-        let services = || METHODS.iter().map(|method| method.service).filter(|service| !service.starts_with("lastro.internal."));
-        loop {
-            let status = if *ready.borrow_and_update() { tonic_health::ServingStatus::Serving } else { tonic_health::ServingStatus::NotServing };
-            for service in services().chain([""]) {
-                reporter.set_service_status(service, status).await;
-            }
-            tokio::select! {
-                () = stop.cancelled() => return,
-                changed = ready.changed() => if changed.is_err() { return },
-            }
-        }
-    }
-
-    /// For [`follow`](Self::follow).
-    pub fn reporter(&self) -> HealthReporter {
-        self.reporter.clone()
+    /// Keeps telling `grpc.health.v1` what readiness is, for the whole process and for each service.
+    pub fn keep_following(&self, process: &Process) {
+        let followed = Arc::new((self.reporter.clone(), process.health.clone()));
+        process.keep_working(
+            "process",
+            Job::essential("health", &followed, |followed, stop| async move { follow(&followed.0, &followed.1, stop).await }),
+        );
     }
 
     /// Routes of health and, if wanted, of reflection of the whole public surface, in both of its versions.
@@ -138,16 +134,43 @@ impl Common {
     }
 }
 
+/// Until told to stop.
+async fn follow(reporter: &HealthReporter, health: &Health, stop: CancellationToken) {
+    let mut ready = health.watch();
+    let services = || METHODS.iter().map(|method| method.service).filter(|service| !service.starts_with("lastro.internal."));
+    loop {
+        let status = if *ready.borrow_and_update() { tonic_health::ServingStatus::Serving } else { tonic_health::ServingStatus::NotServing };
+        for service in services().chain([""]) {
+            reporter.set_service_status(service, status).await;
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = ready.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
 /// Several services on one listener, told apart by the package in the path.
 #[derive(Clone)]
 pub struct Dispatch {
-    /// Prefix of the path, and who answers.
-    pub services: Vec<(&'static str, GrpcService)>,
+    /// What the path begins with, and who answers.
+    pub services: Vec<(String, GrpcService)>,
     /// Who answers what has none of the prefixes.
     pub rest: GrpcService,
 }
 
 impl Dispatch {
+    /// What everybody may call of a service.
+    pub fn public_of(service: &Service, serving: &GrpcService) -> Vec<(String, GrpcService)> {
+        service.packages.iter().map(|package| (format!("/{package}."), serving.clone())).collect()
+    }
+
+    /// As [`public_of`](Self::public_of), with what only services may call.
+    pub fn all_of(service: &Service, serving: &GrpcService) -> Vec<(String, GrpcService)> {
+        let internal = service.internal.iter().map(|package| (format!("/{package}."), serving.clone()));
+        Self::public_of(service, serving).into_iter().chain(internal).collect()
+    }
+
     pub fn boxed(self) -> GrpcService {
         BoxCloneSyncService::new(self)
     }
@@ -182,7 +205,7 @@ impl tower::Service<Request<Body>> for Dispatch {
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let path = request.uri().path();
-        let found = self.services.iter_mut().find(|(prefix, _)| path.starts_with(*prefix)).map(|(_, service)| service);
+        let found = self.services.iter_mut().find(|(prefix, _)| path.starts_with(prefix.as_str())).map(|(_, service)| service);
         found.unwrap_or(&mut self.rest).call(request)
     }
 }

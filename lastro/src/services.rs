@@ -1,112 +1,110 @@
-//! Services that run as processes of their own. Each starts before what it depends on, listens when it can work, and ends without a call
-//! that fails.
+//! The list of services, and what follows from it. Everything that depends on which services there are reads this list: commands, `lastro up`,
+//! storage, `lastro migrate`, certificates and policy, and the files that `lastro deployment` writes.
 
-pub mod customers;
 pub mod gateway;
-pub mod transactions;
+pub mod policy;
+mod revocations;
+pub mod run;
 
-use std::future::Future;
-use std::path::PathBuf;
-use std::sync::Arc;
+use lastro_events::EventStore;
+use lastro_migrations::Rights;
+use lastro_proto::methods::{METHODS, Method};
+use lastro_service::Service;
 
-use anyhow::{Context as _, Result};
-use lastro_database::Database;
-use lastro_mesh::identity::{Revocations, TokenVerifier};
-use lastro_mesh::inbound::GrpcService;
-use lastro_mesh::outbound::{Far, far};
-use lastro_mesh::serve::{Drain, Listener, Security};
-use lastro_mesh::tls::Tls;
-use lastro_migrations::MigratorTrait;
-use tokio::net::TcpListener;
+/// Every service, in the order in which they start in one process.
+pub static SERVICES: &[&Service] = &[&lastro_customers::SERVICE, &lastro_transactions::SERVICE];
 
-use crate::cli::{ProcessSettings, StoreSettings};
-use crate::process::{Process, Telemetry, bind};
-use crate::routes::{Common, Dispatch, inbound, keys_of_customers, outbound};
+/// Where the keys of tokens come from, and the revocations.
+pub const IDENTITY: &str = lastro_customers::NAME;
 
-/// Starts the process of a service; its operations port answers from now on, and says that it is not ready.
-async fn start(name: &'static str, settings: &ProcessSettings) -> Result<Process> {
-    let telemetry = Telemetry { filter: &settings.log, otlp_endpoint: settings.otlp_endpoint.as_deref(), trace_percent: settings.trace_percent };
-    let process = Process::start(name, &telemetry)?;
-    process.serve_ops(bind("--ops", settings.ops).await?);
-    if let Security::Mutual(tls, _) = &settings.security {
-        let (tls, stop) = (tls.clone(), process.end_of_background.clone());
-        process.spawn(async move { tls.follow(stop).await });
+/// The service with this name.
+pub fn by_name(name: &str) -> Option<&'static Service> {
+    SERVICES.iter().copied().find(|service| service.name == name)
+}
+
+/// Who publishes a topic, and where it is stored.
+pub fn publisher_of(topic: &str) -> Option<(&'static Service, EventStore)> {
+    let stores = SERVICES.iter().flat_map(|service| service.publishes.iter().map(|store| (*service, *store)));
+    stores.into_iter().find(|(_, store)| store.topic == topic)
+}
+
+/// The services that a service calls: those that it needs, those whose events it reads, and the one that has the keys of tokens.
+pub fn called_by(service: &Service) -> Vec<&'static str> {
+    let needed = service.needs.iter().map(|need| need.service);
+    let read = service.reads.iter().filter_map(|topic| publisher_of(topic)).map(|(publisher, _)| publisher.name);
+    let mut called: Vec<&'static str> = needed.chain(read).chain([IDENTITY]).filter(|name| *name != service.name).collect();
+    called.sort_unstable();
+    called.dedup();
+    called
+}
+
+/// The methods of a service, public and internal.
+pub fn methods_of(service: &'static Service) -> impl Iterator<Item = &'static Method> + Clone {
+    let packages = || service.packages.iter().chain(service.internal);
+    METHODS.iter().filter(move |method| packages().any(|package| method.service.rsplit_once('.').is_some_and(|(of, _)| of == *package)))
+}
+
+/// What the role of a service may do with its tables.
+pub fn rights_of(service: &Service) -> Rights {
+    let event_tables = service.publishes.iter().map(|store| store.table);
+    Rights { append_only: event_tables.chain(service.append_only.iter().copied()).collect(), read_only: service.read_only.to_vec() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_method_is_served_by_one_service() {
+        for method in METHODS {
+            let served = SERVICES.iter().filter(|service| methods_of(service).any(|one| one.path == method.path)).count();
+            assert_eq!(served, 1, "{}: the packages of how many services have it", method.path);
+        }
     }
-    process.drain_on_stop();
-    Ok(process)
-}
 
-/// The service's database, once it answers and has the tables that this version needs; None when told to stop before that.
-async fn open_database<M: MigratorTrait>(process: &Process, name: &'static str, settings: &StoreSettings) -> Result<Option<Database>> {
-    let (url, connections_max) = (&settings.database_url, settings.database_connections);
-    let database = Database::connect_postgres(url, &format!("lastro_{name}"), connections_max).context("--database-url cannot be used")?;
-    let opened = process.until_it_works("database", || async {
-        database.ping().await?;
-        let missing = lastro_migrations::missing::<M>(&database).await.context("its tables cannot be seen; `lastro migrate` makes them")?;
-        anyhow::ensure!(missing.is_empty(), "its tables lack {}; `lastro migrate` brings them to this version", missing.join(", "));
-        Ok(())
-    });
-    if opened.await.is_none() {
-        return Ok(None);
+    #[test]
+    fn what_services_say_of_each_other_is_there() {
+        for service in SERVICES {
+            for need in service.needs {
+                let needed = by_name(need.service).unwrap_or_else(|| panic!("{} needs {}, which is no service", service.name, need.service));
+                for call in need.calls {
+                    let begins = call.trim_end_matches('*');
+                    assert!(
+                        methods_of(needed).any(|method| method.path.starts_with(begins)),
+                        "{} calls {call}, which {} does not serve",
+                        service.name,
+                        need.service
+                    );
+                }
+            }
+            for topic in service.reads {
+                let (publisher, _) = publisher_of(topic).unwrap_or_else(|| panic!("{} reads {topic}, which nobody publishes", service.name));
+                assert_ne!(publisher.name, service.name, "{topic}");
+            }
+        }
     }
-    process.watch_database("database", &database);
-    Ok(Some(database))
-}
 
-/// The connection to another service.
-fn connection(target: &'static str, places: &[String], settings: &ProcessSettings) -> Far {
-    far(target, places.to_vec(), tls_of(&settings.security))
-}
-
-fn tls_of(security: &Security) -> Option<Arc<Tls>> {
-    match security {
-        Security::Mutual(tls, _) => Some(tls.clone()),
-        Security::Open | Security::Loopback => None,
+    #[test]
+    fn names_ports_topics_and_tables_are_each_given_once() {
+        fn once<T: Ord + std::fmt::Debug>(all: impl Iterator<Item = T>) {
+            let mut seen = BTreeSet::new();
+            all.for_each(|one| assert!(!seen.contains(&one) && seen.insert(one), "given twice"));
+        }
+        once(SERVICES.iter().map(|service| service.name));
+        once(SERVICES.iter().map(|service| service.port));
+        once(SERVICES.iter().flat_map(|service| service.publishes).map(|store| store.topic));
+        for service in SERVICES {
+            once(service.publishes.iter().map(|store| store.table));
+            // It becomes part of names in SQL, shell, YAML and nginx.
+            assert!(service.name.bytes().all(|byte| byte.is_ascii_lowercase()), "{}", service.name);
+        }
     }
-}
 
-/// Verifies tokens with the keys of customers, which are kept fresh, and on disk where there is a folder for it.
-fn verifier(process: &Process, name: &'static str, customers: &Far, settings: &ProcessSettings, revoked: Revocations) -> Arc<TokenVerifier> {
-    let disk: Option<PathBuf> = settings.data.as_ref().map(|folder| folder.join(format!("{name}.jwks.json")));
-    let keys = keys_of_customers(outbound(name, lastro_customers::NAME, customers.clone(), settings.concurrency_max));
-    let verifier = Arc::new(TokenVerifier::new(keys, disk, revoked));
-    let (fresh, stop) = (verifier.clone(), process.end_of_background.clone());
-    process.spawn(async move { fresh.keep_fresh(stop).await });
-    verifier
-}
-
-fn listener(tcp: TcpListener, settings: &ProcessSettings, at_once: bool) -> Listener {
-    Listener {
-        tcp,
-        security: settings.security.clone(),
-        drain: Drain { linger: settings.drain_linger, at_once },
-        limits: settings.connections.clone(),
+    #[test]
+    fn the_gateway_reaches_every_service_that_rest_offers() {
+        let offered = SERVICES.iter().filter(|service| methods_of(service).any(|method| !method.http_path.is_empty()));
+        assert_eq!(offered.map(|service| service.name).collect::<Vec<_>>(), lastro_gateway::NEEDS);
     }
-}
-
-/// Serves a service, health and reflection on one listener until the process is told to stop, and then until what is in flight has ended.
-async fn serve_grpc(process: Process, grpc: Grpc<'_>) -> Result<()> {
-    let Grpc { prefixes, address, service, verifier, reflection, settings, jobs } = grpc;
-    let common = Common::new();
-    let others = inbound("lastro", verifier, settings.call_limits()).wrap(common.routes(reflection)?);
-    let dispatch = Dispatch { services: prefixes.iter().map(|prefix| (*prefix, service.clone())).collect(), rest: others };
-    let listener = listener(bind("--grpc", address).await?, settings, true);
-    tracing::info!(%address, "ready to serve");
-    process.spawn(Common::follow(common.reporter(), process.health.clone(), process.end_of_background.clone()));
-    process.spawn(jobs);
-    lastro_mesh::serve::serve_grpc(listener, process.stop.clone(), dispatch.boxed()).await;
-    process.end().await;
-    Ok(())
-}
-
-/// What [`serve_grpc`] serves.
-struct Grpc<'a> {
-    /// What the paths of the service's methods begin with.
-    prefixes: &'static [&'static str],
-    address: std::net::SocketAddr,
-    service: GrpcService,
-    verifier: &'a Arc<TokenVerifier>,
-    reflection: bool,
-    settings: &'a ProcessSettings,
-    jobs: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>,
 }

@@ -4,30 +4,28 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use lastro_customers::Customers;
-use lastro_database::Database;
-use lastro_events::EventStore;
 use lastro_events::bus::Bus;
 use lastro_events::bus::embedded::EmbeddedBus;
 use lastro_events::bus::redis_streams::RedisBus;
 use lastro_events::relay::Relay;
 use lastro_gateway::Gateway;
 use lastro_mesh::identity::{Revocations, TokenVerifier};
-use lastro_mesh::outbound::{Late, near};
+use lastro_mesh::outbound::Late;
 use lastro_mesh::serve::Listener;
-use lastro_transactions::Transactions;
+use lastro_service::{Given, Running, Service};
 
 use crate::admin;
 use crate::banner::{self, Listening};
-use crate::cli::{UpArgs, UpSettings};
+use crate::cli::UpSettings;
 use crate::data_dir::DataDir;
 use crate::process::{Process, Telemetry, bind};
-use crate::routes::{Common, Dispatch, inbound, keys_of_customers, outbound, own_keys};
+use crate::routes::{Common, Dispatch, inbound, inbound_common, keys_of, outbound};
+use crate::services::run::keep_fresh;
+use crate::services::{IDENTITY, SERVICES, by_name, called_by, publisher_of};
 use crate::storage::Storage;
 
 /// Runs until SIGTERM or Ctrl-C.
-pub async fn up(args: UpArgs) -> Result<()> {
-    let settings = args.read()?;
+pub async fn up(settings: UpSettings) -> Result<()> {
     let telemetry = Telemetry { filter: &settings.log, otlp_endpoint: settings.otlp_endpoint.as_deref(), trace_percent: settings.trace_percent };
     let process = Process::start("lastro", &telemetry)?;
     let data = DataDir::open(&settings.data)?;
@@ -38,42 +36,44 @@ pub async fn up(args: UpArgs) -> Result<()> {
         None => Storage::open_sqlite(&data).await?,
     };
     let bus = start_bus(&settings, &storage, &process)?;
+    let administrator = admin::ensure(&admin::customers_of(storage.of(identity()?).clone()).await?, &data).await?;
 
-    Customers::ensure_first_key(&storage.customers).await?;
-    // The two call each other: customers is made first, and told later where transactions is.
-    let transactions_inside = Late::default();
-    let to_transactions = |caller| outbound(caller, lastro_transactions::NAME, transactions_inside.clone(), settings.concurrency_max);
-    let customers =
-        Customers::start(storage.customers.clone(), bus.clone(), to_transactions(lastro_customers::NAME), settings.customers.clone()).await?;
-    let customers_verifier = Arc::new(TokenVerifier::new(own_keys(&customers), None, customers.revoked()));
-    let customers_inbound = inbound(lastro_customers::NAME, &customers_verifier, settings.call_limits());
-    let to_customers_inside = customers_inbound.wrap(customers.all_routes());
-    let customers_outside = customers_inbound.wrap(customers.public_routes());
-
-    let to_customers = |caller| outbound(caller, lastro_customers::NAME, near(to_customers_inside.clone(), caller), settings.concurrency_max);
+    // Services call each other: every way leads to a place where the service is put once it has started.
+    let places: HashMap<&'static str, Late> = SERVICES.iter().map(|service| (service.name, Late::default())).collect();
+    let channel = |caller: &'static str, target: &'static str| outbound(caller, target, places[target].called_by(caller), settings.concurrency_max);
+    // One list of dead tokens: whoever ends a session in this process ends it for all.
     let revoked = Revocations::default();
-    let transactions_verifier = Arc::new(TokenVerifier::new(
-        keys_of_customers(to_customers(lastro_transactions::NAME)),
-        Some(data.private_file("transactions.jwks.json")?),
-        revoked.clone(),
-    ));
-    let (database, to_its_customers, its_settings) =
-        (storage.transactions.clone(), to_customers(lastro_transactions::NAME), settings.transactions.clone());
-    let transactions = Transactions::start(database, bus, lastro_customers::EVENTS, to_its_customers, revoked, its_settings).await?;
-    let transactions_inbound = inbound(lastro_transactions::NAME, &transactions_verifier, settings.call_limits());
-    let transactions_service = transactions_inbound.wrap(transactions.public_routes());
-    transactions_inside.set(transactions_inbound.wrap(transactions.all_routes()), lastro_customers::NAME);
+    let mut outside = Vec::new();
+    for service in SERVICES {
+        let given = Given {
+            database: storage.of(service).clone(),
+            bus: bus.clone(),
+            revoked: revoked.clone(),
+            settings: settings.own[service.name].clone(),
+            channels: called_by(service).into_iter().map(|target| (target, channel(service.name, target))).collect(),
+            topics: service.reads.iter().filter_map(|topic| Some((*topic, publisher_of(topic)?.1))).collect(),
+        };
+        let Running { public, all, keys, jobs, .. } = (service.start)(given).await.with_context(|| format!("{} cannot start", service.name))?;
+        let verifier = match keys {
+            Some(keys) => TokenVerifier::new(keys, None, revoked.clone()),
+            None => {
+                let kept = data.private_file(&format!("{}.jwks.json", service.name))?;
+                TokenVerifier::new(keys_of(channel(service.name, IDENTITY)), Some(kept), revoked.clone())
+            }
+        };
+        let verifier = Arc::new(verifier);
+        keep_fresh(&process, &verifier);
+        let inbound = inbound(service, &verifier, settings.call_limits());
+        places[service.name].set(inbound.wrap(all));
+        outside.extend(Dispatch::public_of(service, &inbound.wrap(public)));
+        jobs.into_iter().for_each(|job| process.keep_working(service.name, job));
+    }
 
-    let gateway_keys = keys_of_customers(to_customers(lastro_gateway::NAME));
-    let gateway_verifier = Arc::new(TokenVerifier::new(gateway_keys, None, Revocations::default()));
+    let gateway_verifier = Arc::new(TokenVerifier::new(keys_of(channel(lastro_gateway::NAME, IDENTITY)), None, revoked));
+    keep_fresh(&process, &gateway_verifier);
     let gateway = Gateway::new(lastro_gateway::Settings {
-        customers: to_customers(lastro_gateway::NAME),
-        transactions: outbound(
-            lastro_gateway::NAME,
-            lastro_transactions::NAME,
-            near(transactions_service.clone(), lastro_gateway::NAME),
-            settings.concurrency_max,
-        ),
+        customers: channel(lastro_gateway::NAME, lastro_customers::NAME),
+        transactions: channel(lastro_gateway::NAME, lastro_transactions::NAME),
         verifier: gateway_verifier.clone(),
         limits: settings.rate_limits,
         concurrency_max: settings.concurrency_max,
@@ -81,27 +81,16 @@ pub async fn up(args: UpArgs) -> Result<()> {
         health: process.health.clone(),
     });
     let common = Common::new();
-    let dispatch = Dispatch {
-        services: vec![("/lastro.customers.", customers_outside), ("/lastro.transactions.", transactions_service)],
-        rest: inbound("lastro", &customers_verifier, settings.call_limits()).wrap(common.routes(settings.reflection)?),
-    };
+    let others = inbound_common(&gateway_verifier, settings.call_limits()).wrap(common.routes(settings.reflection)?);
+    let dispatch = Dispatch { services: outside, rest: others };
 
-    let administrator = admin::ensure(&customers, &data).await?;
     let listening = Listening { rest: rest.local_addr()?, grpc: grpc.local_addr()?, ops: operations.local_addr()? };
-    let end = &process.end_of_background;
-    let job = |customers: Customers, stop| async move { customers.run_jobs(stop).await };
-    process.spawn(job(customers, end.clone()));
-    let job = |transactions: Transactions, stop| async move { transactions.run_jobs(stop).await };
-    process.spawn(job(transactions, end.clone()));
-    for verifier in [customers_verifier, transactions_verifier, gateway_verifier] {
-        let stop = end.clone();
-        process.spawn(async move { verifier.keep_fresh(stop).await });
+    for service in SERVICES {
+        let check = Box::leak(format!("{} database", service.name).into_boxed_str());
+        storage.of(service).ping().await.with_context(|| format!("the {check} does not answer"))?;
+        process.watch_database(check, storage.of(service));
     }
-    for (check, database) in [("customers database", &storage.customers), ("transactions database", &storage.transactions)] {
-        database.ping().await.with_context(|| format!("the {check} does not answer"))?;
-        process.watch_database(check, database);
-    }
-    process.spawn(Common::follow(common.reporter(), process.health.clone(), end.clone()));
+    common.keep_following(&process);
     process.serve_ops(operations);
     process.drain_on_stop();
     announce(&listening, administrator.as_ref(), &data);
@@ -122,18 +111,20 @@ fn announce(listening: &Listening, administrator: Option<&lastro_customers::Admi
     }
 }
 
+fn identity() -> Result<&'static Service> {
+    by_name(IDENTITY).context("the service that has the keys of tokens is not among the services")
+}
+
 /// The bus, and the relays that fill it where it is not embedded.
 fn start_bus(settings: &UpSettings, storage: &Storage, process: &Process) -> Result<Bus> {
-    let publishers: [(EventStore, &Database); 2] =
-        [(lastro_customers::EVENTS, &storage.customers), (lastro_transactions::EVENTS, &storage.transactions)];
+    let publishers = || SERVICES.iter().flat_map(|service| service.publishes.iter().map(|store| (*service, *store)));
     let Some(url) = &settings.redis_url else {
-        let publishers: HashMap<_, _> = publishers.into_iter().map(|(store, database)| (store.topic, database.clone())).collect();
-        return Ok(Bus::Embedded(EmbeddedBus::new(publishers)));
+        let databases: HashMap<_, _> = publishers().map(|(service, store)| (store.topic, storage.of(service).clone())).collect();
+        return Ok(Bus::Embedded(EmbeddedBus::new(databases)));
     };
     let bus = RedisBus::new(url).context("--redis-url cannot be used")?;
-    for (store, database) in publishers {
-        let relay = Relay { store, database: database.clone(), bus: bus.clone() };
-        process.keep_relaying(relay);
+    for (service, store) in publishers() {
+        process.keep_relaying(service.name, Relay { store, database: storage.of(service).clone(), bus: bus.clone() });
     }
     Ok(Bus::Redis(bus))
 }

@@ -1,6 +1,6 @@
 //! Readiness: named checks that components set, read by `/readyz` and by `grpc.health.v1`. Liveness is answering at all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
@@ -9,13 +9,14 @@ use tokio::sync::watch;
 #[derive(Clone)]
 pub struct Health {
     checks: Arc<Mutex<BTreeMap<&'static str, bool>>>,
+    degraded: Arc<Mutex<BTreeSet<&'static str>>>,
     ready: watch::Sender<bool>,
 }
 
 impl Health {
     /// No check yet: not ready.
     pub fn new() -> Self {
-        Self { checks: Arc::default(), ready: watch::Sender::new(false) }
+        Self { checks: Arc::default(), degraded: Arc::default(), ready: watch::Sender::new(false) }
     }
 
     /// Sets one check. The process is ready when all are.
@@ -24,6 +25,21 @@ impl Health {
         checks.insert(check, passes);
         let ready = checks.values().all(|passes| *passes);
         self.ready.send_if_modified(|current| std::mem::replace(current, ready) != ready);
+    }
+
+    /// Says of something that calls do not wait for whether it is in trouble: readiness lists it, and does not depend on it.
+    pub fn set_degraded(&self, what: &'static str, is_degraded: bool) {
+        let mut degraded = self.degraded.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_degraded {
+            degraded.insert(what)
+        } else {
+            degraded.remove(what)
+        };
+    }
+
+    /// What is in trouble although calls are answered.
+    pub fn degraded(&self) -> Vec<&'static str> {
+        self.degraded.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
     }
 
     /// Whether every check passes.

@@ -26,7 +26,7 @@ use self::balance::Balance;
 use self::breaker::Breakers;
 pub use self::breaker::{Breaker, BreakerSettings, Class, State as BreakerState};
 pub use self::discover::check_place;
-pub use self::late::Late;
+pub use self::late::{Late, LateNear};
 pub use self::retry::RetryBudget;
 use crate::identity::LocalPeer;
 use crate::inbound::GrpcService;

@@ -34,7 +34,7 @@ impl Dialect {
 }
 
 /// Runs statements one after the other.
-pub async fn run(manager: &SchemaManager<'_>, statements: &[&str]) -> Result<(), DbErr> {
+pub async fn run_statements(manager: &SchemaManager<'_>, statements: &[&str]) -> Result<(), DbErr> {
     let dialect = Dialect::of(manager);
     if dialect.is_postgres() {
         // A large table takes the time that it takes; the session's timeouts are for what callers wait for.

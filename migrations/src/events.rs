@@ -2,8 +2,7 @@
 
 use sea_orm_migration::prelude::*;
 
-use crate::Dialect;
-use crate::dialect::run;
+use crate::dialect::{Dialect, run_statements};
 
 /// An append-only event table that is the outbox too. Retention: events are never deleted.
 pub async fn event_table(manager: &SchemaManager<'_>, table: &str) -> Result<(), DbErr> {
@@ -23,7 +22,7 @@ pub async fn event_table(manager: &SchemaManager<'_>, table: &str) -> Result<(),
     // version is unique. Leaving them out saves two entries of an index for every operation (docs/adr/0006).
     let digests =
         format!("CREATE UNIQUE INDEX {table}_digest ON {table} (aggregate_id, digest) WHERE kind NOT IN ('SUBMITTED', 'COMPLETED', 'REJECTED')");
-    run(manager, &[&create, &digests]).await?;
+    run_statements(manager, &[&create, &digests]).await?;
     if postgres {
         let index = format!("CREATE UNIQUE INDEX {table}_position ON {table} (xid, seq)");
         let function = format!(
@@ -34,7 +33,7 @@ pub async fn event_table(manager: &SchemaManager<'_>, table: &str) -> Result<(),
             format!("CREATE TRIGGER {table}_append_only BEFORE UPDATE OR DELETE ON {table} FOR EACH ROW EXECUTE FUNCTION {table}_append_only()");
         let whole =
             format!("CREATE TRIGGER {table}_no_truncate BEFORE TRUNCATE ON {table} FOR EACH STATEMENT EXECUTE FUNCTION {table}_append_only()");
-        run(manager, &[&index, &function, &rows, &whole]).await
+        run_statements(manager, &[&index, &function, &rows, &whole]).await
     } else {
         let refuse = |verb: &str| {
             format!(
@@ -42,13 +41,13 @@ pub async fn event_table(manager: &SchemaManager<'_>, table: &str) -> Result<(),
                 verb.to_lowercase()
             )
         };
-        run(manager, &[&refuse("UPDATE"), &refuse("DELETE")]).await
+        run_statements(manager, &[&refuse("UPDATE"), &refuse("DELETE")]).await
     }
 }
 
 /// How far the relay has published. One row a topic.
 pub async fn relay_tables(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
-    run(manager, &["CREATE TABLE relay_cursors (topic {text} PRIMARY KEY, xid {bigint} NOT NULL, seq {bigint} NOT NULL){strict}"]).await
+    run_statements(manager, &["CREATE TABLE relay_cursors (topic {text} PRIMARY KEY, xid {bigint} NOT NULL, seq {bigint} NOT NULL){strict}"]).await
 }
 
 /// What a consumer keeps: offsets of the embedded bus, the inbox, what is parked, and what is dead. Retention: an inbox row a known
@@ -59,7 +58,7 @@ pub async fn consumer_tables(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
                          digest {bytes} NOT NULL, hash {bytes} NOT NULL";
     let parked = format!("CREATE TABLE inbox_parked ({EVENT}, PRIMARY KEY (topic, aggregate_id, version)){{strict}}");
     let dead = format!("CREATE TABLE dead_events ({EVENT}, error {{text}} NOT NULL, PRIMARY KEY (topic, aggregate_id, version)){{strict}}");
-    run(
+    run_statements(
         manager,
         &[
             "CREATE TABLE bus_offsets (topic {text} NOT NULL, consumer_group {text} NOT NULL, xid {bigint} NOT NULL, seq {bigint} NOT NULL, \

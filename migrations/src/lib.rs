@@ -1,51 +1,48 @@
-//! One sea-orm migrator per service database. Tables differ between SQLite and PostgreSQL only in the names of types, which [`Dialect`]
-//! fills in; where more differs, the two statements stand side by side. Migrations expand, then contract.
+//! What the migrations of every service's database have in common: each service has its own migrator, in its own crate. Tables differ between
+//! SQLite and PostgreSQL only in the names of types, which [`Dialect`] fills in; where more differs, the two statements stand side by side.
+//! Migrations expand, then contract.
 
-mod customers;
 mod dialect;
 mod events;
-mod transactions;
 
+use std::pin::Pin;
+
+pub use dialect::{Dialect, run_statements};
+pub use events::{consumer_tables, event_table, relay_tables};
 use lastro_database::{Database, Error};
-pub use sea_orm_migration::MigratorTrait;
-use sea_orm_migration::prelude::*;
+use sea_orm_migration::MigratorTrait;
 use sea_orm_migration::sea_orm::FromQueryResult;
 
-use dialect::Dialect;
+type Future<T> = Pin<Box<dyn std::future::Future<Output = Result<T, Error>> + Send>>;
 
-/// The migrations of `lastro_customers`.
-pub struct CustomersMigrator;
+/// The migrator of one service's database, whatever its type is.
+#[derive(Clone, Copy)]
+pub struct Migrator {
+    run: fn(Database) -> Future<()>,
+    missing: fn(Database) -> Future<Vec<String>>,
+}
 
-#[async_trait::async_trait]
-impl MigratorTrait for CustomersMigrator {
-    fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![
-            Box::new(customers::m0001_identity::Migration),
-            Box::new(customers::m0002_key_rotation::Migration),
-            Box::new(customers::m0003_events_may_repeat::Migration),
-            Box::new(customers::m0004_revocations_and_refresh_tokens::Migration),
-            Box::new(customers::m0005_refresh_tokens_expire::Migration),
-            Box::new(customers::m0006_known_addresses::Migration),
-        ]
+impl Migrator {
+    /// Of a sea-orm migrator.
+    pub const fn of<M: MigratorTrait>() -> Self {
+        Self {
+            run: |database| Box::pin(async move { run::<M>(&database).await }),
+            missing: |database| Box::pin(async move { missing::<M>(&database).await }),
+        }
+    }
+
+    /// Brings a database to the newest version. Two that try at once take turns.
+    pub async fn run(&self, database: &Database) -> Result<(), Error> {
+        (self.run)(database.clone()).await
+    }
+
+    /// The migrations that a database lacks; those that it has beyond ours are of a newer version, and do no harm. Only reads.
+    pub async fn missing(&self, database: &Database) -> Result<Vec<String>, Error> {
+        (self.missing)(database.clone()).await
     }
 }
 
-/// The migrations of `lastro_transactions`.
-pub struct TransactionsMigrator;
-
-#[async_trait::async_trait]
-impl MigratorTrait for TransactionsMigrator {
-    fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![
-            Box::new(transactions::m0001_ledger::Migration),
-            Box::new(transactions::m0002_owners_and_keys::Migration),
-            Box::new(transactions::m0003_operations_by_owner::Migration),
-        ]
-    }
-}
-
-/// The migrations that a database lacks; those that it has beyond ours are of a newer version, and do no harm. Only reads.
-pub async fn missing<M: MigratorTrait>(database: &Database) -> Result<Vec<String>, Error> {
+async fn missing<M: MigratorTrait>(database: &Database) -> Result<Vec<String>, Error> {
     #[derive(FromQueryResult)]
     struct Applied {
         version: String,
@@ -79,8 +76,7 @@ pub async fn lock(database: &Database) -> Result<Lock, Error> {
     Ok(Lock(session))
 }
 
-/// Brings a database to the newest version. Two that try at once take turns.
-pub async fn run<M: MigratorTrait>(database: &Database) -> Result<(), Error> {
+async fn run<M: MigratorTrait>(database: &Database) -> Result<(), Error> {
     if !database.is_postgres() {
         return Ok(M::up(database.writer(), None).await?);
     }
@@ -90,13 +86,20 @@ pub async fn run<M: MigratorTrait>(database: &Database) -> Result<(), Error> {
     Ok(migrated?)
 }
 
-/// What nobody changes once it is written. That a service's role may not is a second lock beside the triggers.
-const APPEND_ONLY: &[&str] = &["user_events", "operation_events", "postings"];
-/// What only the owner writes, by commands.
-const READ_ONLY: &[&str] = &["seaql_migrations", "signing_keys"];
+/// What a service's role may do with its tables. It reads and writes all rows of those that are not named here, and changes no table.
+#[derive(Debug, Clone, Default)]
+pub struct Rights {
+    /// It reads rows and adds some, and nobody changes one once it is written: a second lock beside the triggers.
+    pub append_only: Vec<&'static str>,
+    /// It only reads them. What they hold is written by commands, as the owner.
+    pub read_only: Vec<&'static str>,
+}
+
+/// What only migrations write.
+const MIGRATIONS: &str = "seaql_migrations";
 
 /// Lets a service's role read and write rows, and change no table. The database's owner grants it.
-pub async fn grant(database: &Database, role: &str) -> Result<(), Error> {
+pub async fn grant(database: &Database, role: &str, rights: &Rights) -> Result<(), Error> {
     #[derive(FromQueryResult)]
     struct Table {
         tablename: String,
@@ -112,10 +115,15 @@ pub async fn grant(database: &Database, role: &str) -> Result<(), Error> {
     let schema = schema.map_or_else(|| "public".to_owned(), |schema| schema.name);
     let mut statements =
         vec![format!("GRANT USAGE ON SCHEMA {schema} TO {role}"), format!("GRANT USAGE ON ALL SEQUENCES IN SCHEMA {schema} TO {role}")];
+    // A table that is not there any more, or never was, would be left without its lock and nobody would notice.
+    let unknown = rights.append_only.iter().chain(&rights.read_only).find(|named| !tables.iter().any(|table| table.tablename == **named));
+    if let Some(unknown) = unknown {
+        return Err(Error::corrupt(format!("there is no table {unknown}, whose rights are to be granted")));
+    }
     for Table { tablename: table } in tables {
         let rights = match table.as_str() {
-            table if READ_ONLY.contains(&table) => "SELECT",
-            table if APPEND_ONLY.contains(&table) => "SELECT, INSERT",
+            table if table == MIGRATIONS || rights.read_only.contains(&table) => "SELECT",
+            table if rights.append_only.contains(&table) => "SELECT, INSERT",
             _ => "SELECT, INSERT, UPDATE, DELETE",
         };
         statements.push(format!("REVOKE ALL ON {table} FROM {role}"));

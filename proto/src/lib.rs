@@ -6,55 +6,13 @@ pub mod reasons;
 pub mod time;
 
 /// The generated tree, module by module as the proto packages are named.
-#[allow(missing_docs, clippy::all, clippy::pedantic)]
+#[allow(missing_docs, dead_code, clippy::all, clippy::pedantic, reason = "generated; the validation names messages of google.api that nobody makes")]
 mod generated {
-    // Named by the validation of messages that the annotations are made of.
-    #[allow(dead_code)]
-    pub mod google {
-        pub mod api {
-            include!(concat!(env!("OUT_DIR"), "/google.api.rs"));
-        }
-    }
-    pub mod lastro {
-        pub mod r#type {
-            pub mod v1 {
-                include!(concat!(env!("OUT_DIR"), "/lastro.r#type.v1.rs"));
-                include!(concat!(env!("OUT_DIR"), "/lastro.r#type.v1.serde.rs"));
-            }
-        }
-        pub mod customers {
-            pub mod v1 {
-                include!(concat!(env!("OUT_DIR"), "/lastro.customers.v1.rs"));
-                include!(concat!(env!("OUT_DIR"), "/lastro.customers.v1.serde.rs"));
-                include!(concat!(env!("OUT_DIR"), "/lastro.customers.v1.rest.rs"));
-            }
-        }
-        pub mod transactions {
-            pub mod v1 {
-                include!(concat!(env!("OUT_DIR"), "/lastro.transactions.v1.rs"));
-                include!(concat!(env!("OUT_DIR"), "/lastro.transactions.v1.serde.rs"));
-                include!(concat!(env!("OUT_DIR"), "/lastro.transactions.v1.rest.rs"));
-            }
-        }
-        pub mod internal {
-            pub mod customers {
-                pub mod v1 {
-                    include!(concat!(env!("OUT_DIR"), "/lastro.internal.customers.v1.rs"));
-                    include!(concat!(env!("OUT_DIR"), "/lastro.internal.customers.v1.serde.rs"));
-                }
-            }
-            pub mod transactions {
-                pub mod v1 {
-                    include!(concat!(env!("OUT_DIR"), "/lastro.internal.transactions.v1.rs"));
-                    include!(concat!(env!("OUT_DIR"), "/lastro.internal.transactions.v1.serde.rs"));
-                }
-            }
-        }
-    }
+    include!(concat!(env!("OUT_DIR"), "/tree.rs"));
     include!(concat!(env!("OUT_DIR"), "/validate_impl.rs"));
     include!(concat!(env!("OUT_DIR"), "/checks.rs"));
 }
-pub use generated::lastro::{customers, internal, transactions, r#type};
+pub use generated::lastro::*;
 
 /// REST routes to every annotated method, over implementations of the generated `…Service` traits.
 #[allow(missing_docs, clippy::all, clippy::pedantic)]
@@ -83,8 +41,5 @@ pub fn must_be(message: &str, path: &str) -> Option<&'static str> {
 /// Name and text of every public proto file and of its imports.
 pub const SOURCES: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/sources.rs"));
 
-/// The OpenAPI document of customers, as generated; the gateway completes it.
-pub const OPENAPI_CUSTOMERS: &str = include_str!(concat!(env!("OUT_DIR"), "/lastro.customers.v1.openapi.json"));
-
-/// As [`OPENAPI_CUSTOMERS`], of transactions.
-pub const OPENAPI_TRANSACTIONS: &str = include_str!(concat!(env!("OUT_DIR"), "/lastro.transactions.v1.openapi.json"));
+/// The OpenAPI document of each package that REST offers, as generated; the gateway joins and completes them.
+pub const OPENAPI: &[&str] = include!(concat!(env!("OUT_DIR"), "/openapi.rs"));

@@ -13,7 +13,6 @@ use lastro_events::consumer::Failure;
 use lastro_events::inbox::{self, Outcome};
 use lastro_events::relay::Relay;
 use lastro_events::{Consumer, Event, EventStore, Handler, NewEvent};
-use lastro_migrations::TransactionsMigrator;
 use lastro_tests::{Postgres, Redis};
 use libtest_mimic::Trial;
 use tokio_util::sync::CancellationToken;
@@ -100,7 +99,7 @@ impl Rig {
             let postgres = Postgres::start()?;
             (Database::open_postgres(&postgres.url().parse()?, "bus", 16).await?, Some(postgres))
         };
-        lastro_migrations::run::<TransactionsMigrator>(&database).await?;
+        lastro_transactions::SERVICE.migrator.run(&database).await?;
         let (stop, seen) = (CancellationToken::new(), Seen::default());
         let (bus, redis) = if let Kind::RedisOnPostgres = kind {
             let redis = Redis::start()?;

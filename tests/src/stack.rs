@@ -17,8 +17,7 @@ use crate::{Front, Postgres, Redis, free_port, run, workspace};
 
 /// Replicas of each service.
 pub const REPLICAS: usize = 2;
-const SERVICES: [&str; 3] = ["customers", "transactions", "gateway"];
-const ROLES: [&str; 4] = ["lastro_customers_owner", "lastro_customers", "lastro_transactions_owner", "lastro_transactions"];
+const GATEWAY: &str = "gateway";
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// Longer than any drain.
 const END_TIMEOUT: Duration = Duration::from_secs(50);
@@ -42,6 +41,31 @@ impl Default for Options {
     }
 }
 
+/// A service or the gateway, as the binary itself lists it.
+#[derive(Debug, Clone)]
+pub struct Registered {
+    /// Its name.
+    pub name: String,
+    /// The services that it calls.
+    pub calls: Vec<String>,
+    /// Its roles on PostgreSQL: the owner of the database, and its own. The gateway has none.
+    pub roles: Vec<String>,
+}
+
+impl Registered {
+    /// Every service of the binary, and the gateway.
+    pub fn all() -> Result<Vec<Self>> {
+        let listed: serde_json::Value = serde_json::from_str(&run(Command::new(binary()?).arg("services"))?)?;
+        let texts = |value: &serde_json::Value| value.as_array().into_iter().flatten().filter_map(|text| text.as_str().map(str::to_owned)).collect();
+        let one = |listed: &serde_json::Value| {
+            let name = listed["name"].as_str().context("a name")?.to_owned();
+            Ok(Self { name, calls: texts(&listed["calls"]), roles: texts(&listed["roles"]) })
+        };
+        let services = listed["services"].as_array().context("a list of services")?;
+        services.iter().chain([&listed["gateway"]]).map(one).collect()
+    }
+}
+
 /// Runs until it is dropped.
 pub struct Stack {
     folder: tempfile::TempDir,
@@ -49,6 +73,7 @@ pub struct Stack {
     pub postgres: Postgres,
     /// The bus.
     pub redis: Mutex<Redis>,
+    services: Vec<Registered>,
     processes: Mutex<BTreeMap<String, Process>>,
     nginx: Mutex<Option<Child>>,
     port: u16,
@@ -57,7 +82,7 @@ pub struct Stack {
 
 /// One replica of a service: where it listens, and its process while it has one.
 struct Process {
-    service: &'static str,
+    service: String,
     port: u16,
     ops: u16,
     child: Option<Child>,
@@ -68,15 +93,17 @@ impl Stack {
     pub fn start(options: Options) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("lastro-stack-").tempdir()?;
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755))?;
-        let replica = |service: &'static str, number: usize| {
-            let process = Process { service, port: free_port(), ops: free_port(), child: None };
+        let services = Registered::all()?;
+        let replica = |service: &str, number: usize| {
+            let process = Process { service: service.to_owned(), port: free_port(), ops: free_port(), child: None };
             (format!("{service}-{number}"), process)
         };
-        let processes = SERVICES.into_iter().flat_map(|service| (1..=REPLICAS).map(move |number| replica(service, number))).collect();
+        let processes = services.iter().flat_map(|service| (1..=REPLICAS).map(|number| replica(&service.name, number))).collect();
         let stack = Self {
             folder,
             postgres: Postgres::start()?,
             redis: Mutex::new(Redis::start()?),
+            services,
             processes: Mutex::new(processes),
             nginx: Mutex::new(None),
             port: free_port(),
@@ -232,14 +259,14 @@ impl Stack {
         let secret = || uuid::Uuid::new_v4().simple().to_string();
         fs::create_dir(self.path("roles"))?;
         fs::create_dir(self.path("data"))?;
-        for role in ROLES {
-            fs::write(self.path("roles").join(role), secret())?;
-        }
         let place = self.postgres.url().rsplit('@').next().unwrap_or_default().to_owned();
-        for service in ["customers", "transactions"] {
-            let role = format!("lastro_{service}");
+        for service in self.services.iter().filter(|service| service.name != GATEWAY) {
+            for role in &service.roles {
+                fs::write(self.path("roles").join(role), secret())?;
+            }
+            let role = format!("lastro_{}", service.name);
             let password = fs::read_to_string(self.path("roles").join(&role))?;
-            fs::write(self.path(&format!("{service}.url")), format!("postgres://{role}:{password}@{place}\n"))?;
+            fs::write(self.path(&format!("{}.url", service.name)), format!("postgres://{role}:{password}@{place}\n"))?;
         }
         let redis = self.redis.lock().unwrap_or_else(PoisonError::into_inner).url();
         fs::write(self.path("redis.url"), redis)?;
@@ -268,22 +295,20 @@ impl Stack {
         if !self.options.registrations_limited {
             command.envs(MANY_REGISTRATIONS);
         }
-        let listens = if process.service == "gateway" { "--rest" } else { "--grpc" };
-        command.arg(process.service).args([listens, &format!("127.0.0.1:{}", process.port), "--ops", &format!("127.0.0.1:{}", process.ops)]);
+        let service = self.services.iter().find(|service| service.name == process.service).context("a service of the list")?;
+        let listens = if service.name == GATEWAY { "--rest" } else { "--grpc" };
+        command.arg(&process.service).args([listens, &format!("127.0.0.1:{}", process.port), "--ops", &format!("127.0.0.1:{}", process.ops)]);
         for (flag, file) in [("--tls-cert", format!("{}.pem", process.service)), ("--tls-key", format!("{}.key", process.service))] {
             command.arg(flag).arg(self.path("certs").join(file));
         }
         command.arg("--tls-ca").arg(self.path("certs/ca.pem")).arg("--tls-policy").arg(self.path("certs/policy.json"));
         command.arg("--data").arg(self.path("data"));
-        if process.service != "gateway" {
+        if service.name != GATEWAY {
             command.arg("--database-url-file").arg(self.path(&format!("{}.url", process.service)));
             command.arg("--redis-url-file").arg(self.path("redis.url")).args(["--reflection", "true"]);
         }
-        if process.service != "customers" {
-            command.args(["--customers", &places("customers")]);
-        }
-        if process.service != "transactions" {
-            command.args(["--transactions", &places("transactions")]);
+        for called in &service.calls {
+            command.arg(format!("--{called}")).arg(places(called));
         }
         command.args(&self.options.flags);
         Ok(command)
@@ -316,18 +341,16 @@ impl Stack {
             let ports = processes.values().filter(|process| process.service == service).map(|process| process.port);
             ports.map(|port| format!("server 127.0.0.1:{port} max_fails=2 fail_timeout=2s;")).collect::<Vec<_>>().join(" ")
         };
-        let values = [
-            ("LISTEN", format!("127.0.0.1:{}", self.port)),
-            ("CERTS", self.path("certs").display().to_string()),
-            ("ACCESS_LOG", self.path("nginx.log").display().to_string()),
-            ("GATEWAY", servers("gateway")),
-            ("CUSTOMERS", servers("customers")),
-            ("TRANSACTIONS", servers("transactions")),
-            ("REFLECTION", if self.options.reflection { "on" } else { "off" }.to_owned()),
-            ("RATE_PER_SECOND", self.options.rate_per_second.to_string()),
-            ("BURST", self.options.rate_per_second.to_string()),
-            ("CONNECTIONS", "512".to_owned()),
+        let mut values = vec![
+            ("LISTEN".to_owned(), format!("127.0.0.1:{}", self.port)),
+            ("CERTS".to_owned(), self.path("certs").display().to_string()),
+            ("ACCESS_LOG".to_owned(), self.path("nginx.log").display().to_string()),
+            ("REFLECTION".to_owned(), if self.options.reflection { "on" } else { "off" }.to_owned()),
+            ("RATE_PER_SECOND".to_owned(), self.options.rate_per_second.to_string()),
+            ("BURST".to_owned(), self.options.rate_per_second.to_string()),
+            ("CONNECTIONS".to_owned(), "512".to_owned()),
         ];
+        values.extend(self.services.iter().map(|service| (service.name.to_uppercase(), servers(&service.name))));
         let filled = values.iter().fold(template, |text, (name, value)| text.replace(&format!("${{LASTRO_NGINX_{name}}}"), value));
         let unfilled = filled.lines().find(|line| line.contains("${LASTRO") && !line.starts_with('#'));
         ensure!(unfilled.is_none(), "the template wants something that nobody gives: {unfilled:?}");

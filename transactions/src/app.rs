@@ -77,7 +77,7 @@ impl App {
     ) -> Result<Self, Error> {
         revoked.insert(store::users::revoked(database.reader(), clock::now_s()).await?);
         Ok(Self {
-            pipeline: Pipeline::start(database.clone(), bus.clone()),
+            pipeline: Pipeline::new(database.clone(), bus.clone()),
             customers: IdentityServiceClient::new(customers),
             accounts: Cache::new(ACCOUNTS_CACHED),
             cleared: Mutex::default(),

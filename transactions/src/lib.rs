@@ -7,22 +7,19 @@ mod domain;
 mod error;
 mod grpc;
 mod jobs;
+mod migrations;
 mod pipeline;
+mod settings;
 mod store;
 
 use std::sync::Arc;
 
-use lastro_database::Database;
 use lastro_events::EventStore;
-use lastro_events::bus::Bus;
-use lastro_mesh::identity::Revocations;
-use lastro_mesh::outbound::Outbound;
-use lastro_mesh::supervise::keep_running;
-use lastro_money::Minor;
-use tokio_util::sync::CancellationToken;
-use tonic::service::Routes;
+use lastro_service::{Given, Job, Need, Running, Service, SettingsGroup};
 
 pub use error::Error;
+pub use migrations::Migrator;
+pub use settings::Settings;
 
 /// The service's name in logs, metrics and topics.
 pub const NAME: &str = "transactions";
@@ -30,64 +27,37 @@ pub const NAME: &str = "transactions";
 /// What transactions tells the others.
 pub const EVENTS: EventStore = EventStore { table: "operation_events", topic: NAME };
 
-/// What an operator may change.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// What one transaction moves at most, in minor units of its currency.
-    pub amount_minor_max: Minor,
-}
+/// The service, as it registers itself.
+pub static SERVICE: Service = Service {
+    name: NAME,
+    about: "accounts, the ledger, the operation pipeline",
+    port: 50052,
+    packages: &["lastro.transactions.v1"],
+    internal: &["lastro.internal.transactions.v1"],
+    needs: &[Need {
+        service: "customers",
+        why: "confirms who may own an account, and says which tokens are dead",
+        calls: &["/lastro.internal.customers.v1.IdentityService/*"],
+    }],
+    publishes: &[EVENTS],
+    reads: &["customers"],
+    append_only: &["postings"],
+    read_only: &[],
+    migrator: lastro_migrations::Migrator::of::<migrations::Migrator>(),
+    prepare: Service::nothing_to_prepare,
+    settings: SettingsGroup::of::<settings::TransactionsGroup>(),
+    start: |given| Box::pin(start(given)),
+};
 
-impl Default for Settings {
-    /// 10^15: ten million million of a currency with two digits. Far above what anybody pays, and far below what fills a balance of 64 bits.
-    fn default() -> Self {
-        Self { amount_minor_max: 1_000_000_000_000_000 }
-    }
-}
-
-/// The service. Cheap to clone; all clones are one.
-#[derive(Clone)]
-pub struct Transactions(Arc<app::App>);
-
-impl Transactions {
-    /// A service on its migrated database, with the way to customers. `users` is what customers publishes. Dead tokens are learned into
-    /// `revoked`, which the verifier of tokens looks at.
-    pub async fn start(
-        database: Database,
-        bus: Bus,
-        users: EventStore,
-        customers: Outbound,
-        revoked: Revocations,
-        settings: Settings,
-    ) -> Result<Self, Error> {
-        Ok(Self(Arc::new(app::App::start(database, bus, users, customers, revoked, settings).await?)))
-    }
-
-    /// What the public listener serves.
-    pub fn public_routes(&self) -> Routes {
-        grpc::public_routes(&self.0)
-    }
-
-    /// As [`public_routes`](Self::public_routes), with what only services may call.
-    pub fn all_routes(&self) -> Routes {
-        grpc::all_routes(&self.0)
-    }
-
-    /// Background work, until told to stop. Each kind of it has a task of its own, so that a defect in one leaves the others alone.
-    pub async fn run_jobs(&self, stop: CancellationToken) {
-        let with_app = || (self.0.clone(), stop.clone());
-        tokio::join!(
-            keep_running("jobs", &stop, || {
-                let (app, stop) = with_app();
-                async move { jobs::run(&app, stop).await }
-            }),
-            keep_running("consumer", &stop, || {
-                let (app, stop) = with_app();
-                async move { consume::run(&app, stop).await }
-            }),
-            keep_running("worker", &stop, || {
-                let (app, stop) = with_app();
-                async move { app.pipeline.run_worker(stop).await }
-            }),
-        );
-    }
+async fn start(given: Given) -> anyhow::Result<Running> {
+    let (customers, users, settings) = (given.channel("customers")?, given.topic("customers")?, given.settings.get::<Settings>()?);
+    let app = Arc::new(app::App::start(given.database, given.bus, users, customers, given.revoked, settings).await?);
+    let jobs = vec![
+        Job::essential("batches", &app, |app, stop| async move { app.pipeline.run_batches(stop).await }),
+        Job::essential("lookups", &app, |app, stop| async move { app.pipeline.run_lookups(stop).await }),
+        Job::essential("worker", &app, |app, stop| async move { app.pipeline.run_worker(stop).await }),
+        Job::essential("revocations", &app, |app, stop| async move { jobs::run(&app, stop).await }),
+        Job::helping("events of users", &app, |app, stop| async move { consume::run(&app, stop).await }),
+    ];
+    Ok(Running { learns_revocations: true, jobs, ..Running::new(grpc::public_routes(&app), grpc::all_routes(&app)) })
 }

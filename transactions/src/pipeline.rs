@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use lastro_database::Database;
 use lastro_events::bus::Bus;
 use metrics::{Histogram, histogram};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{Mutex, Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use self::known_keys::{KnownKeys, Lookup};
@@ -74,6 +74,9 @@ pub struct Pipeline {
     places: Arc<Semaphore>,
     lookups: mpsc::Sender<Lookup>,
     settler: Arc<Settler>,
+    /// What waits, held by whoever settles it or looks it up. Work that panicked leaves it to the work that is started in its place.
+    jobs: Arc<Mutex<mpsc::UnboundedReceiver<Box<Job>>>>,
+    asked: Arc<Mutex<mpsc::Receiver<Lookup>>>,
 }
 
 /// What settles.
@@ -101,8 +104,9 @@ impl Settler {
 }
 
 impl Pipeline {
-    /// Starts settling.
-    pub fn start(database: Database, bus: Bus) -> Self {
+    /// A pipeline in which nothing moves until its work is run: [`run_batches`](Self::run_batches), [`run_lookups`](Self::run_lookups) and
+    /// [`run_worker`](Self::run_worker).
+    pub fn new(database: Database, bus: Bus) -> Self {
         // Bounded by the places.
         let (queue, jobs) = mpsc::unbounded_channel();
         let settler = Arc::new(Settler {
@@ -117,11 +121,9 @@ impl Pipeline {
             batch_size: histogram!("lastro_settle_batch_operations"),
             batch_seconds: histogram!("lastro_settle_batch_seconds"),
         });
-        tokio::spawn(batch::run(settler.clone(), jobs));
         let (lookups, asked) = mpsc::channel(QUEUE_MAX);
-        let looks_up = settler.clone();
-        tokio::spawn(async move { known_keys::run_lookups(&looks_up, asked).await });
-        Self { queue, places: Arc::new(Semaphore::new(QUEUE_MAX)), lookups, settler }
+        let (jobs, asked) = (Arc::new(Mutex::new(jobs)), Arc::new(Mutex::new(asked)));
+        Self { queue, places: Arc::new(Semaphore::new(QUEUE_MAX)), lookups, settler, jobs, asked }
     }
 
     /// Stores an operation, and settles it if its accounts are free. Answers once it is durable. Who stops waiting before the operation has got
@@ -151,6 +153,20 @@ impl Pipeline {
     /// Resolves when the worker has settled something after this call.
     pub async fn settled(&self) {
         self.settler.settled.notified().await;
+    }
+
+    /// Stores and settles what is submitted, in batches, until told to stop.
+    pub async fn run_batches(&self, stop: CancellationToken) {
+        batch::run(self.settler.clone(), &mut *self.jobs.lock().await, stop).await;
+    }
+
+    /// Looks up keys that may exist, until told to stop.
+    pub async fn run_lookups(&self, stop: CancellationToken) {
+        let mut asked = self.asked.lock().await;
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = known_keys::run_lookups(&self.settler, &mut asked) => {}
+        }
     }
 
     /// Settles what was stored unsettled, here or by another replica, until told to stop.

@@ -8,57 +8,6 @@ use lastro_database::PostgresUrl;
 use lastro_mesh::config::{Problems, Setting};
 use lastro_mesh::serve::{ConnectionLimits, Proxies, ReceivingLimits};
 
-/// What customers is told of tokens and logins.
-#[derive(Args)]
-pub struct CustomersGroup {
-    /// Seconds that an access token lives, 1 to 86400.
-    #[arg(long, env = "LASTRO_ACCESS_TOKEN_TTL", value_name = "SECONDS", default_value = "18000")]
-    access_token_ttl: Setting,
-    /// Seconds that a refresh token lives, 1 to 31536000.
-    #[arg(long, env = "LASTRO_REFRESH_TOKEN_TTL", value_name = "SECONDS", default_value = "604800")]
-    refresh_token_ttl: Setting,
-    /// Failed logins of one account until it has to wait, 1 to 1000.
-    #[arg(long, env = "LASTRO_LOGIN_FAILURES_MAX", value_name = "N", default_value = "10")]
-    login_failures_max: Setting,
-    /// Registrations from one address in a minute, of IPv6 from one /64, 1 to 1000000. Each replica counts for itself.
-    #[arg(long, env = "LASTRO_REGISTRATIONS_PER_MINUTE", value_name = "N", default_value = "60")]
-    registrations_per_minute: Setting,
-    /// Registrations from one address at once, after a while without any, 1 to 1000000.
-    #[arg(long, env = "LASTRO_REGISTRATIONS_BURST", value_name = "N", default_value = "100")]
-    registrations_burst: Setting,
-    /// Seconds within which the refresh token that was traded last may be traded again, since the answer may have been lost, 0 to 60. What it costs:
-    /// a thief who has the token within these seconds gets a session that its owner does not notice.
-    #[arg(long, env = "LASTRO_REFRESH_REUSE_GRACE", value_name = "SECONDS", default_value = "10")]
-    refresh_reuse_grace: Setting,
-    /// Sessions that one user has at once, 1 to 100000; a login beyond ends the oldest.
-    #[arg(long, env = "LASTRO_SESSIONS_PER_USER_MAX", value_name = "N", default_value = "1000")]
-    sessions_per_user_max: Setting,
-}
-
-impl CustomersGroup {
-    /// The settings, or None with every mistake in `problems`.
-    pub fn read(&self, problems: &mut Problems) -> Option<lastro_customers::Settings> {
-        let access_ttl_s = problems.take_within("--access-token-ttl", &self.access_token_ttl, 1..=86_400);
-        let refresh_ttl_s = problems.take_within("--refresh-token-ttl", &self.refresh_token_ttl, 1..=31_536_000);
-        let login_failures_max = problems.take_within("--login-failures-max", &self.login_failures_max, 1..=1000);
-        let registrations_per_minute =
-            problems.take_within("--registrations-per-minute", &self.registrations_per_minute, 1..=1_000_000).and_then(NonZeroU32::new);
-        let registrations_burst = problems.take_within("--registrations-burst", &self.registrations_burst, 1..=1_000_000).and_then(NonZeroU32::new);
-        let refresh_reuse_grace_s = problems.take_within("--refresh-reuse-grace", &self.refresh_reuse_grace, 0..=60);
-        let sessions_per_user_max = problems.take_within("--sessions-per-user-max", &self.sessions_per_user_max, 1..=100_000);
-        Some(lastro_customers::Settings {
-            access_ttl_s: access_ttl_s?,
-            refresh_ttl_s: refresh_ttl_s?,
-            login_failures_max: login_failures_max?,
-            registrations_per_minute: registrations_per_minute?,
-            registrations_burst: registrations_burst?,
-            refresh_reuse_grace_s: refresh_reuse_grace_s?,
-            sessions_per_user_max: sessions_per_user_max?,
-            ..lastro_customers::Settings::default()
-        })
-    }
-}
-
 /// How many connections a listener holds.
 #[derive(Args)]
 pub struct ConnectionsGroup {
@@ -120,22 +69,6 @@ impl ConnectionsGroup {
             timeout: Duration::from_secs(receive_timeout?),
         };
         Some(ConnectionLimits { per_address: per_address?, in_all: in_all?, streams: streams?, proxies: proxies?, receiving })
-    }
-}
-
-/// What transactions is told of money.
-#[derive(Args)]
-pub struct TransactionsGroup {
-    /// What one transaction moves at most, in minor units of its currency, 1 to 1000000000000000000.
-    #[arg(long, env = "LASTRO_AMOUNT_MINOR_MAX", value_name = "N", default_value = "1000000000000000")]
-    amount_minor_max: Setting,
-}
-
-impl TransactionsGroup {
-    /// The settings, or None with every mistake in `problems`.
-    pub fn read(&self, problems: &mut Problems) -> Option<lastro_transactions::Settings> {
-        let amount_minor_max = problems.take_within("--amount-minor-max", &self.amount_minor_max, 1..=1_000_000_000_000_000_000);
-        Some(lastro_transactions::Settings { amount_minor_max: amount_minor_max? })
     }
 }
 

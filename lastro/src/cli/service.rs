@@ -1,19 +1,23 @@
 //! The settings of services that run as processes of their own.
 
+use std::collections::HashMap;
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches as _};
 use lastro_database::PostgresUrl;
+use lastro_gateway::NEEDS;
 use lastro_mesh::config::{Invalid, Problems, Setting};
 use lastro_mesh::identity::Policy;
 use lastro_mesh::serve::{ConnectionLimits, Security};
 use lastro_mesh::tls::{Tls, TlsFiles};
+use lastro_service::{Service, Settings};
 
-use super::groups::{ConnectionsGroup, CustomersGroup, GatewayGroup, TransactionsGroup, read_postgres_url};
+use super::groups::{ConnectionsGroup, GatewayGroup, read_postgres_url};
 use crate::routes::CallLimits;
+use crate::services::called_by;
 
 /// What every process is told.
 #[derive(Args)]
@@ -82,8 +86,9 @@ struct StoreArgs {
     redis_url_file: Option<PathBuf>,
 }
 
+/// What `lastro <service>` is told, beside the service's own settings and where the services that it calls are.
 #[derive(Args)]
-pub struct CustomersArgs {
+struct ServiceArgs {
     /// Where to serve gRPC.
     #[arg(long, env = "LASTRO_GRPC", value_name = "ADDR", default_value = "127.0.0.1:50051")]
     grpc: Setting,
@@ -91,36 +96,12 @@ pub struct CustomersArgs {
     process: ProcessArgs,
     #[command(flatten)]
     store: StoreArgs,
-    #[command(flatten)]
-    customers: CustomersGroup,
-    /// Where transactions is, which closes the accounts of who is deleted: host:port, several with commas between them; a name may stand for several
-    /// addresses.
-    #[arg(long, env = "LASTRO_TRANSACTIONS", value_name = "ADDR", value_delimiter = ',')]
-    transactions: Vec<String>,
     /// Whether gRPC reflection tells the public surface.
     #[arg(long, env = "LASTRO_REFLECTION", value_name = "BOOL", default_value = "false")]
     reflection: Setting,
 }
 
-#[derive(Args)]
-pub struct TransactionsArgs {
-    /// Where to serve gRPC.
-    #[arg(long, env = "LASTRO_GRPC", value_name = "ADDR", default_value = "127.0.0.1:50052")]
-    grpc: Setting,
-    #[command(flatten)]
-    process: ProcessArgs,
-    #[command(flatten)]
-    store: StoreArgs,
-    /// Where customers is: host:port, several with commas between them; a name may stand for several addresses.
-    #[arg(long, env = "LASTRO_CUSTOMERS", value_name = "ADDR", value_delimiter = ',')]
-    customers: Vec<String>,
-    #[command(flatten)]
-    transactions: TransactionsGroup,
-    /// Whether gRPC reflection tells the public surface.
-    #[arg(long, env = "LASTRO_REFLECTION", value_name = "BOOL", default_value = "false")]
-    reflection: Setting,
-}
-
+/// What `lastro gateway` is told, beside where the services are.
 #[derive(Args)]
 pub struct GatewayArgs {
     /// Where to serve REST.
@@ -128,12 +109,6 @@ pub struct GatewayArgs {
     rest: Setting,
     #[command(flatten)]
     process: ProcessArgs,
-    /// Where customers is: host:port, several with commas between them; a name may stand for several addresses.
-    #[arg(long, env = "LASTRO_CUSTOMERS", value_name = "ADDR", value_delimiter = ',')]
-    customers: Vec<String>,
-    /// Where transactions is, likewise.
-    #[arg(long, env = "LASTRO_TRANSACTIONS", value_name = "ADDR", value_delimiter = ',')]
-    transactions: Vec<String>,
     #[command(flatten)]
     edge: GatewayGroup,
 }
@@ -159,35 +134,29 @@ pub struct StoreSettings {
     pub redis_url: String,
 }
 
-/// The settings of `lastro customers`.
-pub struct CustomersSettings {
+/// The settings of `lastro <service>`.
+pub struct ServiceSettings {
     pub grpc: SocketAddr,
     pub process: ProcessSettings,
     pub store: StoreSettings,
-    pub customers: lastro_customers::Settings,
-    pub transactions: Vec<String>,
     pub reflection: bool,
-}
-
-/// The settings of `lastro transactions`.
-pub struct TransactionsSettings {
-    pub grpc: SocketAddr,
-    pub process: ProcessSettings,
-    pub store: StoreSettings,
-    pub customers: Vec<String>,
-    pub transactions: lastro_transactions::Settings,
-    pub reflection: bool,
+    /// The service's own.
+    pub own: Settings,
+    /// Where each service is that it calls.
+    pub places: Places,
 }
 
 /// The settings of `lastro gateway`.
 pub struct GatewaySettings {
     pub rest: SocketAddr,
     pub process: ProcessSettings,
-    pub customers: Vec<String>,
-    pub transactions: Vec<String>,
+    pub places: Places,
     pub rate_limits: lastro_gateway::Limits,
     pub cors_origins: Vec<String>,
 }
+
+/// Where services are, by name: host:port each.
+pub type Places = HashMap<&'static str, Vec<String>>;
 
 /// A mistake was reported for whatever could not be read, so that this is never seen.
 fn missing() -> Invalid {
@@ -288,79 +257,94 @@ impl StoreArgs {
     }
 }
 
-/// Where a service is looked for.
-fn places(problems: &mut Problems, name: &str, given: &[String]) {
-    if given.is_empty() {
-        problems.add(format!("{name}: is needed, as host:port"));
-    }
-    for place in given {
-        if let Err(error) = lastro_mesh::outbound::check_place(place) {
-            problems.add(format!("{name}: {error}"));
+/// Adds a flag for where each of these services is.
+fn add_places(command: Command, called: &[&'static str], why: impl Fn(&str) -> Option<&'static str>) -> Command {
+    called.iter().fold(command, |command, target| {
+        let what = why(target).map_or_else(String::new, |why| format!(", which {why}"));
+        command.arg(
+            Arg::new(*target)
+                .long(*target)
+                // Once for each service that there is.
+                .env(&*Box::leak(format!("LASTRO_{}", target.to_uppercase()).into_boxed_str()))
+                .value_name("ADDR")
+                .value_delimiter(',')
+                .action(ArgAction::Append)
+                .help(format!("Where {target} is{what}: host:port, several with commas between them; a name may stand for several addresses")),
+        )
+    })
+}
+
+/// Where each of these services is looked for.
+fn read_places(matches: &ArgMatches, problems: &mut Problems, called: &[&'static str]) -> Places {
+    let mut places = Places::new();
+    for target in called {
+        let given: Vec<String> = matches.get_many::<String>(target).into_iter().flatten().cloned().collect();
+        if given.is_empty() {
+            problems.add(format!("--{target}: is needed, as host:port"));
         }
+        for place in &given {
+            if let Err(error) = lastro_mesh::outbound::check_place(place) {
+                problems.add(format!("--{target}: {error}"));
+            }
+        }
+        places.insert(target, given);
     }
+    places
 }
 
-impl CustomersArgs {
+/// The command of a service.
+pub fn service_command(service: &'static Service) -> Command {
+    let command = (service.settings.add_to)(ServiceArgs::augment_args(Command::new(service.name)));
+    let port: &'static str = Box::leak(format!("127.0.0.1:{}", service.port).into_boxed_str());
+    let why = |target: &str| service.needs.iter().find(|need| need.service == target).map(|need| need.why);
+    add_places(command.mut_arg("grpc", |grpc| grpc.default_value(port)), &called_by(service), why)
+        .about(format!("Run {} alone: {}. On PostgreSQL and Redis; any number of replicas", service.name, service.about))
+        .long_about(None)
+}
+
+impl ServiceSettings {
     /// Reads every setting, or says all that is wrong.
-    pub fn read(self) -> Result<CustomersSettings, Invalid> {
+    pub fn read(service: &'static Service, matches: &ArgMatches) -> anyhow::Result<Self> {
+        let args = ServiceArgs::from_arg_matches(matches)?;
         let mut problems = Problems::default();
-        let grpc = problems.take_address("--grpc", &self.grpc);
-        places(&mut problems, "--transactions", &self.transactions);
-        let process = self.process.read(&mut problems, grpc, &self.transactions);
-        let store = self.store.read(&mut problems);
-        let customers = self.customers.read(&mut problems);
-        let reflection = problems.take::<bool>("--reflection", &self.reflection);
+        let grpc = problems.take_address("--grpc", &args.grpc);
+        let places = read_places(matches, &mut problems, &called_by(service));
+        let process = args.process.read(&mut problems, grpc, &places.values().flatten().cloned().collect::<Vec<_>>());
+        let store = args.store.read(&mut problems);
+        let own = service.settings.read(matches, &mut problems);
+        let reflection = problems.take::<bool>("--reflection", &args.reflection);
         problems.check()?;
-        Ok(CustomersSettings {
+        Ok(Self {
             grpc: grpc.ok_or_else(missing)?,
             process: process.ok_or_else(missing)?,
             store: store.ok_or_else(missing)?,
-            customers: customers.ok_or_else(missing)?,
-            transactions: self.transactions,
             reflection: reflection.ok_or_else(missing)?,
+            own: own.ok_or_else(missing)?,
+            places,
         })
     }
 }
 
-impl TransactionsArgs {
-    /// Reads every setting, or says all that is wrong.
-    pub fn read(self) -> Result<TransactionsSettings, Invalid> {
-        let mut problems = Problems::default();
-        let grpc = problems.take_address("--grpc", &self.grpc);
-        places(&mut problems, "--customers", &self.customers);
-        let process = self.process.read(&mut problems, grpc, &self.customers);
-        let store = self.store.read(&mut problems);
-        let transactions = self.transactions.read(&mut problems);
-        let reflection = problems.take::<bool>("--reflection", &self.reflection);
-        problems.check()?;
-        Ok(TransactionsSettings {
-            grpc: grpc.ok_or_else(missing)?,
-            process: process.ok_or_else(missing)?,
-            store: store.ok_or_else(missing)?,
-            customers: self.customers,
-            transactions: transactions.ok_or_else(missing)?,
-            reflection: reflection.ok_or_else(missing)?,
-        })
-    }
+/// Adds to the command of the gateway where the services are.
+pub fn gateway_command(command: Command) -> Command {
+    add_places(command, &NEEDS, |_| None)
 }
 
-impl GatewayArgs {
+impl GatewaySettings {
     /// Reads every setting, or says all that is wrong.
-    pub fn read(self) -> Result<GatewaySettings, Invalid> {
+    pub fn read(args: GatewayArgs, matches: &ArgMatches) -> Result<Self, Invalid> {
         let mut problems = Problems::default();
-        let rest = problems.take_address("--rest", &self.rest);
-        places(&mut problems, "--customers", &self.customers);
-        places(&mut problems, "--transactions", &self.transactions);
-        let process = self.process.read(&mut problems, rest, &[self.customers.clone(), self.transactions.clone()].concat());
-        let rate_limits = self.edge.read_limits(&mut problems);
+        let rest = problems.take_address("--rest", &args.rest);
+        let places = read_places(matches, &mut problems, &NEEDS);
+        let process = args.process.read(&mut problems, rest, &places.values().flatten().cloned().collect::<Vec<_>>());
+        let rate_limits = args.edge.read_limits(&mut problems);
         problems.check()?;
-        Ok(GatewaySettings {
+        Ok(Self {
             rest: rest.ok_or_else(missing)?,
             process: process.ok_or_else(missing)?,
-            customers: self.customers,
-            transactions: self.transactions,
+            places,
             rate_limits: rate_limits.ok_or_else(missing)?,
-            cors_origins: self.edge.cors_origins,
+            cors_origins: args.edge.cors_origins,
         })
     }
 }

@@ -1,16 +1,19 @@
 //! The settings of `lastro up`.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{ArgMatches, Args, Command};
 use lastro_database::PostgresUrl;
 use lastro_mesh::config::{Invalid, Problems, Setting};
 use lastro_mesh::serve::ConnectionLimits;
+use lastro_service::Settings;
 
-use super::groups::{ConnectionsGroup, CustomersGroup, GatewayGroup, TransactionsGroup, read_postgres_url};
+use super::groups::{ConnectionsGroup, GatewayGroup, read_postgres_url};
 use crate::routes::CallLimits;
+use crate::services::SERVICES;
 
 /// As given: every value is kept as text, so that all mistakes are reported at once.
 #[derive(Args)]
@@ -55,10 +58,6 @@ pub struct UpArgs {
     #[command(flatten)]
     edge: GatewayGroup,
     #[command(flatten)]
-    customers: CustomersGroup,
-    #[command(flatten)]
-    transactions: TransactionsGroup,
-    #[command(flatten)]
     connections: ConnectionsGroup,
     /// Whether gRPC reflection tells the public surface.
     #[arg(long, env = "LASTRO_REFLECTION", value_name = "BOOL", default_value = "true")]
@@ -81,32 +80,43 @@ pub struct UpSettings {
     pub deadline_max: Duration,
     pub rate_limits: lastro_gateway::Limits,
     pub cors_origins: Vec<String>,
-    pub customers: lastro_customers::Settings,
-    pub transactions: lastro_transactions::Settings,
+    /// Those of each service, by its name.
+    pub own: HashMap<&'static str, Settings>,
     pub connections: ConnectionLimits,
     pub reflection: bool,
 }
 
-impl UpArgs {
+/// Adds to the command what each service may be told.
+pub fn up_command(command: Command) -> Command {
+    let (about, long_about) = (command.get_about().cloned(), command.get_long_about().cloned());
+    let command = SERVICES.iter().fold(command, |command, service| (service.settings.add_to)(command));
+    // A group of flags brings its own description along.
+    let command = command.about(about.unwrap_or_default());
+    match long_about {
+        Some(text) => command.long_about(text),
+        None => command.long_about(None),
+    }
+}
+
+impl UpSettings {
     /// Reads every setting, or says all that is wrong.
-    pub fn read(self) -> Result<UpSettings, Invalid> {
+    pub fn read(args: UpArgs, matches: &ArgMatches) -> Result<Self, Invalid> {
         let mut problems = Problems::default();
-        let rest = problems.take_address("--rest", &self.rest);
-        let grpc = problems.take_address("--grpc", &self.grpc);
-        let ops = problems.take_address("--ops", &self.ops);
-        let trace_percent = problems.take_within("--trace-percent", &self.trace_percent, 0..=100);
-        let database_connections = problems.take_within("--database-connections", &self.database_connections, 4..=1000);
-        let concurrency_max = problems.take_within("--concurrency-max", &self.concurrency_max, 1..=1_000_000);
-        let deadline_max = problems.take_within("--deadline-max", &self.deadline_max, 1..=35);
-        let rate_limits = self.edge.read_limits(&mut problems);
-        let customers = self.customers.read(&mut problems);
-        let transactions = self.transactions.read(&mut problems);
-        let connections = self.connections.read(&mut problems);
-        let database_url = self.database_url.as_ref().map(|url| read_postgres_url(&mut problems, "--database-url", url));
-        let reflection = problems.take::<bool>("--reflection", &self.reflection);
+        let rest = problems.take_address("--rest", &args.rest);
+        let grpc = problems.take_address("--grpc", &args.grpc);
+        let ops = problems.take_address("--ops", &args.ops);
+        let trace_percent = problems.take_within("--trace-percent", &args.trace_percent, 0..=100);
+        let database_connections = problems.take_within("--database-connections", &args.database_connections, 4..=1000);
+        let concurrency_max = problems.take_within("--concurrency-max", &args.concurrency_max, 1..=1_000_000);
+        let deadline_max = problems.take_within("--deadline-max", &args.deadline_max, 1..=35);
+        let rate_limits = args.edge.read_limits(&mut problems);
+        let own = SERVICES.iter().map(|service| Some((service.name, service.settings.read(matches, &mut problems)?))).collect::<Vec<_>>();
+        let connections = args.connections.read(&mut problems);
+        let database_url = args.database_url.as_ref().map(|url| read_postgres_url(&mut problems, "--database-url", url));
+        let reflection = problems.take::<bool>("--reflection", &args.reflection);
         for (name, url, schemes) in [
-            ("--redis-url", &self.redis_url, &["redis://", "rediss://", "redis+unix://"][..]),
-            ("--otlp-endpoint", &self.otlp_endpoint, &["http://", "https://"]),
+            ("--redis-url", &args.redis_url, &["redis://", "rediss://", "redis+unix://"][..]),
+            ("--otlp-endpoint", &args.otlp_endpoint, &["http://", "https://"]),
         ] {
             if url.as_ref().is_some_and(|url| !schemes.iter().any(|scheme| url.starts_with(scheme))) {
                 // The value may hold a password, so it is not repeated.
@@ -115,30 +125,27 @@ impl UpArgs {
         }
         problems.check()?;
         let missing = || Invalid(vec!["a setting is missing".to_owned()]);
-        Ok(UpSettings {
-            data: self.data,
+        Ok(Self {
+            data: args.data,
             rest: rest.ok_or_else(missing)?,
             grpc: grpc.ok_or_else(missing)?,
             ops: ops.ok_or_else(missing)?,
             database_url: database_url.flatten(),
-            redis_url: self.redis_url,
-            log: self.log,
-            otlp_endpoint: self.otlp_endpoint,
+            redis_url: args.redis_url,
+            log: args.log,
+            otlp_endpoint: args.otlp_endpoint,
             trace_percent: trace_percent.ok_or_else(missing)?,
             database_connections: database_connections.ok_or_else(missing)?,
             concurrency_max: concurrency_max.ok_or_else(missing)?,
             deadline_max: Duration::from_secs(deadline_max.ok_or_else(missing)?),
             rate_limits: rate_limits.ok_or_else(missing)?,
-            cors_origins: self.edge.cors_origins,
-            customers: customers.ok_or_else(missing)?,
-            transactions: transactions.ok_or_else(missing)?,
+            cors_origins: args.edge.cors_origins,
+            own: own.into_iter().collect::<Option<_>>().ok_or_else(missing)?,
             connections: connections.ok_or_else(missing)?,
             reflection: reflection.ok_or_else(missing)?,
         })
     }
-}
 
-impl UpSettings {
     /// What calls may take of a service.
     pub fn call_limits(&self) -> CallLimits {
         CallLimits { concurrency_max: self.concurrency_max, deadline_max: self.deadline_max }

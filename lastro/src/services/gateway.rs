@@ -1,23 +1,28 @@
 //! `lastro gateway`.
 
-use anyhow::Result;
-use lastro_gateway::{Gateway, NAME};
-use lastro_mesh::identity::Revocations;
+use std::collections::HashMap;
 
-use super::{connection, listener, start, verifier};
-use crate::cli::GatewayArgs;
+use anyhow::Result;
+use lastro_gateway::{Gateway, NAME, NEEDS};
+use lastro_mesh::identity::Revocations;
+use lastro_mesh::outbound::Far;
+
+use super::IDENTITY;
+use super::run::{connection, keep_fresh, listener, start, verifier};
+use crate::cli::GatewaySettings;
 use crate::process::bind;
-use crate::routes::outbound;
+use crate::routes::{keys_of, outbound};
 
 /// Runs until SIGTERM or Ctrl-C.
-pub async fn run(args: GatewayArgs) -> Result<()> {
-    let settings = args.read()?;
+pub async fn run(settings: GatewaySettings) -> Result<()> {
     let process = start(NAME, &settings.process).await?;
-    let customers = connection(lastro_customers::NAME, &settings.customers, &settings.process);
-    let transactions = connection(lastro_transactions::NAME, &settings.transactions, &settings.process);
-    // Ready when it knows where to send calls. Whether they are answered there is for each call to find out: a gateway that left because
-    // customers is away would take transactions along.
-    for (check, found) in [("customers found", customers.found()), ("transactions found", transactions.found())] {
+    let connections: HashMap<&'static str, Far> = NEEDS
+        .map(|target| (target, connection(target, settings.places.get(target).map(Vec::as_slice).unwrap_or_default(), &settings.process)))
+        .into();
+    // Ready when it knows where to send calls. Whether they are answered there is for each call to find out: a gateway that left because one
+    // service is away would take the others along.
+    for target in NEEDS {
+        let (check, found) = (Box::leak(format!("{target} found").into_boxed_str()), connections[target].found());
         let waited = process.until_it_works(check, || {
             let mut found = found.clone();
             async move { Ok(found.wait_for(|found| *found).await.map(|_| ())?) }
@@ -26,14 +31,16 @@ pub async fn run(args: GatewayArgs) -> Result<()> {
             return Ok(());
         }
     }
-    let verifier = verifier(&process, NAME, &customers, &settings.process, Revocations::default());
-    let concurrency_max = settings.process.concurrency_max;
+    // Each use has a stack of its own over the same connections: calls of clients do not pause because asking for keys fails.
+    let channel = |target: &'static str| outbound(NAME, target, connections[target].clone(), settings.process.concurrency_max);
+    let verifier = verifier(NAME, keys_of(channel(IDENTITY)), &settings.process, Revocations::default());
+    keep_fresh(&process, &verifier);
     let gateway = Gateway::new(lastro_gateway::Settings {
-        customers: outbound(NAME, lastro_customers::NAME, customers, concurrency_max),
-        transactions: outbound(NAME, lastro_transactions::NAME, transactions, concurrency_max),
+        customers: channel(lastro_customers::NAME),
+        transactions: channel(lastro_transactions::NAME),
         verifier,
         limits: settings.rate_limits,
-        concurrency_max,
+        concurrency_max: settings.process.concurrency_max,
         cors_origins: settings.cors_origins,
         health: process.health.clone(),
     });

@@ -54,7 +54,8 @@ impl Policy {
         Self::parse(&text).map_err(|error| format!("{shown}: {error}"))
     }
 
-    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+    /// Reads the JSON.
+    pub fn parse(text: &str) -> Result<Self, String> {
         let entries: HashMap<String, Entry> = serde_json::from_str(text).map_err(|error| error.to_string())?;
         let caller = |(name, entry): (String, Entry)| {
             if let Some(odd) = entry.may_call.iter().find(|pattern| !pattern.starts_with('/') || pattern.trim_end_matches('*').contains('*')) {

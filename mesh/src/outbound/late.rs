@@ -9,22 +9,34 @@ use http::{Request, Response};
 use tonic::body::Body;
 use tower::{Service, ServiceExt as _};
 
-use super::{Near, near};
+use super::near;
 use crate::inbound::GrpcService;
 use crate::status::{Problem, UNAVAILABLE};
 
-/// Cheap to clone; all clones are one.
+/// A place for such a service. Cheap to clone; all clones are one.
 #[derive(Clone, Default)]
-pub struct Late(Arc<OnceLock<Near>>);
+pub struct Late(Arc<OnceLock<GrpcService>>);
 
 impl Late {
     /// The service is there from now on. Only the first one counts.
-    pub fn set(&self, service: GrpcService, caller: &'static str) {
-        let _ = self.0.set(near(service, caller));
+    pub fn set(&self, service: GrpcService) {
+        let _ = self.0.set(service);
+    }
+
+    /// The way to the service, for one of those who call it.
+    pub fn called_by(&self, caller: &'static str) -> LateNear {
+        LateNear { service: self.0.clone(), caller }
     }
 }
 
-impl Service<Request<Body>> for Late {
+/// See [`Late::called_by`].
+#[derive(Clone)]
+pub struct LateNear {
+    service: Arc<OnceLock<GrpcService>>,
+    caller: &'static str,
+}
+
+impl Service<Request<Body>> for LateNear {
     type Response = Response<Body>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
@@ -34,10 +46,10 @@ impl Service<Request<Body>> for Late {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let service = self.0.get().cloned();
+        let (service, caller) = (self.service.get().cloned(), self.caller);
         Box::pin(async move {
             match service {
-                Some(service) => service.oneshot(request).await,
+                Some(service) => near(service, caller).oneshot(request).await,
                 None => Ok(tonic::Status::from(Problem::new(&UNAVAILABLE, "the service is not there")).into_http()),
             }
         })

@@ -13,6 +13,7 @@ use lastro_mesh::clock;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::decision::{self, Origin, Settled};
@@ -60,13 +61,15 @@ const DROP_EVERY: Duration = Duration::from_millis(250);
 const LOOK_AT_MAX: usize = 4 * BATCH_MAX;
 
 /// Takes batches from the queue until nobody can send any more. A batch goes beside others only if it shares no account with them, and
-/// only once it is worth a commit of its own: as large as the largest in flight.
-pub async fn run(settler: Arc<Settler>, mut jobs: mpsc::UnboundedReceiver<Box<Job>>) {
+/// only once it is worth a commit of its own: as large as the largest in flight. Told to stop, it ends once what it has taken is settled.
+pub async fn run(settler: Arc<Settler>, jobs: &mut mpsc::UnboundedReceiver<Box<Job>>, stop: CancellationToken) {
     // SQLite has one writer: a second batch would only wait for it.
     let at_once = if settler.database.is_postgres() { IN_FLIGHT } else { 1 };
     let (mut waiting, mut arrived) = (VecDeque::new(), Vec::new());
     let (mut in_flight, mut running, mut open) = (JoinSet::new(), Vec::<InFlight>::new(), true);
     let mut busy = Accounts::default();
+    // Where an earlier run panicked, its batches have ended with it.
+    settler.settling.store(0, Ordering::Relaxed);
     let mut drop_abandoned = interval(DROP_EVERY);
     drop_abandoned.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while open || !waiting.is_empty() || !in_flight.is_empty() {
@@ -85,6 +88,7 @@ pub async fn run(settler: Arc<Settler>, mut jobs: mpsc::UnboundedReceiver<Box<Jo
             }
         }
         tokio::select! {
+            () = stop.cancelled(), if open => open = false,
             received = jobs.recv_many(&mut arrived, BATCH_MAX), if open => {
                 open = received > 0;
                 waiting.extend(arrived.drain(..));

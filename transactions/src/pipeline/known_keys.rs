@@ -31,7 +31,7 @@ pub struct Lookup {
 }
 
 /// Looks keys up until nobody can ask any more.
-pub async fn run_lookups(settler: &Settler, mut asked: mpsc::Receiver<Lookup>) {
+pub async fn run_lookups(settler: &Settler, asked: &mut mpsc::Receiver<Lookup>) {
     let mut lookups = Vec::new();
     while asked.recv_many(&mut lookups, LOOKUP_MAX).await > 0 {
         if settler.is_settling() {

@@ -1,8 +1,7 @@
 //! Opening an account is idempotent by key; one mark ends every session of a user. Serves versions from 0.1.0.
 
+use lastro_migrations::run_statements;
 use sea_orm_migration::prelude::*;
-
-use crate::dialect::run;
 
 #[derive(DeriveMigrationName)]
 pub struct Migration;
@@ -10,7 +9,7 @@ pub struct Migration;
 #[async_trait::async_trait]
 impl MigrationTrait for Migration {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        run(
+        run_statements(
             manager,
             &[
                 // The caller's idempotency key, if it gave one, and the SHA-256 of what it asked for.

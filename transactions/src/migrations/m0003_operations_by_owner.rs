@@ -1,9 +1,8 @@
 //! Operations by the owner of their accounts, so that a page of one owner's is one look into an index. Serves versions from 0.1.0: what a replica of
 //! an older version stores meanwhile has no owner, and the sweep of a new one fills it in.
 
+use lastro_migrations::run_statements;
 use sea_orm_migration::prelude::*;
-
-use crate::dialect::run;
 
 #[derive(DeriveMigrationName)]
 pub struct Migration;
@@ -11,7 +10,7 @@ pub struct Migration;
 #[async_trait::async_trait]
 impl MigrationTrait for Migration {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        run(
+        run_statements(
             manager,
             &[
                 "ALTER TABLE operations ADD COLUMN source_owner_id {uuid}",

@@ -1,8 +1,7 @@
 //! Where an account was logged in from: whoever fails from elsewhere does not lock it there.
 
+use lastro_migrations::run_statements;
 use sea_orm_migration::prelude::*;
-
-use crate::dialect::run;
 
 #[derive(DeriveMigrationName)]
 pub struct Migration;
@@ -10,7 +9,7 @@ pub struct Migration;
 #[async_trait::async_trait]
 impl MigrationTrait for Migration {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        run(
+        run_statements(
             manager,
             &[
                 // SHA-256 of the account's e-mail address, and of that together with a network address. Retention: 90 days after the last login.

@@ -1,9 +1,7 @@
 //! Users, sessions, signing keys, and the events that tell of them. Times are Unix microseconds, UTC.
 
+use lastro_migrations::{event_table, relay_tables, run_statements};
 use sea_orm_migration::prelude::*;
-
-use crate::dialect::run;
-use crate::events::{event_table, relay_tables};
 
 #[derive(DeriveMigrationName)]
 pub struct Migration;
@@ -11,7 +9,7 @@ pub struct Migration;
 #[async_trait::async_trait]
 impl MigrationTrait for Migration {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        run(
+        run_statements(
             manager,
             &[
                 // `roles` is a set of bits, 1 << the role's number. A deleted user keeps its id and loses everything else.

@@ -2,9 +2,8 @@
 //! versions of customers and transactions are stopped before: they know neither the mark nor the tokens, and would end sessions that live and let in
 //! those that are dead.
 
+use lastro_migrations::run_statements;
 use sea_orm_migration::prelude::*;
-
-use crate::dialect::run;
 
 #[derive(DeriveMigrationName)]
 pub struct Migration;
@@ -12,7 +11,7 @@ pub struct Migration;
 #[async_trait::async_trait]
 impl MigrationTrait for Migration {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        run(
+        run_statements(
             manager,
             &[
                 // Raised when all of a user's tokens are revoked: tokens and sessions with a lower one are dead. Until `tokens_forget_after_s` (Unix

@@ -1,11 +1,8 @@
 //! Accounts, the ledger, operations with their events, and what transactions knows of users. Times are Unix microseconds, UTC;
 //! amounts are minor units.
 
+use lastro_migrations::{Dialect, consumer_tables, event_table, relay_tables, run_statements};
 use sea_orm_migration::prelude::*;
-
-use crate::Dialect;
-use crate::dialect::run;
-use crate::events::{consumer_tables, event_table, relay_tables};
 
 #[derive(DeriveMigrationName)]
 pub struct Migration;
@@ -19,7 +16,7 @@ impl MigrationTrait for Migration {
             "CREATE TABLE balances (account_id {{uuid}} PRIMARY KEY, posted {{bigint}} NOT NULL, held {{bigint}} NOT NULL, version {{bigint}} NOT NULL, \
              system {{bool}} NOT NULL, closed {{bool}} NOT NULL, CHECK (held >= 0), CHECK (version >= 0), CHECK (system OR posted - held >= 0)){room}"
         );
-        run(
+        run_statements(
             manager,
             &[
                 // What never changes about an account. A system account is one of the stripes of a currency's clearing account.

@@ -1,8 +1,7 @@
 //! Each refresh token expires by itself, and not with its session, which every trade prolongs.
 
+use lastro_migrations::run_statements;
 use sea_orm_migration::prelude::*;
-
-use crate::dialect::run;
 
 #[derive(DeriveMigrationName)]
 pub struct Migration;
@@ -10,7 +9,7 @@ pub struct Migration;
 #[async_trait::async_trait]
 impl MigrationTrait for Migration {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        run(
+        run_statements(
             manager,
             &[
                 // Unix microseconds.

@@ -1,5 +1,0 @@
-//! Tables of transactions.
-
-pub mod m0001_ledger;
-pub mod m0002_owners_and_keys;
-pub mod m0003_operations_by_owner;
