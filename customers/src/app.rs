@@ -27,7 +27,7 @@ use lastro_mesh::call::Call;
 use lastro_mesh::clock;
 use lastro_mesh::identity::{PublicKey, Revocations, User as Caller};
 use lastro_mesh::outbound::Outbound;
-use lastro_proto::customers::v1::{UserEvent, user_event};
+use lastro_proto::customers::events::v1::{UserEvent, user_event};
 use lastro_proto::internal::transactions::v1::owners_service_client::OwnersServiceClient;
 use prost::Message as _;
 use tokio::sync::Mutex;

@@ -6,6 +6,7 @@ mod m0003_events_may_repeat;
 mod m0004_revocations_and_refresh_tokens;
 mod m0005_refresh_tokens_expire;
 mod m0006_known_addresses;
+mod m0007_cursors_name_their_cluster;
 
 use sea_orm_migration::prelude::*;
 
@@ -22,6 +23,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0004_revocations_and_refresh_tokens::Migration),
             Box::new(m0005_refresh_tokens_expire::Migration),
             Box::new(m0006_known_addresses::Migration),
+            Box::new(m0007_cursors_name_their_cluster::Migration),
         ]
     }
 }

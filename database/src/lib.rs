@@ -4,6 +4,7 @@
 pub mod error;
 pub mod pipelined;
 mod read_only;
+pub mod rows;
 pub mod url;
 
 use std::path::Path;

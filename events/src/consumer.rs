@@ -1,116 +1,442 @@
-//! A consumer: takes deliveries from the bus, applies each through the inbox, and acknowledges them. At least once on the wire,
-//! exactly once in effect.
+//! A consumer: reads the events of one topic and applies them through the inbox. At least once on the wire, exactly once in effect.
+//!
+//! It has two ways to events. The **fast** one is the bus. The **sure** one is the event store of the publisher, which it reads from its cursor: when
+//! it is new, when it was away for longer than Redis keeps entries, when Redis lost something, or when an event is parked and the gap before it does
+//! not close. The cursor says up to where everything is applied; once a second it follows what came by the bus. On the embedded bus the sure way is
+//! the only one.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use backon::{BackoffBuilder as _, ExponentialBuilder};
 use lastro_database::{Database, Error, Transaction};
-use metrics::counter;
+use metrics::{counter, gauge};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
-use crate::bus::Subscription;
+use crate::bus::redis_streams::{Marker, Observation, RedisBus};
+use crate::bus::{Bus, BusError};
 use crate::event::Event;
-use crate::inbox::{self, Outcome};
+use crate::inbox::{Inbox, Outcome, Progress, Step, Unapplied, now_us};
+use crate::source::{Page, Source, SourceError};
 
 /// Attempts before an event that is at fault itself becomes a dead letter.
-const ATTEMPTS_MAX: u32 = 5;
-const PAUSE_BASE: Duration = Duration::from_millis(50);
-const PAUSE_MAX: Duration = Duration::from_secs(2);
+const ATTEMPTS_MAX: usize = 5;
+const PAUSES: ExponentialBuilder =
+    ExponentialBuilder::new().with_min_delay(Duration::from_millis(50)).with_max_delay(Duration::from_secs(2)).with_factor(2.0).without_max_times();
+/// Events that are asked for at once.
+const PAGE: u32 = 1000;
+/// How long a reader of the embedded bus waits before it looks again, should no wake-up reach it (another process, a late commit).
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// How often a consumer looks whether it misses something.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// A gap that has not closed after so long does not close by itself.
+const GAP_MAX: Duration = Duration::from_secs(2);
+/// Aggregates with such gaps that are seen to at once.
+const GAPS_AT_ONCE: u32 = 100;
 
-/// Why an event could not be applied.
+/// Why events could not be applied.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// The database failed; what is transient is tried until it works.
     #[error(transparent)]
     Database(#[from] Error),
-    /// The event itself cannot be applied.
+    /// One of the events itself cannot be applied.
     #[error("{0}")]
     Event(String),
 }
 
+impl Failure {
+    fn is_transient(&self) -> bool {
+        matches!(self, Self::Database(error) if error.is_transient())
+    }
+}
+
 /// What a service does with the events of others.
 pub trait Handler: Send + Sync + 'static {
-    /// Writes the event's effect in the given transaction. Called once an event, in the order of its aggregate.
-    fn apply(&self, tx: &Transaction, event: &Event) -> impl Future<Output = Result<(), Failure>> + Send;
+    /// Writes the effects of events in the given transaction, best in statements for all of them. Each event comes once; those of one aggregate come
+    /// in the order of their versions, without a gap, and stand together. If one cannot be applied, none is: the one is found by halves.
+    fn apply(&self, tx: &Transaction, events: &[Event]) -> impl Future<Output = Result<(), Failure>> + Send;
 
-    /// Told once the effect is committed: the place to change what is kept in memory.
-    fn applied(&self, _event: &Event) {}
+    /// Told once the effects are committed: the place to change what is kept in memory.
+    fn applied(&self, _events: &[Event]) {}
+
+    /// Where the versions of aggregates are kept.
+    fn progress(&self) -> Progress {
+        Progress::Inbox
+    }
+}
+
+/// The events of one publisher, as a consumer gets at them.
+#[derive(Clone)]
+pub struct Topic {
+    /// Its name on the bus.
+    pub name: &'static str,
+    /// The publisher's event store.
+    pub source: Source,
+    /// The fast way.
+    pub bus: Bus,
 }
 
 /// Consumes one topic into one database.
 pub struct Consumer<H> {
-    /// The stream's name.
-    pub topic: &'static str,
-    /// Where the effects and the inbox live.
-    pub database: Database,
-    /// What to do with an event.
-    pub handler: H,
+    topic: Topic,
+    group: &'static str,
+    database: Database,
+    handler: H,
+    /// Whether something came by the bus of which a part is missing.
+    misses: AtomicBool,
+}
+
+/// What became of a delivery.
+enum Delivery {
+    Done,
+    /// Another replica has read the same from the event store.
+    Overtaken,
+    Stopped,
 }
 
 impl<H: Handler> Consumer<H> {
+    /// A member of a consumer group: all replicas of a service are one, and each event is applied by one of them.
+    pub fn new(topic: Topic, group: &'static str, database: &Database, handler: H) -> Self {
+        Self { topic, group, database: database.clone(), handler, misses: AtomicBool::new(false) }
+    }
+
     /// Consumes until told to stop.
-    pub async fn run(self, mut subscription: Subscription, stop: CancellationToken) {
-        loop {
-            let deliveries = tokio::select! {
-                () = stop.cancelled() => return,
-                deliveries = subscription.next() => deliveries,
-            };
-            match deliveries {
-                Ok(deliveries) => {
-                    for delivery in &deliveries {
-                        if !self.deliver(&delivery.event, &stop).await {
-                            return;
-                        }
+    pub async fn run(&self, stop: CancellationToken) {
+        match &self.topic.bus {
+            Bus::Embedded(bus) => {
+                let mut looked = Instant::now();
+                while !stop.is_cancelled() {
+                    // Registered before reading, so that what is stored in between wakes it.
+                    let stored = bus.stored_by_anybody();
+                    if self.catch_up(&stop, |_| ()).await.is_none() {
+                        return;
                     }
-                    if let Err(error) = subscription.acknowledge(&deliveries).await {
-                        // They come again, and the inbox knows them.
-                        tracing::warn!(%error, topic = self.topic, "deliveries could not be acknowledged");
+                    if looked.elapsed() >= LOOK_EVERY {
+                        looked = Instant::now();
+                        self.close_gaps(&stop).await;
                     }
-                }
-                Err(error) => {
-                    tracing::warn!(%error, topic = self.topic, "the bus does not deliver");
                     tokio::select! {
                         () = stop.cancelled() => return,
-                        () = tokio::time::sleep(PAUSE_MAX) => {}
+                        _ = timeout(POLL_INTERVAL, stored) => {}
+                    }
+                }
+            }
+            Bus::Redis(bus) => {
+                // Events that come by the bus wait while the sure way brings those before them, unless that way is closed.
+                let (open, gate) = watch::channel(false);
+                tokio::join!(self.watch_over(bus, &open, &stop), self.take_from(bus, gate, &stop));
+            }
+        }
+    }
+
+    fn inbox(&self) -> Inbox<'_, H> {
+        Inbox { database: &self.database, topic: self.topic.name, group: self.group, handler: &self.handler }
+    }
+
+    /// Reads the event store from the group's cursor to its end. None when told to stop meanwhile. `is_reachable` is told whether the publisher
+    /// answers.
+    async fn catch_up(&self, stop: &CancellationToken, is_reachable: impl Fn(bool)) -> Option<()> {
+        let mut pauses = PAUSES.build();
+        'anew: loop {
+            let mut cursor = self.until_done(stop, || async { self.inbox().cursor().await }).await?;
+            let mut next = self.fetch(cursor);
+            loop {
+                let page = tokio::select! {
+                    () = stop.cancelled() => return None,
+                    page = next => page,
+                };
+                let page = match page.map_err(|error| SourceError(error.to_string())).flatten() {
+                    Ok(page) => page,
+                    Err(error) => {
+                        is_reachable(false);
+                        tracing::warn!(%error, topic = self.topic.name, "the event store of the publisher cannot be read; trying on");
+                        self.pause(stop, pauses.next()).await?;
+                        continue 'anew;
+                    }
+                };
+                pauses = PAUSES.build();
+                let (step, has_more) = (Step { from: cursor, to: page.cursor }, page.has_more);
+                if page.events.is_empty() {
+                    return Some(());
+                }
+                // The next page comes while this one is applied.
+                let following = has_more.then(|| self.fetch(page.cursor));
+                match self.deliver(&page.events, Some(step), stop).await {
+                    Delivery::Done => cursor = step.to,
+                    Delivery::Overtaken => continue 'anew,
+                    Delivery::Stopped => return None,
+                }
+                match following {
+                    Some(following) => next = following,
+                    None => return Some(()),
+                }
+            }
+        }
+    }
+
+    fn fetch(&self, cursor: crate::store::Cursor) -> tokio::task::JoinHandle<Result<Page, SourceError>> {
+        let source = self.topic.source.clone();
+        tokio::spawn(async move { source.after(cursor, PAGE).await })
+    }
+
+    /// Applies events however long that takes; finds those that cannot be applied, which become dead letters.
+    async fn deliver(&self, events: &[Event], step: Option<Step>, stop: &CancellationToken) -> Delivery {
+        let mut pauses = PAUSES.build();
+        loop {
+            match self.inbox().apply(events, step).await {
+                Ok(outcome) => {
+                    self.count(outcome);
+                    return Delivery::Done;
+                }
+                Err(Unapplied::Overtaken) => return Delivery::Overtaken,
+                Err(Unapplied::Failed { failure, planned }) if failure.is_transient() || planned.is_empty() => {
+                    tracing::warn!(error = %failure, topic = self.topic.name, "events cannot be applied now; trying on");
+                    if self.pause(stop, pauses.next()).await.is_none() {
+                        return Delivery::Stopped;
+                    }
+                }
+                // Each of them is applied or a dead letter afterwards, and the rest goes on.
+                Err(Unapplied::Failed { planned, .. }) => {
+                    if self.bisect(planned, stop).await.is_none() {
+                        return Delivery::Stopped;
                     }
                 }
             }
         }
     }
 
-    /// Applies one event however long that takes; false when told to stop meanwhile.
-    async fn deliver(&self, event: &Event, stop: &CancellationToken) -> bool {
-        let (mut pause, mut attempts_left) = (PAUSE_BASE, ATTEMPTS_MAX);
+    /// Applies events by halves, so that the one that is at fault is found, and no neighbour of it. None when told to stop meanwhile.
+    async fn bisect(&self, events: Vec<Event>, stop: &CancellationToken) -> Option<()> {
+        let mut waiting = vec![events];
+        // The first part is on top.
+        while let Some(mut part) = waiting.pop() {
+            if part.len() > 1 {
+                let second = part.split_off(part.len() / 2);
+                waiting.push(second);
+            }
+            let (mut pauses, mut attempts) = (PAUSES.build(), 0);
+            loop {
+                let failure = match self.inbox().apply_alone(&part).await {
+                    Ok(outcome) => {
+                        self.count(outcome);
+                        break;
+                    }
+                    Err(Unapplied::Overtaken) => break,
+                    Err(Unapplied::Failed { failure, .. }) => failure,
+                };
+                if !failure.is_transient() {
+                    if part.len() > 1 {
+                        waiting.push(part);
+                        break;
+                    }
+                    attempts += 1;
+                }
+                if attempts >= ATTEMPTS_MAX && self.give_up(&part[0], &failure).await {
+                    break;
+                }
+                self.pause(stop, pauses.next()).await?;
+            }
+        }
+        Some(())
+    }
+
+    /// Whether an event is a dead letter now, or was applied by another replica.
+    async fn give_up(&self, event: &Event, failure: &Failure) -> bool {
+        match self.inbox().dead_letter(event, &failure.to_string()).await {
+            Ok(is_dead) => {
+                if is_dead {
+                    let (aggregate, version) = (event.aggregate_id, event.version);
+                    tracing::error!(error = %failure, topic = self.topic.name, %aggregate, version, "an event becomes a dead letter");
+                    self.count(Outcome { dead: 1, ..Outcome::default() });
+                }
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%error, topic = self.topic.name, "a dead letter cannot be stored; trying on");
+                false
+            }
+        }
+    }
+
+    /// Takes events from Redis, whenever the gate is open.
+    async fn take_from(&self, bus: &RedisBus, mut gate: watch::Receiver<bool>, stop: &CancellationToken) {
+        let (mut subscription, mut pauses) = (bus.subscribe(self.topic.name, self.group), PAUSES.build());
         loop {
-            let error = match inbox::apply(&self.database, self.topic, event, &self.handler).await {
-                Ok(outcome) => {
-                    count(self.topic, &outcome);
-                    return true;
-                }
-                Err(error) => error,
+            let delivered = tokio::select! {
+                () = stop.cancelled() => return,
+                delivered = async {
+                    // Its sender lives as long as this consumer.
+                    let _ = gate.wait_for(|is_open| *is_open).await;
+                    subscription.next().await
+                } => delivered,
             };
-            let transient = matches!(&error, Failure::Database(error) if error.is_transient());
-            attempts_left -= u32::from(!transient);
-            if attempts_left == 0 {
-                tracing::error!(%error, topic = self.topic, aggregate = %event.aggregate_id, version = event.version, "an event becomes a dead letter");
-                match inbox::dead_letter(&self.database, self.topic, event, &error.to_string()).await {
-                    Ok(()) => return true,
-                    Err(_) => attempts_left = 1,
+            let delivered = match delivered {
+                Ok(delivered) => delivered,
+                Err(error) => {
+                    tracing::warn!(%error, topic = self.topic.name, "the bus does not deliver");
+                    if self.pause(stop, pauses.next()).await.is_none() {
+                        return;
+                    }
+                    continue;
                 }
+            };
+            pauses = PAUSES.build();
+            for what in &delivered.malformed {
+                tracing::error!(what, topic = self.topic.name, "something on the bus is no event; it is put aside");
+                counter!("lastro_events_malformed_total", "topic" => self.topic.name).increment(1);
             }
-            tokio::select! {
-                () = stop.cancelled() => return false,
-                () = tokio::time::sleep(pause) => pause = (pause * 2).min(PAUSE_MAX),
+            if delivered.lost || !delivered.malformed.is_empty() {
+                // Before it is acknowledged: from then on nothing else tells of it.
+                self.misses.store(true, Ordering::SeqCst);
             }
+            if !delivered.events.is_empty() && matches!(self.deliver(&delivered.events, None, stop).await, Delivery::Stopped) {
+                return;
+            }
+            if let Err(error) = subscription.acknowledge(&delivered).await {
+                // They are delivered again, and the inbox knows them.
+                tracing::warn!(%error, topic = self.topic.name, "entries could not be acknowledged");
+            }
+        }
+    }
+
+    /// Sees to it that nothing is missed: reads the event store first, then looks every second whether something that came by Redis may be missing, and
+    /// reads again where it may.
+    async fn watch_over(&self, bus: &RedisBus, open: &watch::Sender<bool>, stop: &CancellationToken) {
+        let is_behind = gauge!("lastro_consumer_catching_up", "topic" => self.topic.name, "group" => self.group);
+        let mut said = "";
+        loop {
+            is_behind.set(1.0);
+            open.send_replace(false);
+            self.misses.store(false, Ordering::SeqCst);
+            // Looked at before reading: what goes wrong meanwhile is noticed afterwards.
+            let begin = bus.observe(self.topic.name, self.group).await;
+            if self
+                .catch_up(stop, |is_reachable| {
+                    open.send_replace(!is_reachable);
+                })
+                .await
+                .is_none()
+            {
+                return;
+            }
+            open.send_replace(true);
+            is_behind.set(0.0);
+            let Some(why) = self.until_something_is_missed(bus, begin, stop).await else { return };
+            if why != said {
+                tracing::warn!(
+                    topic = self.topic.name,
+                    group = self.group,
+                    why,
+                    "the bus may have left something out; it is read from the event store"
+                );
+                said = why;
+            }
+            counter!("lastro_consumer_catch_ups_total", "topic" => self.topic.name, "why" => why).increment(1);
+        }
+    }
+
+    /// Looks every second, and moves the group's cursor up to where everything is applied. What is missed; None when told to stop.
+    async fn until_something_is_missed(
+        &self,
+        bus: &RedisBus,
+        begin: Result<Observation, BusError>,
+        stop: &CancellationToken,
+    ) -> Option<&'static str> {
+        const AWAY: &str = "redis is away";
+        let mut published: Option<Marker> = None;
+        loop {
+            self.pause(stop, Some(LOOK_EVERY)).await?;
+            self.close_gaps(stop).await;
+            let (Ok(begin), Ok(now)) = (&begin, bus.observe(self.topic.name, self.group).await) else { return Some(AWAY) };
+            if let Some(why) = now.missed_since(begin) {
+                return Some(why);
+            }
+            if self.misses.load(Ordering::SeqCst) {
+                return Some("something on the bus was no event, or was gone before it was applied");
+            }
+            if let Some(marker) = published.filter(|marker| now.has_all_of(marker)) {
+                if let Err(error) = self.advance(&marker).await {
+                    tracing::warn!(%error, topic = self.topic.name, "the place of a reader cannot be kept");
+                }
+                published = None;
+            }
+            published = published.or(now.marker);
+        }
+    }
+
+    async fn advance(&self, marker: &Marker) -> Result<(), Error> {
+        let from = self.inbox().cursor().await?;
+        self.inbox().advance(from, marker.cursor).await.map(|_| ())
+    }
+
+    /// Asks the publisher for what lies before events that have been parked for a while.
+    async fn close_gaps(&self, stop: &CancellationToken) {
+        let parked_before_us = now_us() - GAP_MAX.as_micros() as i64;
+        let closed = async {
+            for aggregate_id in self.inbox().stuck(parked_before_us, GAPS_AT_ONCE).await? {
+                self.close_gap(aggregate_id, stop).await?;
+            }
+            Ok::<_, GapError>(())
+        };
+        if let Err(error) = closed.await {
+            tracing::warn!(%error, topic = self.topic.name, "a gap in the stream of an aggregate cannot be closed now; trying on");
+        }
+    }
+
+    async fn close_gap(&self, aggregate_id: Uuid, stop: &CancellationToken) -> Result<(), GapError> {
+        loop {
+            let (parked, reached) = self.inbox().parked_of(aggregate_id).await?;
+            let Some(first) = parked.first() else { return Ok(()) };
+            let events =
+                if first.version <= reached + 1 { parked.clone() } else { self.topic.source.stream(aggregate_id, reached + 1, PAGE).await? };
+            if events.is_empty() {
+                // The publisher would have it. Nobody waits for ever for what does not come.
+                let failure = Failure::Event(format!("the publisher has no event of this aggregate with the version {}", reached + 1));
+                self.give_up(first, &failure).await;
+                return Ok(());
+            }
+            if matches!(self.deliver(&events, None, stop).await, Delivery::Stopped) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Tries until it works; None when told to stop before.
+    async fn until_done<T, F: Future<Output = Result<T, Error>>>(&self, stop: &CancellationToken, attempt: impl Fn() -> F) -> Option<T> {
+        let mut pauses = PAUSES.build();
+        loop {
+            match attempt().await {
+                Ok(done) => return Some(done),
+                Err(error) => tracing::warn!(%error, topic = self.topic.name, "the consumer's database does not answer; trying on"),
+            }
+            self.pause(stop, pauses.next()).await?;
+        }
+    }
+
+    async fn pause(&self, stop: &CancellationToken, pause: Option<Duration>) -> Option<()> {
+        tokio::select! {
+            () = stop.cancelled() => None,
+            () = sleep(pause.unwrap_or(LOOK_EVERY)) => Some(()),
+        }
+    }
+
+    fn count(&self, outcome: Outcome) {
+        let outcomes = [("applied", outcome.applied), ("duplicate", outcome.duplicates), ("parked", outcome.parked), ("dead", outcome.dead)];
+        for (outcome, count) in outcomes.into_iter().filter(|(_, count)| *count > 0) {
+            counter!("lastro_events_consumed_total", "topic" => self.topic.name, "outcome" => outcome).increment(count as u64);
         }
     }
 }
 
-fn count(topic: &'static str, outcome: &Outcome) {
-    let outcome = match outcome {
-        Outcome::Applied { .. } => "applied",
-        Outcome::Duplicate => "duplicate",
-        Outcome::Parked => "parked",
-        Outcome::Dead => "dead",
-    };
-    counter!("lastro_events_consumed_total", "topic" => topic, "outcome" => outcome).increment(1);
+/// Why a gap cannot be closed now.
+#[derive(Debug, thiserror::Error)]
+enum GapError {
+    #[error(transparent)]
+    Database(#[from] Error),
+    #[error(transparent)]
+    Source(#[from] SourceError),
 }

@@ -2,12 +2,18 @@
 //! tells of; the relay and the embedded bus read on from a cursor.
 //!
 //! **Completeness** comes from the cursor (transaction id, sequence) below `pg_snapshot_xmin`, never from `id > cursor`: a transaction
-//! that commits late has a lower sequence than one that was read already. SQLite has one writer, so its sequence is the commit order.
+//! that commits late has a lower sequence than one that was read already. SQLite has one writer, so its sequence is the commit order. Across
+//! clusters, see [`Cursor`].
 
-use lastro_database::{Database, Error, Transaction, all, execute, one};
-use sea_orm::{FromQueryResult, Value};
+use std::collections::HashMap;
+
+use lastro_database::rows::{Type, all_of_ids, insert_rows};
+use lastro_database::{Database, Error, Transaction, all, one};
+use sea_orm::{ConnectionTrait, FromQueryResult, Value};
 use uuid::Uuid;
 
+use crate::cursor::clusters;
+pub use crate::cursor::{Cursor, NoCursor};
 use crate::event::{Event, GENESIS, Hash, NewEvent};
 
 /// A table of events. The name is ours, never a caller's.
@@ -17,15 +23,6 @@ pub struct EventStore {
     pub table: &'static str,
     /// The stream's name on the bus.
     pub topic: &'static str,
-}
-
-/// How far a reader has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, FromQueryResult)]
-pub struct Cursor {
-    /// PostgreSQL's transaction id; 0 on SQLite.
-    pub xid: i64,
-    /// The table's sequence.
-    pub seq: i64,
 }
 
 #[derive(FromQueryResult)]
@@ -46,92 +43,208 @@ struct Row {
 
 #[derive(FromQueryResult)]
 struct Head {
+    aggregate_id: Uuid,
     version: i64,
     hash: Vec<u8>,
 }
 
+#[derive(FromQueryResult)]
+struct Seq {
+    seq: i64,
+}
+
+#[derive(FromQueryResult)]
+struct Position {
+    xid: i64,
+    seq: i64,
+}
+
+/// Events to a statement.
+const APPENDED_AT_ONCE: usize = 2000;
+
+/// What is written of a new event.
+const NEW_COLUMNS: &[(&str, Type)] = &[
+    ("id", Type::Uuid),
+    ("aggregate_id", Type::Uuid),
+    ("version", Type::BigInt),
+    ("kind", Type::Text),
+    ("payload", Type::Bytes),
+    ("digest", Type::Bytes),
+    ("correlation_id", Type::Text),
+    ("causation_id", Type::OptionalUuid),
+    ("recorded_us", Type::BigInt),
+    ("hash", Type::Bytes),
+];
+
+fn values(event: &Event) -> Vec<Value> {
+    vec![
+        event.id.into(),
+        event.aggregate_id.into(),
+        event.version.into(),
+        event.kind.clone().into(),
+        event.payload.clone().into(),
+        event.digest.to_vec().into(),
+        event.correlation_id.clone().into(),
+        event.causation_id.into(),
+        event.recorded_us.into(),
+        event.hash.to_vec().into(),
+    ]
+}
+
+/// Where the transaction of an event is not asked for. Cast, since the two databases differ in how long a bare 0 is.
+const NO_XID: &str = "CAST(0 AS bigint)";
 const COLUMNS: &str = "seq, id, aggregate_id, version, kind, payload, digest, correlation_id, causation_id, recorded_us, hash";
 
 impl EventStore {
     /// Appends an event to the end of its aggregate's stream. The caller holds a lock on the aggregate, or finds that the version
     /// exists (`Kind::Unique`).
     pub async fn append(&self, tx: &Transaction, aggregate_id: Uuid, event: NewEvent) -> Result<Event, Error> {
-        let sql = format!("SELECT version, hash FROM {} WHERE aggregate_id = $1 ORDER BY version DESC LIMIT 1", self.table);
-        let head: Option<Head> = one(tx, &sql, [aggregate_id.into()]).await?;
-        let (version, previous) = match head {
-            Some(head) => (head.version, hash(head.hash)?),
-            None => (0, GENESIS),
-        };
-        let event = event.at(aggregate_id, version + 1, &previous);
+        let appended = self.append_all(tx, vec![(aggregate_id, event)]).await?;
+        appended.into_iter().next().ok_or_else(|| Error::corrupt("an event that was appended and is not there"))
+    }
+
+    /// Appends an event each to the ends of the streams of different aggregates, in few statements. The caller holds a lock on each.
+    pub async fn append_all(&self, on: &impl ConnectionTrait, events: Vec<(Uuid, NewEvent)>) -> Result<Vec<Event>, Error> {
         let sql = format!(
-            "INSERT INTO {} (id, aggregate_id, version, kind, payload, digest, correlation_id, causation_id, recorded_us, hash) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+            "SELECT e.aggregate_id, e.version, e.hash FROM {0} e WHERE e.aggregate_id {{ids}} \
+             AND e.version = (SELECT max(m.version) FROM {0} m WHERE m.aggregate_id = e.aggregate_id)",
             self.table
         );
-        let values: [Value; 10] = [
-            event.id.into(),
-            aggregate_id.into(),
-            event.version.into(),
-            event.kind.clone().into(),
-            event.payload.clone().into(),
-            event.digest.to_vec().into(),
-            event.correlation_id.clone().into(),
-            event.causation_id.into(),
-            event.recorded_us.into(),
-            event.hash.to_vec().into(),
-        ];
-        execute(tx, &sql, values).await?;
-        Ok(event)
+        let (mut appended, mut events) = (Vec::with_capacity(events.len()), events.into_iter().peekable());
+        while events.peek().is_some() {
+            let some: Vec<(Uuid, NewEvent)> = events.by_ref().take(APPENDED_AT_ONCE).collect();
+            let ids: Vec<Uuid> = some.iter().map(|(aggregate_id, _)| *aggregate_id).collect();
+            let heads: Vec<Head> = all_of_ids(on, &sql, &ids, []).await?;
+            let heads: HashMap<Uuid, Head> = heads.into_iter().map(|head| (head.aggregate_id, head)).collect();
+            let at_end = |(aggregate_id, event): (Uuid, NewEvent)| match heads.get(&aggregate_id) {
+                Some(head) => Ok(event.at(aggregate_id, head.version + 1, &hash(head.hash.clone())?)),
+                None => Ok(event.at(aggregate_id, 1, &GENESIS)),
+            };
+            let some: Vec<Event> = some.into_iter().map(at_end).collect::<Result<_, Error>>()?;
+            insert_rows(on, self.table, NEW_COLUMNS, "", some.iter().map(values).collect()).await?;
+            appended.extend(some);
+        }
+        Ok(appended)
     }
 
     /// The stream of one aggregate, oldest first.
     pub async fn stream(&self, database: &Database, aggregate_id: Uuid) -> Result<Vec<Event>, Error> {
-        let sql = format!("SELECT 0 AS xid, {COLUMNS} FROM {} WHERE aggregate_id = $1 ORDER BY version", self.table);
-        let sql = if database.is_postgres() { sql.replace("0 AS xid", "0::bigint AS xid") } else { sql };
-        let rows: Vec<Row> = all(database.reader(), &sql, [aggregate_id.into()]).await?;
-        rows.into_iter().map(|row| Ok(row.event()?.1)).collect()
+        self.stream_from(database, aggregate_id, 1, u32::MAX).await
+    }
+
+    /// A part of the stream of one aggregate, oldest first: from a version, up to `limit` events.
+    pub async fn stream_from(&self, database: &Database, aggregate_id: Uuid, from_version: i64, limit: u32) -> Result<Vec<Event>, Error> {
+        let sql =
+            format!("SELECT {NO_XID} AS xid, {COLUMNS} FROM {} WHERE aggregate_id = $1 AND version >= $2 ORDER BY version LIMIT {limit}", self.table);
+        let rows: Vec<Row> = all(database.reader(), &sql, [aggregate_id.into(), from_version.into()]).await?;
+        rows.into_iter().map(Row::event).collect()
     }
 
     /// The cursor after which every event lies that cannot be seen yet: whoever reads the service's tables from now on, and then the events after
     /// it, misses nothing. Some that can be seen may lie after it as well.
     pub async fn end(&self, database: &Database) -> Result<Cursor, Error> {
-        let sql = if database.is_postgres() {
-            "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS xid, 0::bigint AS seq".to_owned()
-        } else {
-            format!("SELECT 0 AS xid, coalesce(max(seq), 0) AS seq FROM {}", self.table)
-        };
-        Ok(one(database.reader(), &sql, []).await?.unwrap_or_default())
+        if !database.is_postgres() {
+            let sql = format!("SELECT coalesce(max(seq), 0) AS seq FROM {}", self.table);
+            let seq = one::<Seq>(database.reader(), &sql, []).await?.map_or(0, |row| row.seq);
+            return Ok(Cursor { seq, ..Cursor::default() });
+        }
+        let clusters = clusters(database, self.table).await?;
+        let last = clusters.lived.last().ok_or_else(|| Error::corrupt("an event store that lives nowhere"))?;
+        let sql = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS seq";
+        let xid = one::<Seq>(database.reader(), sql, []).await?.map_or(0, |row| row.seq);
+        Ok(Cursor { incarnation: last.incarnation, cluster: last.cluster, xid, seq: 0 })
     }
 
-    /// Up to `limit` events after a cursor, in the order in which no later call can find one before.
+    /// Up to `limit` events after a cursor, in the order in which no later call can find one before. A cursor that the store does not know, since it
+    /// is of a cluster in which the store never lived, is as good as none: reading begins anew.
     pub async fn after(&self, database: &Database, cursor: Cursor, limit: u32) -> Result<Vec<(Cursor, Event)>, Error> {
-        self.select(database, cursor, "AND xid < pg_snapshot_xmin(pg_current_snapshot())", limit).await
+        self.select(database, cursor, Horizon::Complete, limit).await
     }
 
     /// As [`after`](Self::after), with what is committed and may have others before it that are not yet. Whoever goes on from there misses them.
     pub async fn visible_after(&self, database: &Database, cursor: Cursor, limit: u32) -> Result<Vec<(Cursor, Event)>, Error> {
-        self.select(database, cursor, "", limit).await
+        self.select(database, cursor, Horizon::Visible, limit).await
     }
 
-    async fn select(&self, database: &Database, cursor: Cursor, and: &str, limit: u32) -> Result<Vec<(Cursor, Event)>, Error> {
-        let rows: Vec<Row> = if database.is_postgres() {
+    /// When the oldest event after a cursor was recorded, Unix microseconds: also of one that [`after`](Self::after) does not give yet. None when
+    /// there is none.
+    pub async fn oldest_after(&self, database: &Database, cursor: Cursor) -> Result<Option<i64>, Error> {
+        Ok(self.visible_after(database, cursor, 1).await?.first().map(|(_, event)| event.recorded_us))
+    }
+
+    /// The cursor before the last `events` events up to a cursor.
+    pub async fn before(&self, database: &Database, cursor: Cursor, events: u32) -> Result<Cursor, Error> {
+        if !database.is_postgres() {
+            return Ok(Cursor { seq: (cursor.seq - i64::from(events)).max(0), ..cursor });
+        }
+        let sql = format!(
+            "SELECT xid::text::bigint AS xid, seq FROM {} WHERE (xid, seq) <= ($1::text::xid8, $2) ORDER BY {0}.xid DESC, seq DESC OFFSET {events} LIMIT 1",
+            self.table
+        );
+        let place: Option<Position> = one(database.reader(), &sql, [cursor.xid.to_string().into(), cursor.seq.into()]).await?;
+        Ok(place.map_or(Cursor { xid: 0, seq: 0, ..cursor }, |place| Cursor { xid: place.xid, seq: place.seq, ..cursor }))
+    }
+
+    async fn select(&self, database: &Database, cursor: Cursor, horizon: Horizon, limit: u32) -> Result<Vec<(Cursor, Event)>, Error> {
+        if !database.is_postgres() {
+            let sql = format!("SELECT {NO_XID} AS xid, {COLUMNS} FROM {} WHERE seq > $1 ORDER BY seq LIMIT {limit}", self.table);
+            let mut rows: Vec<Row> = all(database.reader(), &sql, [cursor.seq.into()]).await?;
+            if rows.is_empty() && self.end(database).await?.seq < cursor.seq {
+                // The file was replaced by an earlier one.
+                note_unknown(cursor);
+                rows = all(database.reader(), &sql, [0_i64.into()]).await?;
+            }
+            return rows.into_iter().map(|row| Ok((Cursor { seq: row.seq, ..Cursor::default() }, row.event()?))).collect();
+        }
+        let clusters = clusters(database, self.table).await?;
+        let (first, mut after) = clusters.place(cursor).unwrap_or_else(|| {
+            note_unknown(cursor);
+            (0, (0, 0))
+        });
+        let mut found = Vec::new();
+        for (index, lived) in clusters.lived.iter().enumerate().skip(first) {
+            let next = clusters.lived.get(index + 1);
+            // In the cluster of today something earlier may be committed yet, up to the horizon. Of those before everything is here.
+            let complete = if next.is_none() && horizon == Horizon::Complete { "AND xid < pg_snapshot_xmin(pg_current_snapshot())" } else { "" };
+            let left = limit as usize - found.len();
             // xid8 goes through text: it is unsigned, and 2^63 transactions are far away.
             let sql = format!(
-                "SELECT xid::text::bigint AS xid, {COLUMNS} FROM {} WHERE (xid, seq) > ($1::text::xid8, $2) {and} ORDER BY {0}.xid, seq LIMIT {limit}",
+                "SELECT xid::text::bigint AS xid, {COLUMNS} FROM {} WHERE (xid, seq) > ($1::text::xid8, $2) AND seq >= $3 AND seq < $4 {complete} \
+                 ORDER BY {0}.xid, seq LIMIT {left}",
                 self.table
             );
-            all(database.reader(), &sql, [cursor.xid.to_string().into(), cursor.seq.into()]).await?
-        } else {
-            let sql = format!("SELECT 0 AS xid, {COLUMNS} FROM {} WHERE seq > $1 ORDER BY seq LIMIT {limit}", self.table);
-            all(database.reader(), &sql, [cursor.seq.into()]).await?
-        };
-        rows.into_iter().map(Row::event).collect()
+            let end = next.map_or(i64::MAX, |next| next.first_seq);
+            let rows: Vec<Row> =
+                all(database.reader(), &sql, [after.0.to_string().into(), after.1.into(), lived.first_seq.into(), end.into()]).await?;
+            for row in rows {
+                let cursor = Cursor { incarnation: lived.incarnation, cluster: lived.cluster, xid: row.xid, seq: row.seq };
+                found.push((cursor, row.event()?));
+            }
+            if found.len() >= limit as usize {
+                break;
+            }
+            after = (0, 0);
+        }
+        Ok(found)
     }
 }
 
+/// Which events are given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Horizon {
+    /// Those before which none can be committed any more.
+    Complete,
+    /// All that are committed.
+    Visible,
+}
+
+fn note_unknown(cursor: Cursor) {
+    tracing::warn!(%cursor, "the event store cannot have given this cursor; reading begins anew");
+}
+
 impl Row {
-    fn event(self) -> Result<(Cursor, Event), Error> {
-        let event = Event {
+    fn event(self) -> Result<Event, Error> {
+        Ok(Event {
             id: self.id,
             aggregate_id: self.aggregate_id,
             version: self.version,
@@ -142,8 +255,7 @@ impl Row {
             causation_id: self.causation_id,
             recorded_us: self.recorded_us,
             hash: hash(self.hash)?,
-        };
-        Ok((Cursor { xid: self.xid, seq: self.seq }, event))
+        })
     }
 }
 

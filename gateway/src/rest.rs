@@ -46,13 +46,13 @@ tokio::task_local! {
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Every annotated method.
-pub type Api = Transcoder<auth::Auth, users::Users, accounts::Accounts, transactions::Transactions>;
+pub type Api = Transcoder<users::Users, auth::Auth, accounts::Accounts, transactions::Transactions>;
 
 /// The API of the services behind these channels.
 pub fn api(customers: &Outbound, transactions: &Outbound) -> Api {
     Transcoder::new(
-        auth::Auth(AuthServiceClient::new(customers.clone())),
         users::Users(UsersServiceClient::new(customers.clone())),
+        auth::Auth(AuthServiceClient::new(customers.clone())),
         accounts::Accounts(AccountsServiceClient::new(transactions.clone())),
         transactions::Transactions(TransactionsServiceClient::new(transactions.clone())),
     )

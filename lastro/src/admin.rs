@@ -25,7 +25,7 @@ struct Kept {
 
 /// Customers for a command that serves nobody: what it tells is in its event table, for the service's relay to publish, and nobody is deleted.
 pub async fn customers_of(database: Database) -> Result<Customers> {
-    let nobody = Bus::Embedded(EmbeddedBus::new(std::collections::HashMap::new()));
+    let nobody = Bus::Embedded(EmbeddedBus::default());
     let transactions = outbound(SERVICE.name, lastro_transactions::NAME, Late::default().called_by(SERVICE.name), 1);
     Ok(Customers::for_command(database, nobody, transactions).await?)
 }

@@ -65,7 +65,9 @@ impl Process {
 
     /// Publishes a service's events in the background.
     pub fn keep_relaying(&self, service: &'static str, relay: Relay) {
-        self.keep_working(service, Job::helping("relay", &Arc::new(relay), |relay, stop| async move { (*relay).clone().run(stop).await }));
+        let relay = Arc::new(relay);
+        self.keep_working(service, Job::helping("relay", &relay, |relay, stop| async move { relay.run(stop).await }));
+        self.keep_working(service, Job::helping("lag of the relay", &relay, |relay, stop| async move { relay.measure(stop).await }));
     }
 
     /// Background work of a service, supervised until the process ends.

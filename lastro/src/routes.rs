@@ -15,6 +15,7 @@ use lastro_mesh::outbound::{Outbound, OutboundSettings};
 use lastro_proto::customers::v1::GetJwksRequest;
 use lastro_proto::customers::v1::auth_service_client::AuthServiceClient;
 use lastro_proto::methods::{self, METHODS, class_of, is_retry_safe};
+use lastro_service::events::PACKAGE;
 use lastro_service::{Job, Service};
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
@@ -167,7 +168,7 @@ impl Dispatch {
 
     /// As [`public_of`](Self::public_of), with what only services may call.
     pub fn all_of(service: &Service, serving: &GrpcService) -> Vec<(String, GrpcService)> {
-        let internal = service.internal.iter().map(|package| (format!("/{package}."), serving.clone()));
+        let internal = service.internal.iter().chain([&PACKAGE]).map(|package| (format!("/{package}."), serving.clone()));
         Self::public_of(service, serving).into_iter().chain(internal).collect()
     }
 

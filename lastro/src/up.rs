@@ -8,6 +8,7 @@ use lastro_events::bus::Bus;
 use lastro_events::bus::embedded::EmbeddedBus;
 use lastro_events::bus::redis_streams::RedisBus;
 use lastro_events::relay::Relay;
+use lastro_events::source::Near;
 use lastro_gateway::Gateway;
 use lastro_mesh::identity::{Revocations, TokenVerifier};
 use lastro_mesh::outbound::Late;
@@ -21,7 +22,7 @@ use crate::data_dir::DataDir;
 use crate::process::{Process, Telemetry, bind};
 use crate::routes::{Common, Dispatch, inbound, inbound_common, keys_of, outbound};
 use crate::services::run::keep_fresh;
-use crate::services::{IDENTITY, SERVICES, by_name, called_by, publisher_of};
+use crate::services::{IDENTITY, SERVICES, by_name, called_by, topics_of};
 use crate::storage::Storage;
 
 /// Runs until SIGTERM or Ctrl-C.
@@ -51,7 +52,10 @@ pub async fn up(settings: UpSettings) -> Result<()> {
             revoked: revoked.clone(),
             settings: settings.own[service.name].clone(),
             channels: called_by(service).into_iter().map(|target| (target, channel(service.name, target))).collect(),
-            topics: service.reads.iter().filter_map(|topic| Some((*topic, publisher_of(topic)?.1))).collect(),
+            topics: topics_of(service, &bus, |publisher, store| match &bus {
+                Bus::Embedded(_) => Near::source(store, storage.of(publisher)),
+                Bus::Redis(_) => lastro_service::events::source(store.topic, channel(service.name, publisher.name)),
+            }),
         };
         let Running { public, all, keys, jobs, .. } = (service.start)(given).await.with_context(|| format!("{} cannot start", service.name))?;
         let verifier = match keys {
@@ -64,7 +68,7 @@ pub async fn up(settings: UpSettings) -> Result<()> {
         let verifier = Arc::new(verifier);
         keep_fresh(&process, &verifier);
         let inbound = inbound(service, &verifier, settings.call_limits());
-        places[service.name].set(inbound.wrap(all));
+        places[service.name].set(inbound.wrap(lastro_service::events::add_to(all, service, storage.of(service))));
         outside.extend(Dispatch::public_of(service, &inbound.wrap(public)));
         jobs.into_iter().for_each(|job| process.keep_working(service.name, job));
     }
@@ -117,14 +121,12 @@ fn identity() -> Result<&'static Service> {
 
 /// The bus, and the relays that fill it where it is not embedded.
 fn start_bus(settings: &UpSettings, storage: &Storage, process: &Process) -> Result<Bus> {
-    let publishers = || SERVICES.iter().flat_map(|service| service.publishes.iter().map(|store| (*service, *store)));
-    let Some(url) = &settings.redis_url else {
-        let databases: HashMap<_, _> = publishers().map(|(service, store)| (store.topic, storage.of(service).clone())).collect();
-        return Ok(Bus::Embedded(EmbeddedBus::new(databases)));
-    };
-    let bus = RedisBus::new(url).context("--redis-url cannot be used")?;
-    for (service, store) in publishers() {
-        process.keep_relaying(service.name, Relay { store, database: storage.of(service).clone(), bus: bus.clone() });
+    let Some(url) = &settings.redis_url else { return Ok(Bus::Embedded(EmbeddedBus::default())) };
+    let bus = RedisBus::new(url, settings.topic_bytes_max).context("--redis-url cannot be used")?;
+    for service in SERVICES {
+        for store in service.publishes {
+            process.keep_relaying(service.name, Relay::new(*store, storage.of(service), &bus));
+        }
     }
     Ok(Bus::Redis(bus))
 }

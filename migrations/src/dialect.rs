@@ -36,12 +36,18 @@ impl Dialect {
 /// Runs statements one after the other.
 pub async fn run_statements(manager: &SchemaManager<'_>, statements: &[&str]) -> Result<(), DbErr> {
     let dialect = Dialect::of(manager);
-    if dialect.is_postgres() {
-        // A large table takes the time that it takes; the session's timeouts are for what callers wait for.
-        manager.get_connection().execute_unprepared("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = '30s'").await?;
-    }
+    lift_timeouts(manager).await?;
     for statement in statements {
         manager.get_connection().execute_unprepared(&dialect.write(statement)).await?;
+    }
+    Ok(())
+}
+
+/// A large table takes the time that it takes; the session's timeouts are for what callers wait for. Until the migration ends.
+pub async fn lift_timeouts(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
+    if Dialect::of(manager).is_postgres() {
+        let lifted = "SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = '30s'; SET LOCAL idle_in_transaction_session_timeout = 0";
+        manager.get_connection().execute_unprepared(lifted).await?;
     }
     Ok(())
 }

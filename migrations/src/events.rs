@@ -4,6 +4,16 @@ use sea_orm_migration::prelude::*;
 
 use crate::dialect::{Dialect, run_statements};
 
+/// An append-only event table that also has what others report, which may come twice: an index over the digests refuses the second one.
+pub async fn reported_event_table(manager: &SchemaManager<'_>, table: &str) -> Result<(), DbErr> {
+    event_table(manager, table).await?;
+    // What the service itself appends cannot come twice: the state machine allows each of these once, and the version is unique. Leaving them out
+    // saves two entries of an index for every operation (docs/adr/0006).
+    let digests =
+        format!("CREATE UNIQUE INDEX {table}_digest ON {table} (aggregate_id, digest) WHERE kind NOT IN ('SUBMITTED', 'COMPLETED', 'REJECTED')");
+    run_statements(manager, &[&digests]).await
+}
+
 /// An append-only event table that is the outbox too. Retention: events are never deleted.
 pub async fn event_table(manager: &SchemaManager<'_>, table: &str) -> Result<(), DbErr> {
     let postgres = Dialect::of(manager).is_postgres();
@@ -18,11 +28,7 @@ pub async fn event_table(manager: &SchemaManager<'_>, table: &str) -> Result<(),
          kind {{text}} NOT NULL, payload {{bytes}} NOT NULL, digest {{bytes}} NOT NULL, correlation_id {{text}} NOT NULL, causation_id {{uuid}}, \
          recorded_us {{bigint}} NOT NULL, hash {{bytes}} NOT NULL, UNIQUE (aggregate_id, version)){{strict}}"
     );
-    // What others report may come twice. What the service itself appends cannot: the state machine allows each of these once, and the
-    // version is unique. Leaving them out saves two entries of an index for every operation (docs/adr/0006).
-    let digests =
-        format!("CREATE UNIQUE INDEX {table}_digest ON {table} (aggregate_id, digest) WHERE kind NOT IN ('SUBMITTED', 'COMPLETED', 'REJECTED')");
-    run_statements(manager, &[&create, &digests]).await?;
+    run_statements(manager, &[&create]).await?;
     if postgres {
         let index = format!("CREATE UNIQUE INDEX {table}_position ON {table} (xid, seq)");
         let function = format!(
@@ -45,13 +51,55 @@ pub async fn event_table(manager: &SchemaManager<'_>, table: &str) -> Result<(),
     }
 }
 
-/// How far the relay has published. One row a topic.
+/// What a service needs beside its event tables to publish them: how far the relay has published each, and the clusters in which they have lived.
+pub async fn publisher_tables(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
+    relay_tables(manager).await?;
+    upgrade_publisher_tables(manager).await
+}
+
+/// What a service needs to read the events of others: how far it has read each topic, the inbox, what is parked, and what is dead. Retention: an inbox
+/// row a known aggregate; parked rows until the gap closes, which is seconds; dead ones until an operator retries them.
+pub async fn reader_tables(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
+    consumer_tables(manager).await?;
+    upgrade_reader_tables(manager).await
+}
+
+/// Brings what [`relay_tables`] made to what [`publisher_tables`] makes: cursors name the cluster that they belong to.
+pub async fn upgrade_publisher_tables(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
+    run_statements(
+        manager,
+        &[
+            "CREATE TABLE event_clusters (event_table {text} NOT NULL, incarnation {bigint} NOT NULL, cluster {bigint} NOT NULL, first_seq {bigint} NOT NULL, \
+             PRIMARY KEY (event_table, incarnation)){strict}",
+            "ALTER TABLE relay_cursors ADD COLUMN incarnation {bigint} NOT NULL DEFAULT 0",
+            "ALTER TABLE relay_cursors ADD COLUMN cluster {bigint} NOT NULL DEFAULT 0",
+        ],
+    )
+    .await
+}
+
+/// Brings what [`consumer_tables`] made to what [`reader_tables`] makes.
+pub async fn upgrade_reader_tables(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
+    run_statements(
+        manager,
+        &[
+            "ALTER TABLE bus_offsets ADD COLUMN incarnation {bigint} NOT NULL DEFAULT 0",
+            "ALTER TABLE bus_offsets ADD COLUMN cluster {bigint} NOT NULL DEFAULT 0",
+            // Unix microseconds.
+            "ALTER TABLE inbox_parked ADD COLUMN parked_us {bigint} NOT NULL DEFAULT 0",
+            "ALTER TABLE dead_events ADD COLUMN dead_us {bigint} NOT NULL DEFAULT 0",
+            "CREATE INDEX inbox_parked_age ON inbox_parked (topic, parked_us)",
+        ],
+    )
+    .await
+}
+
+/// How far the relay has published, as migrations up to 0.1.0 made it. One row a topic.
 pub async fn relay_tables(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
     run_statements(manager, &["CREATE TABLE relay_cursors (topic {text} PRIMARY KEY, xid {bigint} NOT NULL, seq {bigint} NOT NULL){strict}"]).await
 }
 
-/// What a consumer keeps: offsets of the embedded bus, the inbox, what is parked, and what is dead. Retention: an inbox row a known
-/// aggregate; parked rows until the gap closes; dead ones until an operator retries them.
+/// What a consumer keeps, as migrations up to 0.1.0 made it.
 pub async fn consumer_tables(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
     const EVENT: &str = "topic {text} NOT NULL, aggregate_id {uuid} NOT NULL, version {bigint} NOT NULL, id {uuid} NOT NULL, kind {text} NOT NULL, \
                          payload {bytes} NOT NULL, correlation_id {text} NOT NULL, causation_id {uuid}, recorded_us {bigint} NOT NULL, \

@@ -7,8 +7,11 @@ mod events;
 
 use std::pin::Pin;
 
-pub use dialect::{Dialect, run_statements};
-pub use events::{consumer_tables, event_table, relay_tables};
+pub use dialect::{Dialect, lift_timeouts, run_statements};
+pub use events::{
+    consumer_tables, event_table, publisher_tables, reader_tables, relay_tables, reported_event_table, upgrade_publisher_tables,
+    upgrade_reader_tables,
+};
 use lastro_database::{Database, Error};
 use sea_orm_migration::MigratorTrait;
 use sea_orm_migration::sea_orm::FromQueryResult;

@@ -2,6 +2,7 @@
 //! `--help`, `lastro up`, storage, `lastro migrate` with roles and grants, certificates and the policy of who may call what, health, and the channels
 //! to other services. `lastro/src/services.rs` has the list of all. Knows nothing of payments.
 
+pub mod events;
 mod jobs;
 mod settings;
 
@@ -9,8 +10,8 @@ use std::collections::HashMap;
 use std::pin::Pin;
 
 use lastro_database::Database;
-use lastro_events::EventStore;
 use lastro_events::bus::Bus;
+use lastro_events::{EventStore, Topic};
 use lastro_mesh::identity::{KeySource, Revocations};
 use lastro_mesh::outbound::Outbound;
 use lastro_migrations::Migrator;
@@ -76,8 +77,8 @@ pub struct Given {
     pub settings: Settings,
     /// The ways to the services that it needs.
     pub channels: HashMap<&'static str, Outbound>,
-    /// The stores of the topics that it reads.
-    pub topics: HashMap<&'static str, EventStore>,
+    /// The topics that it reads.
+    pub topics: HashMap<&'static str, Topic>,
 }
 
 impl Given {
@@ -86,9 +87,9 @@ impl Given {
         self.channels.get(service).cloned().ok_or_else(|| anyhow::anyhow!("{service} is called and is not among the needs of the service"))
     }
 
-    /// The store of a topic that was registered as read.
-    pub fn topic(&self, topic: &str) -> anyhow::Result<EventStore> {
-        self.topics.get(topic).copied().ok_or_else(|| anyhow::anyhow!("the topic {topic} is read and is not among those that the service reads"))
+    /// A topic that was registered as read.
+    pub fn topic(&self, topic: &str) -> anyhow::Result<Topic> {
+        self.topics.get(topic).cloned().ok_or_else(|| anyhow::anyhow!("the topic {topic} is read and is not among those that the service reads"))
     }
 }
 

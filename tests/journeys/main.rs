@@ -136,7 +136,16 @@ macro_rules! journeys {
     }};
 }
 
+/// Logs what runs inside the tests themselves to standard error, where LASTRO_TEST_LOG has a filter such as `warn`.
+fn log_if_asked() {
+    let filter = std::env::vars().find(|(name, _)| name == "LASTRO_TEST_LOG").map(|(_, filter)| filter);
+    if let Some(filter) = filter {
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    }
+}
+
 fn main() {
+    log_if_asked();
     let mut arguments = Arguments::from_args();
     // Each journey is many calls to two servers: more at once than cores only makes them wait.
     arguments.test_threads = arguments.test_threads.or(Some(4));

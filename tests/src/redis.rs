@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use crate::free_port;
+use crate::{free_port, run};
 
 /// Runs until it is dropped.
 pub struct Redis {
@@ -43,6 +43,12 @@ impl Redis {
             let _ = child.kill();
             let _ = child.wait();
         }
+    }
+
+    /// Sends SIGSTOP, SIGCONT or any other signal.
+    pub fn signal(&self, signal: &str) -> Result<()> {
+        let pid = self.child.as_ref().map(Child::id).context("Redis does not run")?;
+        run(Command::new("kill").args([format!("-{signal}"), pid.to_string()])).map(|_| ())
     }
 
     /// Kills it and deletes everything that it had.

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use lastro_database::Database;
-use lastro_events::EventStore;
+use lastro_events::Topic;
 use lastro_events::bus::Bus;
 use lastro_mesh::call::Call;
 use lastro_mesh::clock;
@@ -51,7 +51,7 @@ pub struct App {
     pub(crate) database: Database,
     pub(crate) bus: Bus,
     /// What customers publishes.
-    pub(crate) users: EventStore,
+    pub(crate) users: Topic,
     pub(crate) customers: IdentityServiceClient<Outbound>,
     pub(crate) revoked: Revocations,
     pub(crate) pipeline: Pipeline,
@@ -70,7 +70,7 @@ impl App {
     pub async fn start(
         database: Database,
         bus: Bus,
-        users: EventStore,
+        users: Topic,
         customers: Outbound,
         revoked: Revocations,
         settings: Settings,

@@ -12,7 +12,5 @@ const GROUP: &str = "transactions";
 
 /// Consumes until told to stop.
 pub async fn run(app: &App, stop: CancellationToken) {
-    let subscription = app.bus.subscribe(app.users, GROUP, &app.database);
-    let handler = users::Users { revoked: app.revoked.clone() };
-    Consumer { topic: app.users.topic, database: app.database.clone(), handler }.run(subscription, stop).await;
+    Consumer::new(app.users.clone(), GROUP, &app.database, users::Users { revoked: app.revoked.clone() }).run(stop).await;
 }

@@ -82,9 +82,7 @@ async fn ask(app: &App, learned: &mut Learned) -> Result<(), Error> {
         learned.cursor = answer.cursor;
         if !learned.unstored.is_empty() {
             let tx = app.database.begin().await?;
-            for revocation in &learned.unstored {
-                users::add_revocation(&tx, revocation).await?;
-            }
+            users::add_revocations(&tx, &learned.unstored).await?;
             tx.commit().await.map_err(lastro_database::Error::from)?;
             learned.unstored.clear();
         }

@@ -24,7 +24,9 @@ pub use settings::Settings;
 /// The service's name in logs, metrics and topics.
 pub const NAME: &str = "transactions";
 
-/// What transactions tells the others.
+pub use store::account_events::ACCOUNT_EVENTS;
+
+/// What transactions tells of transactions.
 pub const EVENTS: EventStore = EventStore { table: "operation_events", topic: NAME };
 
 /// The service, as it registers itself.
@@ -39,7 +41,7 @@ pub static SERVICE: Service = Service {
         why: "confirms who may own an account, and says which tokens are dead",
         calls: &["/lastro.internal.customers.v1.IdentityService/*"],
     }],
-    publishes: &[EVENTS],
+    publishes: &[EVENTS, ACCOUNT_EVENTS],
     reads: &["customers"],
     append_only: &["postings"],
     read_only: &[],

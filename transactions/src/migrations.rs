@@ -3,6 +3,8 @@
 mod m0001_ledger;
 mod m0002_owners_and_keys;
 mod m0003_operations_by_owner;
+mod m0004_cursors_name_their_cluster;
+mod m0005_account_streams;
 
 use sea_orm_migration::prelude::*;
 
@@ -12,6 +14,12 @@ pub struct Migrator;
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(m0001_ledger::Migration), Box::new(m0002_owners_and_keys::Migration), Box::new(m0003_operations_by_owner::Migration)]
+        vec![
+            Box::new(m0001_ledger::Migration),
+            Box::new(m0002_owners_and_keys::Migration),
+            Box::new(m0003_operations_by_owner::Migration),
+            Box::new(m0004_cursors_name_their_cluster::Migration),
+            Box::new(m0005_account_streams::Migration),
+        ]
     }
 }

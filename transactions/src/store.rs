@@ -1,5 +1,6 @@
 //! The tables of transactions. What moves money is in `ledger`, where the statements of the two databases stand side by side.
 
+pub mod account_events;
 pub mod accounts;
 pub mod ledger;
 pub mod operations;

@@ -6,8 +6,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use lastro_mesh::call::Call;
 use lastro_mesh::clock;
+use lastro_proto::customers::events::v1::{UserUpdated, user_event::Event};
+use lastro_proto::customers::v1::CreateUserRequest;
 use lastro_proto::customers::v1::user::Role;
-use lastro_proto::customers::v1::{CreateUserRequest, UserUpdated, user_event::Event};
 
 use super::attempts::forget_account;
 use super::create_user::create_with_roles;

@@ -3,7 +3,8 @@
 use lastro_mesh::call::Call;
 use lastro_mesh::clock;
 use lastro_mesh::identity::User as Caller;
-use lastro_proto::customers::v1::{ChangePasswordRequest, UserUpdated, user_event::Event};
+use lastro_proto::customers::events::v1::{UserUpdated, user_event::Event};
+use lastro_proto::customers::v1::ChangePasswordRequest;
 
 use super::attempts::{account_of, check_password};
 use super::{App, revocation, tell};

@@ -2,8 +2,9 @@
 
 use lastro_mesh::call::Call;
 use lastro_mesh::clock;
+use lastro_proto::customers::events::v1::{UserCreated, user_event::Event};
+use lastro_proto::customers::v1::CreateUserRequest;
 use lastro_proto::customers::v1::user::Role;
-use lastro_proto::customers::v1::{CreateUserRequest, UserCreated, user_event::Event};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 

@@ -5,7 +5,7 @@ use lastro_mesh::call::Call;
 use lastro_mesh::clock;
 use lastro_mesh::identity::User as Caller;
 use lastro_mesh::status;
-use lastro_proto::customers::v1::{UserDeleted, user_event::Event};
+use lastro_proto::customers::events::v1::{UserDeleted, user_event::Event};
 use lastro_proto::internal::transactions::v1::CloseAccountsRequest;
 use lastro_proto::reasons::USER_HAS_MONEY;
 use uuid::Uuid;

@@ -15,7 +15,7 @@ use lastro_events::store::Cursor;
 use lastro_mesh::clock;
 use lastro_mesh::identity::Revocation;
 use lastro_mesh::status::Problem;
-use lastro_proto::customers::v1::{UserEvent, user_event};
+use lastro_proto::customers::events::v1::{UserEvent, user_event};
 use prost::Message as _;
 use uuid::Uuid;
 
@@ -117,10 +117,10 @@ fn revocation_of(event: &Event) -> Option<Revocation> {
 impl fmt::Display for Place {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Sessions(begin, (us, id)) => write!(formatter, "sessions:{}:{}:{us}:{id}", begin.xid, begin.seq),
-            Self::Users(begin, id) => write!(formatter, "users:{}:{}:{id}", begin.xid, begin.seq),
-            Self::Events(cursor) => write!(formatter, "events:{}:{}", cursor.xid, cursor.seq),
-            Self::Beyond(complete, after) => write!(formatter, "beyond:{}:{}:{}:{}", complete.xid, complete.seq, after.xid, after.seq),
+            Self::Sessions(begin, (us, id)) => write!(formatter, "sessions:{begin}:{us}:{id}"),
+            Self::Users(begin, id) => write!(formatter, "users:{begin}:{id}"),
+            Self::Events(cursor) => write!(formatter, "events:{cursor}"),
+            Self::Beyond(complete, after) => write!(formatter, "beyond:{complete}:{after}"),
         }
     }
 }
@@ -134,12 +134,12 @@ impl FromStr for Place {
         }
         let mut parts = text.split(':');
         let kind = parts.next();
-        let cursor = Cursor { xid: read(parts.next())?, seq: read(parts.next())? };
+        let cursor: Cursor = read(parts.next())?;
         match kind {
             Some("sessions") => Ok(Self::Sessions(cursor, (read(parts.next())?, read(parts.next())?))),
             Some("users") => Ok(Self::Users(cursor, read(parts.next())?)),
             Some("events") => Ok(Self::Events(cursor)),
-            Some("beyond") => Ok(Self::Beyond(cursor, Cursor { xid: read(parts.next())?, seq: read(parts.next())? })),
+            Some("beyond") => Ok(Self::Beyond(cursor, read(parts.next())?)),
             _ => Err(()),
         }
     }
@@ -151,12 +151,12 @@ mod tests {
 
     #[test]
     fn a_cursor_reads_back() {
-        let cursor = Cursor { xid: 7, seq: 9 };
-        let beyond = Place::Beyond(cursor, Cursor { xid: 8, seq: 1 });
+        let cursor = Cursor { incarnation: 1, xid: 7, seq: 9, cluster: 3 };
+        let beyond = Place::Beyond(cursor, Cursor { xid: 8, ..cursor });
         for place in [Place::Sessions(cursor, (-3, Uuid::from_u128(1))), Place::Users(cursor, Uuid::from_u128(2)), Place::Events(cursor), beyond] {
             assert_eq!(place.to_string().parse(), Ok(place));
         }
-        for text in ["", "events", "events:1", "events:x:1", "users:1:1", "beyond:1:1:2", "others:1:1"] {
+        for text in ["", "events", "events:1", "events:x:1", "users:0.0.1.1", "beyond:0.0.1.1:2", "others:0.0.1.1"] {
             assert_eq!(text.parse::<Place>(), Err(()), "{text}");
         }
     }

@@ -4,7 +4,7 @@ use lastro_database::Transaction;
 use lastro_mesh::call::Call;
 use lastro_mesh::clock;
 use lastro_mesh::identity::Revocation;
-use lastro_proto::customers::v1::{SessionRevoked, TokensRevoked, user_event::Event};
+use lastro_proto::customers::events::v1::{SessionRevoked, TokensRevoked, user_event::Event};
 use uuid::Uuid;
 
 use super::{App, tell};

@@ -3,8 +3,9 @@
 use lastro_mesh::call::Call;
 use lastro_mesh::clock;
 use lastro_mesh::identity::User as Caller;
+use lastro_proto::customers::events::v1::{RolesChanged, UserDisabled, UserUpdated, user_event::Event};
+use lastro_proto::customers::v1::UpdateUserRequest;
 use lastro_proto::customers::v1::user::Role;
-use lastro_proto::customers::v1::{RolesChanged, UpdateUserRequest, UserDisabled, UserUpdated, user_event::Event};
 
 use super::attempts::{self, account_of};
 use super::{App, normalized_email, reachable, revocation, tell};

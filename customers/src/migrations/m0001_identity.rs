@@ -1,6 +1,6 @@
 //! Users, sessions, signing keys, and the events that tell of them. Times are Unix microseconds, UTC.
 
-use lastro_migrations::{event_table, relay_tables, run_statements};
+use lastro_migrations::{relay_tables, reported_event_table, run_statements};
 use sea_orm_migration::prelude::*;
 
 #[derive(DeriveMigrationName)]
@@ -29,7 +29,7 @@ impl MigrationTrait for Migration {
             ],
         )
         .await?;
-        event_table(manager, "user_events").await?;
+        reported_event_table(manager, "user_events").await?;
         relay_tables(manager).await
     }
 }

@@ -72,6 +72,21 @@ impl ConnectionsGroup {
     }
 }
 
+/// How much Redis keeps.
+#[derive(Args)]
+pub struct BusGroup {
+    /// Mebibytes of events that Redis keeps of each topic, 4 to 65536; readers that are further behind read from the service itself.
+    #[arg(long, env = "LASTRO_TOPIC_MEBIBYTES_MAX", value_name = "MIB", default_value = "32")]
+    topic_mebibytes_max: Setting,
+}
+
+impl BusGroup {
+    /// The bytes, or None with every mistake in `problems`.
+    pub fn read(&self, problems: &mut Problems) -> Option<u64> {
+        problems.take_within::<u64>("--topic-mebibytes-max", &self.topic_mebibytes_max, 4..=65_536).map(|mebibytes| mebibytes * 1024 * 1024)
+    }
+}
+
 /// A PostgreSQL URL, or None with what is wrong with it in `problems`. The value may hold a password, so it is not repeated.
 pub fn read_postgres_url(problems: &mut Problems, name: &str, url: &str) -> Option<PostgresUrl> {
     // One of the two drivers reads it and cannot be told not to: then the two would differ.

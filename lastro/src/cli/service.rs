@@ -15,7 +15,7 @@ use lastro_mesh::serve::{ConnectionLimits, Security};
 use lastro_mesh::tls::{Tls, TlsFiles};
 use lastro_service::{Service, Settings};
 
-use super::groups::{ConnectionsGroup, GatewayGroup, read_postgres_url};
+use super::groups::{BusGroup, ConnectionsGroup, GatewayGroup, read_postgres_url};
 use crate::routes::CallLimits;
 use crate::services::called_by;
 
@@ -84,6 +84,8 @@ struct StoreArgs {
     /// A file that holds the URL, for secrets.
     #[arg(long, env = "LASTRO_REDIS_URL_FILE", value_name = "PATH")]
     redis_url_file: Option<PathBuf>,
+    #[command(flatten)]
+    bus: BusGroup,
 }
 
 /// What `lastro <service>` is told, beside the service's own settings and where the services that it calls are.
@@ -132,6 +134,7 @@ pub struct StoreSettings {
     pub database_url: PostgresUrl,
     pub database_connections: u32,
     pub redis_url: String,
+    pub topic_bytes_max: u64,
 }
 
 /// The settings of `lastro <service>`.
@@ -253,7 +256,13 @@ impl StoreArgs {
             // The value may hold a password, so it is not repeated.
             problems.add(format!("--redis-url: must begin with {}", redis_schemes.join(" or ")));
         }
-        Some(StoreSettings { database_url: database_url?, database_connections: database_connections?, redis_url: redis_url? })
+        let topic_bytes_max = self.bus.read(problems);
+        Some(StoreSettings {
+            database_url: database_url?,
+            database_connections: database_connections?,
+            redis_url: redis_url?,
+            topic_bytes_max: topic_bytes_max?,
+        })
     }
 }
 

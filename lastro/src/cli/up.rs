@@ -11,7 +11,7 @@ use lastro_mesh::config::{Invalid, Problems, Setting};
 use lastro_mesh::serve::ConnectionLimits;
 use lastro_service::Settings;
 
-use super::groups::{ConnectionsGroup, GatewayGroup, read_postgres_url};
+use super::groups::{BusGroup, ConnectionsGroup, GatewayGroup, read_postgres_url};
 use crate::routes::CallLimits;
 use crate::services::SERVICES;
 
@@ -58,6 +58,8 @@ pub struct UpArgs {
     #[command(flatten)]
     edge: GatewayGroup,
     #[command(flatten)]
+    bus: BusGroup,
+    #[command(flatten)]
     connections: ConnectionsGroup,
     /// Whether gRPC reflection tells the public surface.
     #[arg(long, env = "LASTRO_REFLECTION", value_name = "BOOL", default_value = "true")]
@@ -72,6 +74,7 @@ pub struct UpSettings {
     pub ops: SocketAddr,
     pub database_url: Option<PostgresUrl>,
     pub redis_url: Option<String>,
+    pub topic_bytes_max: u64,
     pub log: String,
     pub otlp_endpoint: Option<String>,
     pub trace_percent: u32,
@@ -111,6 +114,7 @@ impl UpSettings {
         let deadline_max = problems.take_within("--deadline-max", &args.deadline_max, 1..=35);
         let rate_limits = args.edge.read_limits(&mut problems);
         let own = SERVICES.iter().map(|service| Some((service.name, service.settings.read(matches, &mut problems)?))).collect::<Vec<_>>();
+        let topic_bytes_max = args.bus.read(&mut problems);
         let connections = args.connections.read(&mut problems);
         let database_url = args.database_url.as_ref().map(|url| read_postgres_url(&mut problems, "--database-url", url));
         let reflection = problems.take::<bool>("--reflection", &args.reflection);
@@ -132,6 +136,7 @@ impl UpSettings {
             ops: ops.ok_or_else(missing)?,
             database_url: database_url.flatten(),
             redis_url: args.redis_url,
+            topic_bytes_max: topic_bytes_max.ok_or_else(missing)?,
             log: args.log,
             otlp_endpoint: args.otlp_endpoint,
             trace_percent: trace_percent.ok_or_else(missing)?,

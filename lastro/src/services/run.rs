@@ -20,7 +20,7 @@ use lastro_service::{Given, Job, Running, Service};
 use tokio::net::TcpListener;
 
 use super::revocations::Learner;
-use super::{IDENTITY, called_by, publisher_of};
+use super::{IDENTITY, called_by, topics_of};
 use crate::cli::{ProcessSettings, ServiceSettings, StoreSettings};
 use crate::process::{Process, Telemetry, bind};
 use crate::routes::{Common, Dispatch, inbound, keys_of, outbound};
@@ -29,7 +29,7 @@ use crate::routes::{Common, Dispatch, inbound, keys_of, outbound};
 pub async fn run(service: &'static Service, matches: &ArgMatches) -> Result<()> {
     let settings = ServiceSettings::read(service, matches)?;
     let process = start(service.name, &settings.process).await?;
-    let redis = RedisBus::new(&settings.store.redis_url).context("--redis-url cannot be used")?;
+    let redis = RedisBus::new(&settings.store.redis_url, settings.store.topic_bytes_max).context("--redis-url cannot be used")?;
     let connections: HashMap<&'static str, Far> = called_by(service)
         .into_iter()
         .map(|target| (target, connection(target, settings.places.get(target).map(Vec::as_slice).unwrap_or_default(), &settings.process)))
@@ -39,11 +39,12 @@ pub async fn run(service: &'static Service, matches: &ArgMatches) -> Result<()> 
     let channels: HashMap<&'static str, Outbound> = connections.keys().map(|target| (*target, channel(target))).collect();
     let Some(database) = open_database(&process, service, &settings.store).await? else { return Ok(()) };
     let revoked = Revocations::default();
-    let topics: HashMap<_, _> = service.reads.iter().filter_map(|topic| Some((*topic, publisher_of(topic)?.1))).collect();
+    let bus = Bus::Redis(redis.clone());
+    let topics = topics_of(service, &bus, |publisher, store| lastro_service::events::source(store.topic, channel(publisher.name)));
     let started = process.until_it_works("service", || async {
         let given = Given {
             database: database.clone(),
-            bus: Bus::Redis(redis.clone()),
+            bus: bus.clone(),
             revoked: revoked.clone(),
             settings: settings.own.clone(),
             channels: channels.clone(),
@@ -75,9 +76,10 @@ pub async fn run(service: &'static Service, matches: &ArgMatches) -> Result<()> 
         process.keep_working(service.name, Job::essential("revocations", &learner, |learner, stop| async move { learner.run(stop).await }));
     }
     for store in service.publishes {
-        process.keep_relaying(service.name, Relay { store: *store, database: database.clone(), bus: redis.clone() });
+        process.keep_relaying(service.name, Relay::new(*store, &database, &redis));
     }
     jobs.into_iter().for_each(|job| process.keep_working(service.name, job));
+    let all = lastro_service::events::add_to(all, service, &database);
     let serving = inbound(service, &verifier, settings.process.call_limits()).wrap(all);
     serve_grpc(process, service, serving, &verifier, &settings).await?;
     database.close().await;

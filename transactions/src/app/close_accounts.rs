@@ -1,14 +1,16 @@
 //! Closes every account of a user, or none: before it is deleted.
 
+use lastro_mesh::call::Call;
 use uuid::Uuid;
 
 use super::App;
 use crate::Error;
+use crate::store::account_events::Cause;
 use crate::store::{accounts, operations, users};
 
 /// Refused while one of them has money, or is named by an operation that is not settled yet. What slips in later is REJECTED at settlement, since
 /// it finds the account closed.
-pub async fn close_accounts(app: &App, user_id: &str) -> Result<(), Error> {
+pub async fn close_accounts(app: &App, call: &Call, user_id: &str) -> Result<(), Error> {
     let user_id = Uuid::parse_str(user_id).map_err(|_| Error::OwnerNotAllowed)?;
     let tx = app.database.begin().await?;
     users::lock_owner(&tx, user_id).await?;
@@ -16,6 +18,9 @@ pub async fn close_accounts(app: &App, user_id: &str) -> Result<(), Error> {
     if open.iter().any(|balance| !balance.is_empty()) || operations::any_open_of(&tx, user_id).await? {
         return Err(Error::UserHasMoney);
     }
-    accounts::close_empty(&tx, user_id, open.len()).await?;
-    Ok(tx.commit().await.map_err(lastro_database::Error::from)?)
+    let open: Vec<Uuid> = open.iter().map(|balance| balance.account_id).collect();
+    accounts::close(&tx, &open, Cause { correlation_id: call.correlation_id.as_str(), event_id: None }).await?;
+    tx.commit().await.map_err(lastro_database::Error::from)?;
+    app.bus.wake();
+    Ok(())
 }

@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::App;
 use crate::domain::account::Account;
+use crate::store::account_events::Cause;
 use crate::store::accounts::{self, AccountWithBalance, Key};
 use crate::store::users;
 use crate::{Error, store};
@@ -41,22 +42,24 @@ pub async fn create_account(app: &App, call: &Call, caller: &Caller, request: Cr
         system: false,
         create_time_us: clock::now_us(),
     };
+    let cause = Cause { correlation_id: call.correlation_id.as_str(), event_id: None };
     let tx = app.database.begin().await?;
     if !users::lock_owner(&tx, caller.id).await? {
         return Err(Error::OwnerNotAllowed);
     }
     if !app.is_cleared(currency) {
-        accounts::ensure_clearing(&tx, currency, account.create_time_us).await?;
+        accounts::ensure_clearing(&tx, currency, account.create_time_us, cause).await?;
     }
-    match accounts::insert(&tx, &account, None, key.as_ref()).await {
+    match accounts::open(&tx, &account, key.as_ref(), cause).await {
         Err(error) if error.kind == Kind::Unique => {
             tx.rollback().await.map_err(lastro_database::Error::from)?;
             return opened_before(app, caller, key.as_ref()).await?.ok_or(Error::Database(error));
         }
-        inserted => inserted?,
+        opened => opened?,
     }
     tx.commit().await.map_err(lastro_database::Error::from)?;
     app.note_cleared(currency);
+    app.bus.wake();
     Ok(Opened { account: AccountWithBalance { account, posted: 0, held: 0 }, replayed: false })
 }
 

@@ -2,7 +2,7 @@
 
 use lastro_events::Event;
 use lastro_mesh::identity::User as Caller;
-use lastro_proto::transactions::v1::{Completed, OperationEvent, Submitted, operation_event};
+use lastro_proto::transactions::events::v1::{Completed, OperationEvent, Submitted, operation_event};
 use prost::Message as _;
 use uuid::Uuid;
 

@@ -1,13 +1,16 @@
 //! Owners and dead sessions, from the events of customers.
 
+use std::collections::BTreeMap;
+
 use lastro_database::Transaction;
 use lastro_events::consumer::Failure;
 use lastro_events::{Event, Handler};
 use lastro_mesh::identity::{Revocation, Revocations};
-use lastro_proto::customers::v1::{UserEvent, user_event};
+use lastro_proto::customers::events::v1::{UserEvent, user_event};
 use prost::Message as _;
 use uuid::Uuid;
 
+use crate::store::account_events::Cause;
 use crate::store::{accounts, users};
 
 pub struct Users {
@@ -15,46 +18,52 @@ pub struct Users {
 }
 
 impl Handler for Users {
-    async fn apply(&self, tx: &Transaction, event: &Event) -> Result<(), Failure> {
-        let payload = UserEvent::decode(event.payload.as_slice()).map_err(|error| Failure::Event(error.to_string()))?;
-        if let Some(revocation) = revocation_of(event.aggregate_id, &payload)? {
-            users::add_revocation(tx, &revocation).await?;
-        }
-        match payload.event {
-            Some(user_event::Event::UserCreated(_)) => users::set_may_own(tx, event.aggregate_id, true).await?,
-            Some(user_event::Event::UserDisabled(change)) => users::set_may_own(tx, event.aggregate_id, !change.disabled).await?,
-            Some(user_event::Event::UserDeleted(_)) => {
-                users::set_may_own(tx, event.aggregate_id, false).await?;
-                close_what_was_opened_meanwhile(tx, event.aggregate_id).await?;
+    async fn apply(&self, tx: &Transaction, events: &[Event]) -> Result<(), Failure> {
+        let (mut owners, mut revocations, mut deleted) = (BTreeMap::new(), Vec::new(), Vec::new());
+        for event in events {
+            let (user_id, payload) =
+                (event.aggregate_id, UserEvent::decode(event.payload.as_slice()).map_err(|error| Failure::Event(error.to_string()))?);
+            revocations.extend(revocation_of(user_id, &payload)?);
+            match payload.event {
+                Some(user_event::Event::UserCreated(_)) => drop(owners.insert(user_id, true)),
+                Some(user_event::Event::UserDisabled(change)) => drop(owners.insert(user_id, !change.disabled)),
+                Some(user_event::Event::UserDeleted(_)) => {
+                    owners.insert(user_id, false);
+                    deleted.push(event);
+                }
+                // Roles are in the tokens, names are no business of ours, and what a newer customers tells is not known here yet.
+                Some(
+                    user_event::Event::RolesChanged(_)
+                    | user_event::Event::UserUpdated(_)
+                    | user_event::Event::SessionRevoked(_)
+                    | user_event::Event::TokensRevoked(_),
+                )
+                | None => {}
             }
-            // Roles are in the tokens, names are no business of ours, and what a newer customers tells is not known here yet.
-            Some(
-                user_event::Event::RolesChanged(_)
-                | user_event::Event::UserUpdated(_)
-                | user_event::Event::SessionRevoked(_)
-                | user_event::Event::TokensRevoked(_),
-            )
-            | None => {}
+        }
+        users::add_revocations(tx, &revocations).await?;
+        users::set_may_own(tx, &owners).await?;
+        for event in deleted {
+            close_what_was_opened_meanwhile(tx, event).await?;
         }
         Ok(())
     }
 
-    fn applied(&self, event: &Event) {
-        if let Ok(payload) = UserEvent::decode(event.payload.as_slice())
-            && let Ok(revocation) = revocation_of(event.aggregate_id, &payload)
-        {
-            self.revoked.insert(revocation);
-        }
+    fn applied(&self, events: &[Event]) {
+        let revoked = events.iter().filter_map(|event| revocation_of(event.aggregate_id, &UserEvent::decode(event.payload.as_slice()).ok()?).ok()?);
+        self.revoked.insert(revoked);
     }
 }
 
 /// All of a user's accounts were closed before it was deleted, but for those that were opened in between. Nobody opens one after this.
-async fn close_what_was_opened_meanwhile(tx: &Transaction, user_id: Uuid) -> Result<(), Failure> {
-    let (empty, others): (Vec<_>, Vec<_>) = accounts::lock_open(tx, user_id).await?.into_iter().partition(accounts::OpenBalance::is_empty);
+async fn close_what_was_opened_meanwhile(tx: &Transaction, deleted: &Event) -> Result<(), Failure> {
+    let (empty, others): (Vec<_>, Vec<_>) =
+        accounts::lock_open(tx, deleted.aggregate_id).await?.into_iter().partition(accounts::OpenBalance::is_empty);
     for balance in others {
         tracing::error!(account = %balance.account_id, "an account of a deleted user has money, and stays open");
     }
-    accounts::close_empty(tx, user_id, empty.len()).await?;
+    let empty: Vec<Uuid> = empty.into_iter().map(|balance| balance.account_id).collect();
+    accounts::close(tx, &empty, Cause { correlation_id: &deleted.correlation_id, event_id: Some(deleted.id) }).await?;
     Ok(())
 }
 

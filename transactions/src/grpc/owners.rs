@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use lastro_mesh::call::Call;
 use lastro_proto::internal::transactions::v1::owners_service_server::OwnersService;
 use lastro_proto::internal::transactions::v1::{CloseAccountsRequest, CloseAccountsResponse};
 use tonic::{Request, Response, Status};
@@ -14,7 +15,7 @@ pub struct Owners(pub Arc<App>);
 #[tonic::async_trait]
 impl OwnersService for Owners {
     async fn close_accounts(&self, request: Request<CloseAccountsRequest>) -> Result<Response<CloseAccountsResponse>, Status> {
-        close_accounts(&self.0, &request.get_ref().user_id).await?;
+        close_accounts(&self.0, Call::of(&request)?, &request.get_ref().user_id).await?;
         Ok(Response::new(CloseAccountsResponse {}))
     }
 }

@@ -8,11 +8,12 @@ use lastro_mesh::call::Call;
 use lastro_mesh::identity::User as Caller;
 use lastro_mesh::page::Page;
 use lastro_proto::time::timestamp;
+use lastro_proto::transactions::events::v1::OperationEvent;
 use lastro_proto::transactions::v1::transaction::Settlement;
 use lastro_proto::transactions::v1::transactions_service_server::TransactionsService;
 use lastro_proto::transactions::v1::{
     CreateTransactionRequest, GetTransactionRequest, ListTransactionEventsRequest, ListTransactionEventsResponse, ListTransactionsRequest,
-    ListTransactionsResponse, OperationEvent, Transaction, TransactionEvent,
+    ListTransactionsResponse, Transaction, TransactionEvent,
 };
 use tonic::{Request, Response, Status};
 use uuid::Uuid;

@@ -1,7 +1,7 @@
 //! Accounts, the ledger, operations with their events, and what transactions knows of users. Times are Unix microseconds, UTC;
 //! amounts are minor units.
 
-use lastro_migrations::{Dialect, consumer_tables, event_table, relay_tables, run_statements};
+use lastro_migrations::{Dialect, consumer_tables, relay_tables, reported_event_table, run_statements};
 use sea_orm_migration::prelude::*;
 
 #[derive(DeriveMigrationName)]
@@ -48,7 +48,7 @@ impl MigrationTrait for Migration {
             ],
         )
         .await?;
-        event_table(manager, "operation_events").await?;
+        reported_event_table(manager, "operation_events").await?;
         relay_tables(manager).await?;
         consumer_tables(manager).await
     }

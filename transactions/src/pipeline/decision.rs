@@ -3,8 +3,8 @@
 use lastro_events::Event;
 use lastro_events::event::{GENESIS, NewEvent};
 use lastro_proto::reasons::rejections;
-use lastro_proto::transactions::v1 as wire;
-use lastro_proto::transactions::v1::operation_event;
+use lastro_proto::transactions::events::v1 as wire;
+use lastro_proto::transactions::events::v1::operation_event;
 use prost::Message as _;
 use uuid::Uuid;
 

@@ -1,11 +1,13 @@
 //! The tables `accounts` and `balances`, outside of settlement.
 
+use lastro_database::rows::execute_of_ids;
 use lastro_database::{Error, Transaction, all, execute, one};
 use lastro_mesh::page::Page;
 use lastro_money::{Currency, Minor};
 use sea_orm::{ConnectionTrait, DbBackend, FromQueryResult, Value};
 use uuid::Uuid;
 
+use super::account_events::{Cause, append_closed, append_opened};
 use crate::domain::account::{Account, STRIPES, SYSTEM_OWNER, clearing_account_id};
 
 /// An account with what it has now.
@@ -53,8 +55,8 @@ pub struct Key {
     pub request_hash: [u8; 32],
 }
 
-/// Adds an account with a balance of zero. An error of kind `Unique` when its owner has used the key.
-pub async fn insert(tx: &Transaction, account: &Account, stripe: Option<u8>, key: Option<&Key>) -> Result<(), Error> {
+/// Adds an account with a balance of zero; false when it is a stripe that is there already. An error of kind `Unique` when its owner has used the key.
+async fn insert(tx: &Transaction, account: &Account, stripe: Option<u8>, key: Option<&Key>) -> Result<bool, Error> {
     // Whoever makes a currency's stripes at the same time makes the same ones; of any other account a conflict is told.
     let conflict = if stripe.is_some() { " ON CONFLICT DO NOTHING" } else { "" };
     let sql = format!(
@@ -72,14 +74,22 @@ pub async fn insert(tx: &Transaction, account: &Account, stripe: Option<u8>, key
         key.map(|key| key.external_id.clone()).into(),
         key.map(|key| key.request_hash.to_vec()).into(),
     ];
-    execute(tx, &sql, values).await?;
+    let is_new = execute(tx, &sql, values).await? == 1;
     let sql =
         "INSERT INTO balances (account_id, posted, held, version, system, closed) VALUES ($1, 0, 0, 0, $2, $3) ON CONFLICT (account_id) DO NOTHING";
-    execute(tx, sql, [account.id.into(), account.system.into(), false.into()]).await.map(|_| ())
+    execute(tx, sql, [account.id.into(), account.system.into(), false.into()]).await?;
+    Ok(is_new)
+}
+
+/// Opens an account, with a balance of zero and its event. An error of kind `Unique` when its owner has used the key.
+pub async fn open(tx: &Transaction, account: &Account, key: Option<&Key>, cause: Cause<'_>) -> Result<(), Error> {
+    insert(tx, account, None, key).await?;
+    append_opened(tx, &[account], cause).await
 }
 
 /// Makes a currency's clearing account, unless it is there.
-pub async fn ensure_clearing(tx: &Transaction, currency: Currency, now_us: i64) -> Result<(), Error> {
+pub async fn ensure_clearing(tx: &Transaction, currency: Currency, now_us: i64, cause: Cause<'_>) -> Result<(), Error> {
+    let mut made = Vec::new();
     for stripe in 0..STRIPES {
         let account = Account {
             id: clearing_account_id(currency, stripe),
@@ -89,9 +99,11 @@ pub async fn ensure_clearing(tx: &Transaction, currency: Currency, now_us: i64) 
             system: true,
             create_time_us: now_us,
         };
-        insert(tx, &account, Some(stripe), None).await?;
+        if insert(tx, &account, Some(stripe), None).await? {
+            made.push(account);
+        }
     }
-    Ok(())
+    append_opened(tx, &made.iter().collect::<Vec<_>>(), cause).await
 }
 
 /// One account.
@@ -137,11 +149,14 @@ pub async fn lock_open(tx: &Transaction, owner_id: Uuid) -> Result<Vec<OpenBalan
     all(tx, &sql, [owner_id.into()]).await
 }
 
-/// Closes the empty ones of a user's open accounts, which are locked, and of which there are so many.
-pub async fn close_empty(tx: &Transaction, owner_id: Uuid, empty: usize) -> Result<(), Error> {
-    let sql = "UPDATE balances SET closed = $2 WHERE NOT closed AND posted = 0 AND held = 0 \
-               AND account_id IN (SELECT id FROM accounts WHERE owner_id = $1 AND NOT system)";
-    Error::expect_rows(empty as u64, execute(tx, sql, [owner_id.into(), true.into()]).await?)
+/// Closes accounts that are open and empty; their balances are locked.
+pub async fn close(tx: &Transaction, accounts: &[Uuid], cause: Cause<'_>) -> Result<(), Error> {
+    if accounts.is_empty() {
+        return Ok(());
+    }
+    let sql = "UPDATE balances SET closed = $2 WHERE account_id {ids} AND NOT closed AND posted = 0 AND held = 0";
+    Error::expect_rows(accounts.len() as u64, execute_of_ids(tx, sql, accounts, [true.into()]).await?)?;
+    append_closed(tx, accounts, cause).await
 }
 
 /// A page of accounts, newest first: of one owner, or of all.

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use lastro_database::{Error, Transaction, all, execute, one, select_all};
 use lastro_mesh::page::{BYTES_MAX, Page};
 use lastro_money::{Currency, Minor};
-use lastro_proto::transactions::v1::MetadataEntry;
+use lastro_proto::transactions::events::v1::MetadataEntry;
 use sea_orm::sea_query::{Alias, Expr, ExprTrait as _, Order, Query, SelectStatement, SimpleExpr, UnionType};
 use sea_orm::{ConnectionTrait, FromQueryResult, Value};
 use uuid::Uuid;

@@ -1,5 +1,8 @@
 //! What transactions knows of users: the tables `owners`, `revoked_sessions` and `revoked_users`.
 
+use std::collections::BTreeMap;
+
+use lastro_database::rows::{Type, insert_rows};
 use lastro_database::{Error, Transaction, all, execute, one};
 use lastro_mesh::identity::Revocation;
 use sea_orm::{ConnectionTrait, DbBackend, FromQueryResult};
@@ -15,10 +18,11 @@ pub async fn may_own(on: &impl ConnectionTrait, user_id: Uuid) -> Result<Option<
     Ok(one::<MayOwn>(on, "SELECT may_own FROM owners WHERE user_id = $1", [user_id.into()]).await?.map(|row| row.may_own))
 }
 
-/// Remembers whether a user may own accounts.
-pub async fn set_may_own(tx: &Transaction, user_id: Uuid, may_own: bool) -> Result<(), Error> {
-    let sql = "INSERT INTO owners (user_id, may_own) VALUES ($1, $2) ON CONFLICT (user_id) DO UPDATE SET may_own = excluded.may_own";
-    execute(tx, sql, [user_id.into(), may_own.into()]).await.map(|_| ())
+/// Remembers which users may own accounts.
+pub async fn set_may_own(tx: &Transaction, users: &BTreeMap<Uuid, bool>) -> Result<(), Error> {
+    let columns = [("user_id", Type::Uuid), ("may_own", Type::Bool)];
+    let rows = users.iter().map(|(user_id, may_own)| vec![(*user_id).into(), (*may_own).into()]).collect();
+    insert_rows(tx, "owners", &columns, "ON CONFLICT (user_id) DO UPDATE SET may_own = excluded.may_own", rows).await.map(|_| ())
 }
 
 /// Locks what is known of a user as an owner until the transaction ends; whether the user may own accounts. Who opens an account and who closes
@@ -44,20 +48,26 @@ struct RevokedUser {
 }
 
 /// Remembers tokens that are dead. What is known of a user is never replaced by something older.
-pub async fn add_revocation(tx: &Transaction, revocation: &Revocation) -> Result<(), Error> {
-    match *revocation {
-        Revocation::Session { session_id, forget_after_s } => {
-            let sql = "INSERT INTO revoked_sessions (session_id, forget_after_s) VALUES ($1, $2) ON CONFLICT (session_id) DO NOTHING";
-            execute(tx, sql, [session_id.into(), forget_after_s.into()]).await?;
-        }
-        Revocation::User { user_id, token_version, forget_after_s } => {
-            let sql = "INSERT INTO revoked_users (user_id, token_version, forget_after_s) VALUES ($1, $2, $3) ON CONFLICT (user_id) DO UPDATE SET \
-                       token_version = excluded.token_version, forget_after_s = excluded.forget_after_s \
-                       WHERE revoked_users.token_version < excluded.token_version";
-            execute(tx, sql, [user_id.into(), token_version.into(), forget_after_s.into()]).await?;
+pub async fn add_revocations(tx: &Transaction, revocations: &[Revocation]) -> Result<(), Error> {
+    // One row each: a statement does not change the same row twice.
+    let (mut sessions, mut users) = (BTreeMap::new(), BTreeMap::new());
+    for revocation in revocations {
+        match *revocation {
+            Revocation::Session { session_id, forget_after_s } => drop(sessions.insert(session_id, forget_after_s)),
+            Revocation::User { user_id, token_version, forget_after_s } => {
+                let newest = users.entry(user_id).or_insert((token_version, forget_after_s));
+                *newest = (*newest).max((token_version, forget_after_s));
+            }
         }
     }
-    Ok(())
+    let columns = [("session_id", Type::Uuid), ("forget_after_s", Type::BigInt)];
+    let rows = sessions.into_iter().map(|(session_id, forget_after_s)| vec![session_id.into(), forget_after_s.into()]).collect();
+    insert_rows(tx, "revoked_sessions", &columns, "ON CONFLICT (session_id) DO NOTHING", rows).await?;
+    let columns = [("user_id", Type::Uuid), ("token_version", Type::BigInt), ("forget_after_s", Type::BigInt)];
+    let newer = "ON CONFLICT (user_id) DO UPDATE SET token_version = excluded.token_version, forget_after_s = excluded.forget_after_s \
+                 WHERE revoked_users.token_version < excluded.token_version";
+    let rows = users.into_iter().map(|(user_id, (version, forget_after_s))| vec![user_id.into(), version.into(), forget_after_s.into()]).collect();
+    insert_rows(tx, "revoked_users", &columns, newer, rows).await.map(|_| ())
 }
 
 /// All tokens that are dead and might otherwise still live. Decides who gets in: never cut.
