@@ -5,7 +5,7 @@ CARGO ?= cargo
 # Arguments for `make run`, as in: make run ARGS="--data /tmp/x --log info"
 ARGS ?=
 
-.PHONY: help run build test test-faults test-ha test-long test-abuse test-compose lint fmt bench ci docs deps deployment clean up down logs smoke stack load
+.PHONY: help run build test test-faults test-ha test-long test-abuse test-readers test-compose lint fmt bench ci docs deps deployment clean up down logs smoke stack load
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,7 +36,11 @@ test-abuse: deps ## Attackers beside payers, behind nginx and past it: what the 
 	$(CARGO) build --locked --bin lastro
 	. tools/test-env && $(CARGO) test --locked -p lastro-tests --test journeys -- --ignored --nocapture --test-threads=1 abuse::
 
-test-long: test-faults test-ha test-abuse ## The long suites whole: faults, replicas under load, attackers
+test-readers: deps ## A reader of 200,000 operations: with an empty Redis, trimmed and deleted entries, kill -9 every second, in another cluster
+	$(CARGO) build --locked --bin lastro --bin lastro-reader
+	. tools/test-env && $(CARGO) test --locked -p lastro-tests --test journeys -- --ignored --nocapture readers::
+
+test-long: test-faults test-ha test-abuse test-readers ## The long suites whole: faults, replicas under load, attackers, readers of events
 
 test-compose: deps ## The stack of compose.yaml for real: built, started, tried, loaded, ended
 	tools/test-compose
@@ -81,6 +85,7 @@ ci: lint test ## What CI runs
 	LASTRO_FAULT_ROUNDS=3 $(MAKE) test-faults
 	LASTRO_HA_ONLY="one after the other" $(MAKE) test-ha
 	LASTRO_ABUSE_SECONDS=2 $(MAKE) test-abuse
+	LASTRO_READER_OPERATIONS=5000 $(MAKE) test-readers
 
 clean: ## Remove what was built
 	$(CARGO) clean

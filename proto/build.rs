@@ -76,6 +76,7 @@ fn main() -> Result<()> {
     write_rest(&descriptors, &out)?;
     openapi::complete(&pool, &out)?;
     write_tree(&pool, &out)?;
+    write_permissions(&pool, &out)?;
     write_methods(&pool, &out)
 }
 
@@ -347,14 +348,40 @@ fn extension(method: &MethodDescriptor, name: &str) -> Option<DynamicMessage> {
 
 fn access(method: &MethodDescriptor) -> Result<String> {
     let access = extension(method, "lastro.type.v1.access").with_context(|| format!("{} has no access annotation", method.full_name()))?;
-    let public = access.get_field_by_name("public").is_some_and(|value| value.as_bool() == Some(true));
-    let permission = access.get_field_by_name("permission").and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default();
-    ensure!(public || !permission.is_empty(), "{}: public or a permission", method.full_name());
-    Ok(match (public, permission.as_str()) {
-        (true, _) => "Access::Public".to_owned(),
-        (false, "service") => "Access::Service".to_owned(),
-        (false, permission) => format!("Access::Permission({permission:?})"),
-    })
+    let says = |name: &str| access.get_field_by_name(name).is_some_and(|value| value.as_bool() == Some(true));
+    let permission = access.get_field_by_name("permission").and_then(|value| value.as_enum_number()).filter(|number| *number != 0);
+    match (says("public"), says("service"), permission) {
+        (true, false, None) => Ok("Access::Public".to_owned()),
+        (false, true, None) => Ok("Access::Service".to_owned()),
+        (false, false, Some(number)) => {
+            let permissions = method.parent_pool().get_enum_by_name(PERMISSION).context("the permissions")?;
+            let value = permissions.get_value(number).with_context(|| format!("{}: no such permission", method.full_name()))?;
+            Ok(format!("Access::Permission({:?})", permission_name(value.name())))
+        }
+        _ => anyhow::bail!("{}: one of public, service and a permission", method.full_name()),
+    }
+}
+
+const PERMISSION: &str = "lastro.type.v1.Permission";
+
+/// READ_ACCOUNTS is `read:accounts`.
+fn permission_name(value: &str) -> String {
+    value.to_lowercase().replacen('_', ":", 1)
+}
+
+/// The names of permissions, as tokens carry them.
+fn write_permissions(pool: &DescriptorPool, out: &Path) -> Result<()> {
+    let permissions = pool.get_enum_by_name(PERMISSION).context("the permissions")?;
+    let mut code = String::from("match self {\n");
+    for value in permissions.values() {
+        let words = value.name().trim_start_matches("PERMISSION_").split('_');
+        let variant: String = words.map(|word| format!("{}{}", &word[..1], word[1..].to_lowercase())).collect();
+        let name = if value.number() == 0 { String::new() } else { permission_name(value.name()) };
+        writeln!(code, "Self::{variant} => {name:?},")?;
+    }
+    code.push('}');
+    fs::write(out.join("permissions.rs"), code)?;
+    Ok(())
 }
 
 /// Where the fields of a request come from over REST: those that stand in the path, and those that are read from the query, as Rust code.

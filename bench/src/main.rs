@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, clippy::float_arithmetic, clippy::expect_used, reason = "a report of measurements")]
 
 mod against;
+mod events;
 mod fairness;
 mod load;
 mod pgbench;
@@ -38,7 +39,7 @@ struct Options {
     /// Accounts that transfers move money between.
     #[arg(long, default_value_t = 10_000)]
     accounts: usize,
-    /// Only this part: transfers, callers, idle, reads, fairness, embedded, stack, against.
+    /// Only this part: transfers, callers, idle, reads, fairness, events, embedded, stack, against.
     #[arg(long)]
     only: Option<String>,
     /// Another lastro, to measure beside this one in turns: transfers, reads and idle latency, on the same PostgreSQL.
@@ -62,6 +63,9 @@ async fn main() -> Result<()> {
         return against::measure(other, wants, options.rounds, span, options.accounts).await;
     }
     let postgres = Postgres::start()?;
+    if options.only.as_deref() == Some("events") {
+        return events::measure(&postgres, options.rounds).await;
+    }
     if !options.without_pgbench && wants("transfers") {
         println!("making pgbench's tables at scale {} …", options.scale);
         pgbench::initialise(&postgres, options.scale)?;
@@ -107,6 +111,9 @@ async fn main() -> Result<()> {
         fairness::two_busy_accounts(&bench.rich, span).await?;
     }
     drop(bench);
+    if wants("events") {
+        events::measure(&postgres, options.rounds).await?;
+    }
     if wants("embedded") {
         let embedded = Bench::start(Stores::Embedded, options.accounts.min(1000), None).await?;
         println!("embedded: start to ready {:?}, idle memory {} MB", embedded.start, embedded.idle_memory_mb);

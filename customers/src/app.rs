@@ -29,6 +29,7 @@ use lastro_mesh::identity::{PublicKey, Revocations, User as Caller};
 use lastro_mesh::outbound::Outbound;
 use lastro_proto::customers::events::v1::{UserEvent, user_event};
 use lastro_proto::internal::transactions::v1::owners_service_client::OwnersServiceClient;
+use lastro_proto::permissions::Permission;
 use prost::Message as _;
 use tokio::sync::Mutex;
 use uuid::Uuid;
@@ -111,7 +112,7 @@ async fn tell(tx: &Transaction, call: &Call, user_id: Uuid, kind: &'static str, 
 }
 
 /// The user that a caller may see or change: its own, or any when it has the permission that lifts the rule.
-fn reachable(caller: &Caller, id: &str, lifted_by: &str) -> Result<Uuid, Error> {
+fn reachable(caller: &Caller, id: &str, lifted_by: Permission) -> Result<Uuid, Error> {
     let id = Uuid::parse_str(id).map_err(|_| Error::UserNotFound)?;
     if id == caller.id || caller.may(lifted_by) { Ok(id) } else { Err(Error::UserNotFound) }
 }

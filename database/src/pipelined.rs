@@ -12,7 +12,7 @@ use tokio_postgres::config::Host;
 use tokio_postgres::{Config, NoTls};
 
 pub use connection::{Connection, Pipeline, Statement};
-pub use copy::CopyRows;
+pub use copy::{Column, Field, Written, copy_statement};
 pub use row::Row;
 
 use crate::{ACQUIRE_TIMEOUT, Error, PostgresUrl, read_only};

@@ -207,9 +207,10 @@ impl EventStore {
             // In the cluster of today something earlier may be committed yet, up to the horizon. Of those before everything is here.
             let complete = if next.is_none() && horizon == Horizon::Complete { "AND xid < pg_snapshot_xmin(pg_current_snapshot())" } else { "" };
             let left = limit as usize - found.len();
-            // xid8 goes through text: it is unsigned, and 2^63 transactions are far away.
+            // xid8 goes through text: it is unsigned, and 2^63 transactions are far away. `+ 0` keeps the planner from taking the two bounds for a
+            // narrow range: without statistics it would read and sort all that is left for each page, and not read on in the index.
             let sql = format!(
-                "SELECT xid::text::bigint AS xid, {COLUMNS} FROM {} WHERE (xid, seq) > ($1::text::xid8, $2) AND seq >= $3 AND seq < $4 {complete} \
+                "SELECT xid::text::bigint AS xid, {COLUMNS} FROM {} WHERE (xid, seq) > ($1::text::xid8, $2) AND seq >= $3 AND seq + 0 < $4 {complete} \
                  ORDER BY {0}.xid, seq LIMIT {left}",
                 self.table
             );

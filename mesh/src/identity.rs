@@ -59,8 +59,8 @@ pub struct User {
 
 impl User {
     /// Whether the token carries a permission.
-    pub fn may(&self, permission: &str) -> bool {
-        self.permissions.iter().any(|held| held == permission)
+    pub fn may(&self, permission: impl AsRef<str>) -> bool {
+        self.permissions.iter().any(|held| held == permission.as_ref())
     }
 }
 

@@ -1,9 +1,64 @@
-//! Decimal strings to minor units and back, and exact allocation.
+//! Amounts in their currency, decimal strings to amounts and back, and exact allocation.
 
-use crate::Currency;
+use std::fmt;
 
-/// An amount in minor units of some currency: cents for BRL, yen for JPY.
-pub type Minor = i64;
+use crate::{Currency, Minor};
+
+/// An amount in its currency.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Amount {
+    minor: Minor,
+    currency: Currency,
+}
+
+/// Why two amounts have no sum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SumError {
+    /// They are of two currencies, which only an exchange relates.
+    #[error("{0} and {1} cannot be added")]
+    DifferentCurrencies(Currency, Currency),
+    /// The sum does not fit 64 bits of minor units.
+    #[error("the sum is out of range")]
+    OutOfRange,
+}
+
+impl Amount {
+    /// So many minor units of a currency.
+    pub const fn new(minor: Minor, currency: Currency) -> Self {
+        Self { minor, currency }
+    }
+
+    /// In minor units.
+    pub const fn minor(&self) -> Minor {
+        self.minor
+    }
+
+    /// Of which currency.
+    pub const fn currency(&self) -> Currency {
+        self.currency
+    }
+
+    /// The sum of two amounts of one currency.
+    pub fn checked_add(self, other: Self) -> Result<Self, SumError> {
+        if self.currency != other.currency {
+            return Err(SumError::DifferentCurrencies(self.currency, other.currency));
+        }
+        let minor = self.minor.checked_add(other.minor).ok_or(SumError::OutOfRange)?;
+        Ok(Self { minor, ..self })
+    }
+}
+
+impl fmt::Display for Amount {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} {}", format(self.minor, self.currency), self.currency)
+    }
+}
+
+impl fmt::Debug for Amount {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{self}")
+    }
+}
 
 /// Why a decimal string is not an amount, in the order in which it is checked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -46,14 +101,15 @@ pub fn parse(text: &str, currency: Currency) -> Result<Minor, Error> {
         // Counted downwards: i64::MIN has no positive counterpart.
         minor = minor.checked_mul(10).and_then(|tens| tens.checked_sub(digit)).ok_or(Error::OutOfRange)?;
     }
+    let minor = Minor::new(minor);
     if negative { Ok(minor) } else { minor.checked_neg().ok_or(Error::OutOfRange) }
 }
 
 /// Writes minor units with exactly the currency's digits: 10050 BRL is `100.50`, 100 JPY is `100`.
 pub fn format(minor: Minor, currency: Currency) -> String {
     let exponent = usize::from(currency.exponent());
-    let sign = if minor < 0 { "-" } else { "" };
-    let digits = format!("{:0width$}", minor.unsigned_abs(), width = exponent.saturating_add(1));
+    let sign = if minor < Minor::ZERO { "-" } else { "" };
+    let digits = format!("{:0width$}", minor.get().unsigned_abs(), width = exponent.saturating_add(1));
     let (whole, fraction) = digits.split_at(digits.len().saturating_sub(exponent));
     if fraction.is_empty() { format!("{sign}{whole}") } else { format!("{sign}{whole}.{fraction}") }
 }
@@ -65,20 +121,20 @@ pub fn allocate(minor: Minor, weights: &[u32]) -> Option<Vec<Minor>> {
     if total == 0 {
         return None;
     }
-    let share = |weight: &u32| i128::from(minor).checked_mul(i128::from(*weight));
+    let share = |weight: &u32| i128::from(minor.get()).checked_mul(i128::from(*weight));
     let mut parts = Vec::with_capacity(weights.len());
     let mut remainders = Vec::with_capacity(weights.len());
     for (index, weight) in weights.iter().enumerate() {
         let exact = share(weight)?;
-        parts.push(i64::try_from(exact.checked_div(total)?).ok()?);
+        parts.push(Minor::new(i64::try_from(exact.checked_div(total)?).ok()?));
         remainders.push((std::cmp::Reverse(exact.checked_rem(total)?.abs()), index));
     }
-    let given: i64 = parts.iter().try_fold(0_i64, |sum, part| sum.checked_add(*part))?;
-    let rest = minor.checked_sub(given)?;
+    let given = parts.iter().try_fold(Minor::ZERO, |sum, part| sum.checked_add(*part))?;
+    let rest = minor.checked_sub(given)?.get();
     remainders.sort_unstable();
     for (_, index) in remainders.into_iter().take(usize::try_from(rest.unsigned_abs()).ok()?) {
         let part = parts.get_mut(index)?;
-        *part = part.checked_add(rest.signum())?;
+        *part = part.checked_add(Minor::new(rest.signum()))?;
     }
     Some(parts)
 }
@@ -107,7 +163,7 @@ mod tests {
             ("-92233720368547758.08", "BRL", i64::MIN),
             ("000000000000000000001", "BRL", 100),
         ] {
-            assert_eq!(parse(text, currency(code)), Ok(minor), "{text} {code}");
+            assert_eq!(parse(text, currency(code)), Ok(Minor::new(minor)), "{text} {code}");
         }
     }
 
@@ -124,20 +180,30 @@ mod tests {
         }
     }
 
+    #[test]
+    fn amounts_of_two_currencies_have_no_sum() {
+        let amount = |minor, code| Amount::new(Minor::new(minor), currency(code));
+        assert_eq!(amount(100, "BRL").checked_add(amount(50, "BRL")), Ok(amount(150, "BRL")));
+        assert_eq!(amount(100, "BRL").checked_add(amount(50, "USD")), Err(SumError::DifferentCurrencies(currency("BRL"), currency("USD"))));
+        assert_eq!(amount(i64::MAX, "BRL").checked_add(amount(1, "BRL")), Err(SumError::OutOfRange));
+        assert_eq!(amount(-10_050, "BRL").to_string(), "-100.50 BRL");
+    }
+
     proptest! {
         #[test]
         fn what_is_written_reads_back(minor: i64, index in 0_usize..150) {
             let currency = Currency::all().nth(index).unwrap_or(currency("BRL"));
+            let minor = Minor::new(minor);
             prop_assert_eq!(parse(&format(minor, currency), currency), Ok(minor));
         }
 
         #[test]
         fn parts_sum_to_the_whole(minor: i64, weights in prop::collection::vec(0_u32..1000, 1..20)) {
             prop_assume!(weights.iter().any(|weight| *weight > 0));
-            let parts = allocate(minor, &weights).expect("weights are not all zero");
-            prop_assert_eq!(parts.iter().map(|part| i128::from(*part)).sum::<i128>(), i128::from(minor));
+            let parts = allocate(Minor::new(minor), &weights).expect("weights are not all zero");
+            prop_assert_eq!(parts.iter().map(|part| i128::from(part.get())).sum::<i128>(), i128::from(minor));
             for (part, weight) in parts.iter().zip(&weights) {
-                prop_assert!(*weight > 0 || *part == 0);
+                prop_assert!(*weight > 0 || *part == Minor::ZERO);
             }
         }
     }

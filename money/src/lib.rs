@@ -5,6 +5,8 @@
 
 pub mod amount;
 pub mod currency;
+pub mod minor;
 
-pub use amount::{Minor, allocate, format, parse};
+pub use amount::{Amount, SumError, allocate, format, parse};
 pub use currency::Currency;
+pub use minor::Minor;

@@ -2,6 +2,7 @@
 //! REST routes, the OpenAPI document, the table of methods, and the registry of reasons that errors carry.
 
 pub mod methods;
+pub mod permissions;
 pub mod reasons;
 pub mod time;
 

@@ -100,7 +100,7 @@ pub async fn check_promises(api: &Api, someone: &Someone, accounts: &[String; 2]
     let brl = Currency::from_code("BRL").context("a currency")?;
     let mut total = 0;
     for account in accounts {
-        total += lastro_money::parse(&api.posted(&someone.token, account).await?, brl)?;
+        total += lastro_money::parse(&api.posted(&someone.token, account).await?, brl)?.get();
     }
     anyhow::ensure!(total == 200_000, "money was made or lost: {total} cents are not 2000.00");
     Ok(())

@@ -19,6 +19,7 @@ mod meaning;
 mod pipeline;
 mod pipelined;
 mod poison;
+mod readers;
 mod rest;
 mod revocations;
 mod sessions;
@@ -189,6 +190,7 @@ fn main() {
         trials.extend(clients::trials(kind, move || shared.world(kind)));
     }
     trials.extend(faults::trials());
+    trials.extend(readers::trials());
     let conclusion = libtest_mimic::run(&arguments, trials);
     // Ends the servers, which `exit` would not.
     drop(shared);

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use lastro_database::pipelined::{self, Connection, Pool};
+use lastro_database::pipelined::{self, Column, Connection, Pool, copy_statement};
 use lastro_database::{Database, Kind};
 use lastro_tests::Postgres;
 use libtest_mimic::Trial;
@@ -73,19 +73,16 @@ async fn values_come_back_as_they_went(pool: &Pool) -> Result<()> {
     Ok(())
 }
 
+const ID: Column<i64> = Column { name: "id", write: |id, field| field.bigint(*id) };
+
 async fn more_than_a_socket_holds(pool: &Pool) -> Result<()> {
     const ROWS: i64 = 20_000;
     let connection = &mut *pool.get().await?;
-    let copy = connection.prepare("COPY t (id, name, bytes) FROM STDIN (FORMAT binary)").await?;
-    let mut pipeline = connection.pipeline();
-    pipeline.copy(&copy, 3, |rows| {
-        for id in 0..ROWS {
-            rows.start();
-            rows.field(&id.to_be_bytes());
-            rows.optional(None);
-            rows.field(&[7; 1000]);
-        }
-    });
+    let columns: &[Column<i64>] =
+        &[ID, Column { name: "name", write: |_, field| field.optional(None) }, Column { name: "bytes", write: |_, field| field.bytes(&[7; 1000]) }];
+    let copy = connection.prepare(&copy_statement("t", columns)).await?;
+    let (mut pipeline, ids) = (connection.pipeline(), (0..ROWS).collect::<Vec<_>>());
+    pipeline.copy(&copy, columns, &ids);
     pipeline.send().await?;
     anyhow::ensure!(count(connection).await? == ROWS && connection.is_idle());
     run(connection, &["DELETE FROM t"]).await?;
@@ -97,7 +94,7 @@ async fn an_error_takes_everything_along(pool: &Pool) -> Result<()> {
     let connection = &mut *pool.get().await?;
     let [begin, commit] = [connection.prepare("BEGIN").await?, connection.prepare("COMMIT").await?];
     let (first, last) = (connection.prepare("INSERT INTO t (id) VALUES (1)").await?, connection.prepare("INSERT INTO t (id) VALUES (99)").await?);
-    let copy = connection.prepare("COPY t (id) FROM STDIN (FORMAT binary)").await?;
+    let copy = connection.prepare(&copy_statement("t", &[ID])).await?;
     // In each, something fails at another place: a statement before a COPY, a COPY in its rows, a COPY in its form, a statement after.
     for place in 0..4 {
         let mut pipeline = connection.pipeline();
@@ -106,19 +103,12 @@ async fn an_error_takes_everything_along(pool: &Pool) -> Result<()> {
         if place == 0 {
             pipeline.execute(&first, &[]);
         }
-        pipeline.copy(&copy, if place == 2 { 2 } else { 1 }, |rows| {
-            for id in [2_i64, if place == 1 { 2 } else { 3 }] {
-                rows.start();
-                rows.field(&id.to_be_bytes());
-            }
-        });
+        let columns: &[Column<i64>] = if place == 2 { &[ID, ID] } else { &[ID] };
+        pipeline.copy(&copy, columns, &[2_i64, if place == 1 { 2 } else { 3 }]);
         if place == 3 {
             pipeline.execute(&first, &[]);
         }
-        pipeline.copy(&copy, 1, |rows| {
-            rows.start();
-            rows.field(&4_i64.to_be_bytes());
-        });
+        pipeline.copy(&copy, &[ID], &[4_i64]);
         pipeline.execute(&last, &[]);
         pipeline.execute(&commit, &[]);
         let error = pipeline.send().await.err().context("it must fail")?;

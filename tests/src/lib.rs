@@ -4,6 +4,7 @@
 pub mod client;
 pub mod front;
 pub mod postgres;
+pub mod reader;
 pub mod redis;
 pub mod server;
 pub mod stack;

@@ -74,6 +74,8 @@ pub struct Stack {
     /// The bus.
     pub redis: Mutex<Redis>,
     services: Vec<Registered>,
+    /// Servers that the services were moved to.
+    moved_to: Mutex<Vec<Postgres>>,
     processes: Mutex<BTreeMap<String, Process>>,
     nginx: Mutex<Option<Child>>,
     port: u16,
@@ -104,6 +106,7 @@ impl Stack {
             postgres: Postgres::start()?,
             redis: Mutex::new(Redis::start()?),
             services,
+            moved_to: Mutex::default(),
             processes: Mutex::new(processes),
             nginx: Mutex::new(None),
             port: free_port(),
@@ -272,6 +275,18 @@ impl Stack {
         fs::write(self.path("redis.url"), redis)?;
         let admin = serde_json::json!({ "email": "admin@lastro.local", "password": secret() });
         Ok(fs::write(self.path("admin.json"), admin.to_string())?)
+    }
+
+    /// Makes the services use another server of databases from their next start, with the same roles; it lives as long as the stack.
+    pub fn move_to(&self, postgres: Postgres) -> Result<()> {
+        for service in self.services.iter().filter(|service| service.name != GATEWAY) {
+            let path = self.path(&format!("{}.url", service.name));
+            let url = fs::read_to_string(&path)?;
+            let (role, _) = url.rsplit_once('@').context("a URL with a role")?;
+            fs::write(&path, format!("{role}@127.0.0.1:{}\n", postgres.port))?;
+        }
+        self.moved_to.lock().unwrap_or_else(PoisonError::into_inner).push(postgres);
+        Ok(())
     }
 
     /// What the one-shot container of compose does.

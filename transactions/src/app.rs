@@ -25,6 +25,7 @@ use lastro_mesh::status::Problem;
 use lastro_mesh::turns::Turns;
 use lastro_money::Currency;
 use lastro_proto::internal::customers::v1::identity_service_client::IdentityServiceClient;
+use lastro_proto::permissions::Permission;
 use quick_cache::sync::Cache;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use uuid::Uuid;
@@ -129,5 +130,5 @@ impl App {
 
 /// Lifts the rule that one sees only one's own.
 fn sees_all(caller: &Caller) -> bool {
-    caller.may("read:all")
+    caller.may(Permission::ReadAll)
 }

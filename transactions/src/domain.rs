@@ -1,6 +1,7 @@
-//! The rules of transactions: no clock, no I/O, no async. Time and ids come in as arguments.
+//! The rules of transactions: no clock, no I/O, no async, nothing of the wire. Time and ids come in as arguments.
 
 pub mod account;
 pub mod ledger;
 pub mod operation;
+pub mod rejection;
 pub mod submission;

@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
+use lastro_mesh::codec::Violation;
 use lastro_mesh::status::{INTERNAL, NOT_FOUND, PERMISSION_DENIED, Problem, UNAVAILABLE};
 use lastro_proto::reasons;
+
+use crate::domain::submission;
 
 /// Why a use case refused, in the order in which rules are checked.
 #[derive(Debug, thiserror::Error)]
@@ -11,6 +14,9 @@ pub enum Error {
     /// Something on the way already says what the caller reads.
     #[error(transparent)]
     Problem(#[from] Problem),
+    /// The request itself.
+    #[error(transparent)]
+    Submission(#[from] submission::Error),
     /// Deposits need a permission of their own.
     #[error("the permission write:deposits is missing")]
     MayNotDeposit,
@@ -48,6 +54,12 @@ impl From<Error> for Problem {
         let text = error.to_string();
         match error {
             Error::Problem(problem) => problem,
+            Error::Submission(broken @ (submission::Error::Hold | submission::Error::External)) => {
+                let said = broken.to_string();
+                let described = if broken.field() == "hold" { "is not offered yet" } else { "EXTERNAL is not offered yet" };
+                Self { fields: vec![Violation::new(broken.field(), described)], ..Self::new(&reasons::NOT_OFFERED, said) }
+            }
+            Error::Submission(broken) => Self::field(broken.field(), text),
             Error::MayNotDeposit => Self::new(&PERMISSION_DENIED, text),
             Error::AccountNotFound | Error::TransactionNotFound => Self::new(&NOT_FOUND, text),
             Error::OwnerNotAllowed => Self::new(&reasons::OWNER_NOT_ALLOWED, text),

@@ -3,6 +3,7 @@
 
 mod app;
 mod consume;
+mod contract;
 mod domain;
 mod error;
 mod grpc;

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::known_keys::{KnownKeys, Lookup};
 use self::stripes::Stripes;
-use crate::store::operations::Operation;
+use crate::domain::operation::Operation;
 
 /// Operations to a batch; what exceeds it waits for the next one.
 const BATCH_MAX: usize = 512;
@@ -29,7 +29,7 @@ const QUEUE_MAX: usize = 8192;
 /// An operation about to be stored.
 #[derive(Debug, Clone)]
 pub struct NewOperation {
-    /// PENDING, at version 0.
+    /// PENDING, and without an event.
     pub operation: Operation,
     /// The payload of its event SUBMITTED.
     pub submitted: Vec<u8>,

@@ -15,7 +15,7 @@ pub struct Settings {
 impl Default for Settings {
     /// 10^15: ten million million of a currency with two digits. Far above what anybody pays, and far below what fills a balance of 64 bits.
     fn default() -> Self {
-        Self { amount_minor_max: 1_000_000_000_000_000 }
+        Self { amount_minor_max: Minor::new(1_000_000_000_000_000) }
     }
 }
 
@@ -32,6 +32,6 @@ impl ReadSettings for TransactionsGroup {
 
     fn read(&self, problems: &mut Problems) -> Option<Settings> {
         let amount_minor_max = problems.take_within("--amount-minor-max", &self.amount_minor_max, 1..=1_000_000_000_000_000_000);
-        Some(Settings { amount_minor_max: amount_minor_max? })
+        Some(Settings { amount_minor_max: Minor::new(amount_minor_max?) })
     }
 }

@@ -7,6 +7,7 @@ use lastro_mesh::identity::User as Caller;
 use lastro_mesh::status;
 use lastro_proto::customers::events::v1::{UserDeleted, user_event::Event};
 use lastro_proto::internal::transactions::v1::CloseAccountsRequest;
+use lastro_proto::permissions::Permission;
 use lastro_proto::reasons::USER_HAS_MONEY;
 use uuid::Uuid;
 
@@ -18,7 +19,7 @@ use crate::store::users::{self, User};
 
 /// The caller's own, or any for who may write users.
 pub async fn delete_user(app: &App, call: &Call, caller: &Caller, id: &str) -> Result<(), Error> {
-    let id = reachable(caller, id, "write:users")?;
+    let id = reachable(caller, id, Permission::WriteUsers)?;
     // What can be refused here is refused before anything is closed. No lock is held while another service is asked.
     let tx = app.database.begin().await?;
     let before = users::lock(&tx, id).await?.ok_or(Error::UserNotFound)?;

@@ -1,6 +1,7 @@
 //! One user.
 
 use lastro_mesh::identity::User as Caller;
+use lastro_proto::permissions::Permission;
 
 use super::{App, reachable};
 use crate::Error;
@@ -8,6 +9,6 @@ use crate::store::users::{self, User};
 
 /// The caller's own, or any for who may read users.
 pub async fn get_user(app: &App, caller: &Caller, id: &str) -> Result<User, Error> {
-    let id = reachable(caller, id, "read:users")?;
+    let id = reachable(caller, id, Permission::ReadUsers)?;
     users::get(app.database.reader(), id).await?.ok_or(Error::UserNotFound)
 }

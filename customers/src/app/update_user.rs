@@ -6,6 +6,7 @@ use lastro_mesh::identity::User as Caller;
 use lastro_proto::customers::events::v1::{RolesChanged, UserDisabled, UserUpdated, user_event::Event};
 use lastro_proto::customers::v1::UpdateUserRequest;
 use lastro_proto::customers::v1::user::Role;
+use lastro_proto::permissions::Permission;
 
 use super::attempts::{self, account_of};
 use super::{App, normalized_email, reachable, revocation, tell};
@@ -15,8 +16,8 @@ use crate::store::users::{self, User};
 
 /// Only the fields that are given.
 pub async fn update_user(app: &App, call: &Call, caller: &Caller, request: UpdateUserRequest) -> Result<User, Error> {
-    let id = reachable(caller, &request.id, "write:users")?;
-    if !caller.may("write:users") {
+    let id = reachable(caller, &request.id, Permission::WriteUsers)?;
+    if !caller.may(Permission::WriteUsers) {
         if !request.roles.is_empty() {
             return Err(Error::AdministratorsOnly("roles"));
         }

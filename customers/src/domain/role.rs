@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use lastro_proto::customers::v1::user::Role;
+use lastro_proto::permissions::Permission;
 
 /// A set of roles, stored as bits: 1 << the role's number.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -46,30 +47,34 @@ impl Roles {
 
     /// What these roles allow, ascending, as tokens carry it.
     pub fn permissions(&self) -> Vec<String> {
-        let all: BTreeSet<&str> = self.0.iter().filter_map(|role| Role::try_from(*role).ok()).flat_map(permissions).copied().collect();
+        let all: BTreeSet<&str> = self.0.iter().filter_map(|role| Role::try_from(*role).ok()).flat_map(permissions).map(|one| one.name()).collect();
         all.into_iter().map(str::to_owned).collect()
     }
 }
 
 /// The one table of what a role allows. `read:all` lifts the rule that one sees only one's own; nothing lifts the rule that one debits
 /// only one's own.
-fn permissions(role: Role) -> &'static [&'static str] {
+fn permissions(role: Role) -> &'static [Permission] {
+    use Permission::{
+        ReadAccounts, ReadAll, ReadProfile, ReadTransactions, ReadUsers, WriteAccounts, WriteDeposits, WriteOperations, WriteProfile,
+        WriteTransactions, WriteUsers,
+    };
     match role {
         Role::Unspecified => &[],
-        Role::User => &["read:profile", "write:profile", "read:accounts", "write:accounts", "read:transactions", "write:transactions"],
+        Role::User => &[ReadProfile, WriteProfile, ReadAccounts, WriteAccounts, ReadTransactions, WriteTransactions],
         Role::Admin => &[
-            "read:profile",
-            "write:profile",
-            "read:accounts",
-            "write:accounts",
-            "read:transactions",
-            "write:transactions", //
-            "read:all",
-            "read:users",
-            "write:users",
-            "write:deposits",
+            ReadProfile,
+            WriteProfile,
+            ReadAccounts,
+            WriteAccounts,
+            ReadTransactions,
+            WriteTransactions,
+            ReadAll,
+            ReadUsers,
+            WriteUsers,
+            WriteDeposits,
         ],
-        Role::Provider => &["read:profile", "write:profile", "read:transactions", "write:transactions", "write:deposits", "write:operations"],
+        Role::Provider => &[ReadProfile, WriteProfile, ReadTransactions, WriteTransactions, WriteDeposits, WriteOperations],
     }
 }
 

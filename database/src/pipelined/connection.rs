@@ -20,7 +20,8 @@ use postgres_protocol::message::frontend::{self, BindError};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio_postgres::types::{self, ToSql, Type};
 
-use super::{CopyRows, Row};
+use super::Row;
+use super::copy::{Column, write_rows};
 use crate::Error;
 
 /// How long an answer may take: the server gives a statement up after 5 s (`statement_timeout`). Longer, and it is frozen or gone.
@@ -202,16 +203,14 @@ impl Pipeline<'_> {
         self.keep(written);
     }
 
-    /// A COPY … FROM STDIN (FORMAT binary) with the rows that `write` writes, each of as many columns.
-    pub fn copy(&mut self, statement: &Statement, columns: i16, write: impl FnOnce(&mut CopyRows<'_>)) {
+    /// A [COPY](super::copy_statement) with rows of its columns.
+    pub fn copy<'r, T: 'r>(&mut self, statement: &Statement, columns: &[Column<T>], rows: impl IntoIterator<Item = &'r T>) {
         let written = self.write(statement, &[]).and_then(|()| {
             let output = &mut self.connection.output;
             output.put_u8(b'd');
             let begin = output.len();
             output.put_i32(0);
-            let mut rows = CopyRows::new(output, columns);
-            write(&mut rows);
-            rows.end();
+            write_rows(output, columns, rows);
             // Counts itself, and not the letter before.
             let length = i32::try_from(output.len() - begin).map_err(Error::other)?;
             output[begin..begin + 4].copy_from_slice(&length.to_be_bytes());

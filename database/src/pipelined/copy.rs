@@ -2,40 +2,62 @@
 
 use bytes::{BufMut as _, BytesMut};
 
-/// Writes rows of a COPY straight into what is about to be sent.
-pub struct CopyRows<'b> {
-    bytes: &'b mut BytesMut,
-    columns: i16,
+/// A column of a COPY: its name, and its value of a row. The statement is made of the names and the rows of the values, so that neither can be moved,
+/// left out or written twice without the other.
+pub struct Column<T: ?Sized> {
+    /// As in the table.
+    pub name: &'static str,
+    /// Writes the value.
+    pub write: fn(&T, Field<'_>) -> Written,
 }
 
-impl<'b> CopyRows<'b> {
-    pub(super) fn new(bytes: &'b mut BytesMut, columns: i16) -> Self {
-        bytes.put_slice(b"PGCOPY\n\xff\r\n\0");
-        // No flags, no header extension.
-        bytes.put_slice(&[0; 8]);
-        Self { bytes, columns }
-    }
+/// The statement that copies these columns into a table, whose name is ours.
+pub fn copy_statement<T>(table: &str, columns: &[Column<T>]) -> String {
+    let names = columns.iter().map(|column| column.name).collect::<Vec<_>>().join(", ");
+    format!("COPY {table} ({names}) FROM STDIN (FORMAT binary)")
+}
 
-    /// Begins a row; as many fields must follow as there are columns.
-    pub fn start(&mut self) {
-        self.bytes.put_i16(self.columns);
-    }
+/// The place of one value in what is about to be sent.
+pub struct Field<'b>(&'b mut BytesMut);
 
+/// A value was written.
+pub struct Written(());
+
+impl Field<'_> {
     /// A value in the binary form of its type.
-    pub fn field(&mut self, value: &[u8]) {
-        self.bytes.put_i32(value.len() as i32);
-        self.bytes.put_slice(value);
+    pub fn bytes(self, value: &[u8]) -> Written {
+        self.0.put_i32(value.len() as i32);
+        self.0.put_slice(value);
+        Written(())
     }
 
     /// A value, or NULL.
-    pub fn optional(&mut self, value: Option<&[u8]>) {
+    pub fn optional(self, value: Option<&[u8]>) -> Written {
         match value {
-            Some(value) => self.field(value),
-            None => self.bytes.put_i32(-1),
+            Some(value) => self.bytes(value),
+            None => {
+                self.0.put_i32(-1);
+                Written(())
+            }
         }
     }
 
-    pub(super) fn end(self) {
-        self.bytes.put_i16(-1);
+    /// A `bigint`.
+    pub fn bigint(self, value: i64) -> Written {
+        self.bytes(&value.to_be_bytes())
     }
+}
+
+/// Writes rows straight into what is about to be sent.
+pub(super) fn write_rows<'r, T: 'r>(bytes: &mut BytesMut, columns: &[Column<T>], rows: impl IntoIterator<Item = &'r T>) {
+    bytes.put_slice(b"PGCOPY\n\xff\r\n\0");
+    // No flags, no header extension.
+    bytes.put_slice(&[0; 8]);
+    for row in rows {
+        bytes.put_i16(columns.len() as i16);
+        for column in columns {
+            let Written(()) = (column.write)(row, Field(bytes));
+        }
+    }
+    bytes.put_i16(-1);
 }

@@ -5,7 +5,7 @@ use lastro_mesh::call::Call;
 use lastro_mesh::clock;
 use lastro_mesh::identity::User as Caller;
 use lastro_mesh::status::Problem;
-use lastro_money::Currency;
+use lastro_money::{Currency, Minor};
 use lastro_proto::internal::customers::v1::ConfirmOwnerRequest;
 use lastro_proto::transactions::v1::CreateAccountRequest;
 use sha2::{Digest as _, Sha256};
@@ -60,7 +60,7 @@ pub async fn create_account(app: &App, call: &Call, caller: &Caller, request: Cr
     tx.commit().await.map_err(lastro_database::Error::from)?;
     app.note_cleared(currency);
     app.bus.wake();
-    Ok(Opened { account: AccountWithBalance { account, posted: 0, held: 0 }, replayed: false })
+    Ok(Opened { account: AccountWithBalance { account, posted: Minor::ZERO, held: Minor::ZERO }, replayed: false })
 }
 
 /// What the caller asked for before with this key.

@@ -6,19 +6,17 @@ use lastro_mesh::call::Call;
 use lastro_mesh::clock;
 use lastro_mesh::identity::User as Caller;
 use lastro_mesh::status::Problem;
-use lastro_proto::transactions::events::v1::{OperationEvent, operation_event};
-use lastro_proto::transactions::v1::CreateTransactionRequest;
-use prost::Message as _;
+use lastro_proto::permissions::Permission;
 use tokio::time::{Instant, timeout, timeout_at};
 use uuid::Uuid;
 
 use super::App;
-use crate::Error;
 use crate::domain::account::Account;
-use crate::domain::operation::{State, Type, is_decided};
-use crate::domain::submission::{Submission, request_hash};
+use crate::domain::operation::{Operation, State, Type, is_decided};
+use crate::domain::submission::{Request, Submission};
 use crate::pipeline::{Accepted, NewOperation, Refused};
-use crate::store::operations::{self, Operation};
+use crate::store::operations;
+use crate::{Error, contract};
 
 /// What is left of the deadline is needed to answer; of a short one a quarter.
 const ANSWER_MARGIN: Duration = Duration::from_millis(100);
@@ -31,9 +29,9 @@ const STORE_MIN: Duration = Duration::from_millis(500);
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// The transaction as it stands, once it is durable.
-pub async fn create_transaction(app: &App, call: &Call, caller: &Caller, request: CreateTransactionRequest) -> Result<Accepted, Error> {
+pub async fn create_transaction(app: &App, call: &Call, caller: &Caller, request: Request) -> Result<Accepted, Error> {
     let submission = Submission::read(request, app.settings.amount_minor_max)?;
-    if submission.kind == Type::Deposit && !caller.may("write:deposits") {
+    if submission.kind == Type::Deposit && !caller.may(Permission::WriteDeposits) {
         return Err(Error::MayNotDeposit);
     }
     let owners = check_accounts(app, caller, &submission).await?;
@@ -85,26 +83,26 @@ async fn check_accounts(app: &App, caller: &Caller, submission: &Submission) -> 
 }
 
 fn check_currency(account: &Account, submission: &Submission) -> Result<(), Problem> {
-    if account.currency == submission.currency {
+    let asked = submission.amount.currency();
+    if account.currency == asked {
         return Ok(());
     }
     // Which currency a stranger's account has is not said.
-    Err(Problem::field("amount.currency_code", format!("{} is not the currency of both accounts", submission.currency)))
+    Err(Problem::field("amount.currency_code", format!("{asked} is not the currency of both accounts")))
 }
 
 fn new_operation(call: &Call, caller: &Caller, submission: Submission, owners: Owners) -> NewOperation {
-    let submitted = submission.submitted(caller.id);
+    let (submitted, request_hash) = contract::submitted(&submission, caller.id);
     let now_us = clock::now_us();
     NewOperation {
         operation: Operation {
             id: Uuid::now_v7(),
             owner_id: caller.id,
-            request_hash: request_hash(&submitted),
+            request_hash,
             external_id: submission.external_id,
             kind: submission.kind,
             state: State::Pending,
-            reason: String::new(),
-            currency: submission.currency,
+            reason: None,
             amount: submission.amount,
             source: submission.source,
             destination: submission.destination,
@@ -115,11 +113,10 @@ fn new_operation(call: &Call, caller: &Caller, submission: Submission, owners: O
             effective_time_us: submission.effective_time_us.unwrap_or(now_us),
             create_time_us: now_us,
             update_time_us: now_us,
-            version: 0,
-            hash: [0; 32],
+            head: None,
             attempts: 0,
         },
-        submitted: OperationEvent { event: Some(operation_event::Event::Submitted(submitted)) }.encode_to_vec(),
+        submitted,
         correlation_id: call.correlation_id.to_string(),
     }
 }

@@ -5,7 +5,8 @@ use uuid::Uuid;
 
 use super::{App, sees_all};
 use crate::Error;
-use crate::store::operations::{self, Operation};
+use crate::domain::operation::Operation;
+use crate::store::operations;
 
 /// For its submitter, the owners of its accounts and administrators.
 pub async fn get_transaction(app: &App, caller: &Caller, id: &str) -> Result<Operation, Error> {

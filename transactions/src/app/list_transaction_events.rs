@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::get_transaction::get_transaction;
 use super::{App, sees_all};
-use crate::store::operations::Operation;
+use crate::domain::operation::Operation;
 use crate::{EVENTS, Error};
 
 /// Its event stream, oldest first, without what is only others' to know.

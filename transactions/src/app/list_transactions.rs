@@ -6,7 +6,8 @@ use lastro_mesh::page::Page;
 use super::get_account::get_account;
 use super::{App, sees_all};
 use crate::Error;
-use crate::store::operations::{self, Of, Operation};
+use crate::domain::operation::Operation;
+use crate::store::operations::{self, Of};
 
 /// Those of one account that the caller may see, or of all of its accounts; an administrator's are all.
 pub async fn list_transactions(app: &App, caller: &Caller, account_id: &str, page: Page) -> Result<(Vec<Operation>, String), Error> {

@@ -1,14 +1,120 @@
-//! The state machine of an operation: what may follow what.
+//! An operation and its state machine: what may follow what.
 
-use lastro_proto::transactions::v1::transaction;
+use std::collections::BTreeMap;
 
-pub use transaction::{State, Type};
+use lastro_money::Amount;
+use uuid::Uuid;
+
+use super::rejection::Rejection;
+
+/// What kind of movement an operation is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Type {
+    /// Money comes in: no source account.
+    Deposit,
+    /// Money goes out: no destination account.
+    Withdrawal,
+    /// Money moves between two accounts.
+    Transfer,
+    /// Made by the system for an order.
+    Payment,
+    /// Made by the system: gives a payment back.
+    Refund,
+    /// Made by the system: corrects an operation.
+    Reversal,
+}
+
+impl Type {
+    /// As it is written in messages.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Deposit => "DEPOSIT",
+            Self::Withdrawal => "WITHDRAWAL",
+            Self::Transfer => "TRANSFER",
+            Self::Payment => "PAYMENT",
+            Self::Refund => "REFUND",
+            Self::Reversal => "REVERSAL",
+        }
+    }
+}
+
+/// Where an operation stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum State {
+    /// Stored, and to be settled: nobody has tried yet.
+    Pending,
+    /// To be settled again: an attempt failed.
+    Retrying,
+    /// Waits for somebody, such as an outside provider: there is nothing to settle until then.
+    Waiting,
+    /// Held, to be captured or voided.
+    Authorized,
+    /// Settled. Terminal.
+    Completed,
+    /// Refused at settlement. Terminal.
+    Rejected,
+    /// A hold that was given up. Terminal.
+    Voided,
+    /// A hold that ran out. Terminal.
+    Expired,
+}
+
+/// An operation as it stands.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Operation {
+    pub id: Uuid,
+    pub owner_id: Uuid,
+    pub external_id: String,
+    pub request_hash: [u8; 32],
+    pub kind: Type,
+    pub state: State,
+    /// Why it was rejected, if it was.
+    pub reason: Option<Rejection>,
+    /// More than zero.
+    pub amount: Amount,
+    /// None: the clearing account.
+    pub source: Option<Uuid>,
+    /// None: the clearing account.
+    pub destination: Option<Uuid>,
+    /// Whose the source is.
+    pub source_owner: Option<Uuid>,
+    /// Whose the destination is, unless it is the source's owner: so that who owns both finds the operation once.
+    pub destination_owner: Option<Uuid>,
+    pub description: String,
+    pub metadata: BTreeMap<String, String>,
+    pub effective_time_us: i64,
+    pub create_time_us: i64,
+    pub update_time_us: i64,
+    /// Its last event; None before its first one, when it is not stored yet.
+    pub head: Option<Head>,
+    /// How often settling it failed.
+    pub attempts: i64,
+}
+
+/// The last event of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    /// 1 for the first event.
+    pub version: i64,
+    /// Over it and the one before.
+    pub hash: [u8; 32],
+}
+
+impl Operation {
+    /// How large it is in an answer, about: never less than it is.
+    pub fn answer_bytes(&self) -> usize {
+        let metadata: usize = self.metadata.iter().map(|(key, value)| key.len() + value.len() + 12).sum();
+        440 + self.external_id.len() + self.description.len() + metadata
+    }
+}
 
 /// What happens to an operation, apart from its being submitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(dead_code, reason = "the table of the state machine is whole before everything that drives it exists")]
 pub enum Happening {
-    /// Something is waited for: an outside provider, a hold, another attempt.
+    /// An attempt to settle it failed.
+    Failed,
+    /// Somebody is waited for, such as an outside provider.
     Waits,
     /// The amount is held.
     Authorized,
@@ -24,16 +130,20 @@ pub enum Happening {
 
 /// The state after something happens; None where that cannot happen. A terminal state never changes: a correction is another operation.
 pub fn after(state: State, happening: Happening) -> Option<State> {
+    use Happening as H;
+    use State as S;
     match (state, happening) {
-        (State::Pending | State::Processing, Happening::Waits) => Some(State::Processing),
-        (State::Pending | State::Processing, Happening::Authorized) => Some(State::Authorized),
-        (State::Pending | State::Processing | State::Authorized, Happening::Completed) => Some(State::Completed),
-        (State::Pending | State::Processing, Happening::Rejected) => Some(State::Rejected),
-        (State::Authorized, Happening::Voided) => Some(State::Voided),
-        (State::Authorized, Happening::Expired) => Some(State::Expired),
-        (State::Authorized, Happening::Waits | Happening::Authorized | Happening::Rejected)
-        | (State::Pending | State::Processing, Happening::Voided | Happening::Expired)
-        | (State::Unspecified | State::Completed | State::Rejected | State::Voided | State::Expired, _) => None,
+        (S::Pending | S::Retrying, H::Failed) => Some(S::Retrying),
+        (S::Pending | S::Retrying, H::Waits) => Some(S::Waiting),
+        (S::Pending | S::Retrying | S::Waiting, H::Authorized) => Some(S::Authorized),
+        (S::Pending | S::Retrying | S::Waiting | S::Authorized, H::Completed) => Some(S::Completed),
+        (S::Pending | S::Retrying | S::Waiting, H::Rejected) => Some(S::Rejected),
+        (S::Authorized, H::Voided) => Some(S::Voided),
+        (S::Authorized, H::Expired) => Some(S::Expired),
+        (S::Waiting, H::Failed | H::Waits)
+        | (S::Authorized, H::Failed | H::Waits | H::Authorized | H::Rejected)
+        | (S::Pending | S::Retrying | S::Waiting, H::Voided | H::Expired)
+        | (S::Completed | S::Rejected | S::Voided | S::Expired, _) => None,
     }
 }
 
@@ -41,7 +151,15 @@ pub fn after(state: State, happening: Happening) -> Option<State> {
 pub fn is_terminal(state: State) -> bool {
     match state {
         State::Completed | State::Rejected | State::Voided | State::Expired => true,
-        State::Unspecified | State::Pending | State::Processing | State::Authorized => false,
+        State::Pending | State::Retrying | State::Waiting | State::Authorized => false,
+    }
+}
+
+/// Whether workers have to settle it. What waits for somebody they leave alone.
+pub fn is_to_be_settled(state: State) -> bool {
+    match state {
+        State::Pending | State::Retrying => true,
+        State::Waiting | State::Authorized | State::Completed | State::Rejected | State::Voided | State::Expired => false,
     }
 }
 
@@ -54,10 +172,17 @@ pub fn is_decided(state: State) -> bool {
 mod tests {
     use super::*;
 
-    const HAPPENINGS: [Happening; 6] =
-        [Happening::Waits, Happening::Authorized, Happening::Completed, Happening::Rejected, Happening::Voided, Happening::Expired];
-    const STATES: [State; 7] =
-        [State::Pending, State::Processing, State::Authorized, State::Completed, State::Rejected, State::Voided, State::Expired];
+    const HAPPENINGS: [Happening; 7] = [
+        Happening::Failed,
+        Happening::Waits,
+        Happening::Authorized,
+        Happening::Completed,
+        Happening::Rejected,
+        Happening::Voided,
+        Happening::Expired,
+    ];
+    const STATES: [State; 8] =
+        [State::Pending, State::Retrying, State::Waiting, State::Authorized, State::Completed, State::Rejected, State::Voided, State::Expired];
 
     #[test]
     fn nothing_follows_a_terminal_state() {
@@ -76,6 +201,13 @@ mod tests {
         assert!(STATES.iter().all(|state| reached.contains(state)));
         for state in STATES.into_iter().filter(|state| !is_terminal(*state)) {
             assert!(HAPPENINGS.iter().any(|happening| after(state, *happening).is_some_and(is_terminal)), "{state:?}");
+        }
+    }
+
+    #[test]
+    fn an_attempt_can_fail_exactly_where_there_is_something_to_settle() {
+        for state in STATES {
+            assert_eq!(after(state, Happening::Failed).is_some(), is_to_be_settled(state), "{state:?}");
         }
     }
 }

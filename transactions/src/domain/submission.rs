@@ -1,16 +1,9 @@
 //! What a caller asks for, read and checked: every rule that needs no database.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use lastro_mesh::status::Problem;
-use lastro_money::{Currency, Minor};
-use lastro_proto::reasons;
-use lastro_proto::time::{Timestamp, micros};
-use lastro_proto::transactions::events::v1::{MetadataEntry, Submitted};
-use lastro_proto::transactions::v1::CreateTransactionRequest;
-use lastro_proto::transactions::v1::transaction::Settlement;
-use prost::Message as _;
-use sha2::{Digest as _, Sha256};
+use lastro_money::{Amount, Currency, Minor};
 use uuid::Uuid;
 
 use super::operation::Type;
@@ -22,6 +15,26 @@ pub const METADATA_BYTES_MAX: usize = 16 * 1024;
 /// 2000-01-01 and 2100-01-01, Unix microseconds.
 const EFFECTIVE_TIME_US: std::ops::Range<i64> = 946_684_800_000_000..4_102_444_800_000_000;
 
+/// What a caller asks for, as it was said.
+#[derive(Debug, Clone)]
+pub struct Request {
+    pub external_id: String,
+    pub kind: Type,
+    pub source: Option<String>,
+    pub destination: Option<String>,
+    pub currency_code: String,
+    /// A decimal string.
+    pub amount: String,
+    pub description: String,
+    pub metadata: BTreeMap<String, String>,
+    /// Unix seconds and nanoseconds.
+    pub effective_time: Option<(i64, i32)>,
+    /// Seconds and nanoseconds.
+    pub wait: Option<(i64, i32)>,
+    pub hold: bool,
+    pub external: bool,
+}
+
 /// A request that keeps every rule that can be checked without looking anything up.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Submission {
@@ -29,159 +42,192 @@ pub struct Submission {
     pub kind: Type,
     pub source: Option<Uuid>,
     pub destination: Option<Uuid>,
-    pub currency: Currency,
-    /// More than zero, in minor units.
-    pub amount: Minor,
+    /// More than zero.
+    pub amount: Amount,
     pub description: String,
-    /// Sorted by key.
-    pub metadata: Vec<MetadataEntry>,
+    pub metadata: BTreeMap<String, String>,
     pub effective_time_us: Option<i64>,
     pub wait: Duration,
 }
 
+/// The rule that a request breaks, in the order in which rules are checked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// Holds are in the contract and not offered yet.
+    #[error("hold is not offered yet")]
+    Hold,
+    /// Settlement by a provider is in the contract and not offered yet.
+    #[error("settlement EXTERNAL is not offered yet")]
+    External,
+    /// An account that this kind of operation needs.
+    #[error("is required for a {1}")]
+    AccountMissing(Side, &'static str),
+    /// An account that this kind of operation has not.
+    #[error("must be empty for a {1}")]
+    AccountTooMany(Side, &'static str),
+    /// An account's id.
+    #[error("must be a UUID")]
+    AccountMalformed(Side),
+    /// The two accounts are one.
+    #[error("must not be the source account")]
+    SameAccount,
+    /// A code that ISO 4217 does not list.
+    #[error("{0:?} is no ISO 4217 currency")]
+    NoCurrency(String),
+    /// The decimal string.
+    #[error(transparent)]
+    NoAmount(#[from] lastro_money::amount::Error),
+    /// Nothing moves, or backwards.
+    #[error("must be more than zero")]
+    NotPositive,
+    /// More than the operator allows.
+    #[error("must be at most {0}")]
+    TooMuch(Amount),
+    /// Too many bytes.
+    #[error("has {0} bytes of keys and values; at most {METADATA_BYTES_MAX} are taken")]
+    Metadata(usize),
+    /// Out of range.
+    #[error("must be between 2000-01-01T00:00:00Z and 2100-01-01T00:00:00Z")]
+    EffectiveTime,
+    /// Out of range.
+    #[error("must be between 0s and 30s")]
+    Wait,
+}
+
+/// Which account of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    Source,
+    Destination,
+}
+
+impl Error {
+    /// The field of the contract that breaks the rule.
+    pub fn field(&self) -> &'static str {
+        match self {
+            Self::Hold => "hold",
+            Self::External => "settlement",
+            Self::AccountMissing(side, _) | Self::AccountTooMany(side, _) | Self::AccountMalformed(side) => match side {
+                Side::Source => "source_account_id",
+                Side::Destination => "destination_account_id",
+            },
+            Self::SameAccount => "destination_account_id",
+            Self::NoCurrency(_) => "amount.currency_code",
+            Self::NoAmount(_) | Self::NotPositive => "amount.amount",
+            Self::TooMuch(_) => "amount",
+            Self::Metadata(_) => "metadata",
+            Self::EffectiveTime => "effective_time",
+            Self::Wait => "wait",
+        }
+    }
+}
+
 impl Submission {
-    /// Reads a request whose fields keep the rules of the proto.
-    pub fn read(request: CreateTransactionRequest, amount_minor_max: Minor) -> Result<Self, Problem> {
-        let kind = request.r#type();
+    /// Reads a request; an amount is at most so many minor units.
+    pub fn read(request: Request, amount_max: Minor) -> Result<Self, Error> {
+        let kind = request.kind;
         if request.hold {
-            return Err(Problem {
-                fields: vec![violation("hold", "is not offered yet")],
-                ..Problem::new(&reasons::NOT_OFFERED, "hold is not offered yet")
-            });
+            return Err(Error::Hold);
         }
-        if request.settlement() == Settlement::External {
-            let fields = vec![violation("settlement", "EXTERNAL is not offered yet")];
-            return Err(Problem { fields, ..Problem::new(&reasons::NOT_OFFERED, "settlement EXTERNAL is not offered yet") });
+        if request.external {
+            return Err(Error::External);
         }
-        let source = account("source_account_id", &request.source_account_id, matches!(kind, Type::Withdrawal | Type::Transfer), kind)?;
-        let destination = account("destination_account_id", &request.destination_account_id, matches!(kind, Type::Deposit | Type::Transfer), kind)?;
+        let source = account(Side::Source, request.source.as_deref(), matches!(kind, Type::Withdrawal | Type::Transfer), kind)?;
+        let destination = account(Side::Destination, request.destination.as_deref(), matches!(kind, Type::Deposit | Type::Transfer), kind)?;
         if source.is_some() && source == destination {
-            return Err(Problem::field("destination_account_id", "must not be the source account"));
+            return Err(Error::SameAccount);
         }
-        let money = request.amount.unwrap_or_default();
-        let currency = Currency::from_code(&money.currency_code)
-            .ok_or_else(|| Problem::field("amount.currency_code", format!("{:?} is no ISO 4217 currency", money.currency_code)))?;
-        let amount = lastro_money::parse(&money.amount, currency).map_err(|error| Problem::field("amount.amount", error.to_string()))?;
-        if amount <= 0 {
-            return Err(Problem::field("amount.amount", "must be more than zero"));
+        let Some(currency) = Currency::from_code(&request.currency_code) else { return Err(Error::NoCurrency(request.currency_code)) };
+        let amount = Amount::new(lastro_money::parse(&request.amount, currency)?, currency);
+        if amount.minor() <= Minor::ZERO {
+            return Err(Error::NotPositive);
         }
-        if amount > amount_minor_max {
-            let most = lastro_money::format(amount_minor_max, currency);
-            return Err(Problem::field("amount", format!("must be at most {most} {}", currency.code())));
+        if amount.minor() > amount_max {
+            return Err(Error::TooMuch(Amount::new(amount_max, currency)));
         }
         let metadata_bytes: usize = request.metadata.iter().map(|(key, value)| key.len() + value.len()).sum();
         if metadata_bytes > METADATA_BYTES_MAX {
-            let description = format!("has {metadata_bytes} bytes of keys and values; at most {METADATA_BYTES_MAX} are taken");
-            return Err(Problem::field("metadata", description));
+            return Err(Error::Metadata(metadata_bytes));
         }
         Ok(Self {
             external_id: request.external_id,
             kind,
             source,
             destination,
-            currency,
             amount,
             description: request.description,
-            // A BTreeMap: sorted already.
-            metadata: request.metadata.into_iter().map(|(key, value)| MetadataEntry { key, value }).collect(),
-            effective_time_us: request.effective_time.map(|time| effective_time(&time)).transpose()?,
-            wait: request.wait.map_or(Ok(Duration::ZERO), |wait| read_wait(&wait))?,
+            metadata: request.metadata,
+            effective_time_us: request.effective_time.map(effective_time_us).transpose()?,
+            wait: request.wait.map_or(Ok(Duration::ZERO), wait)?,
         })
     }
+}
 
-    /// The payload of the event SUBMITTED: everything that was asked for, in canonical form, but for how long the caller waits.
-    pub fn submitted(&self, owner_id: Uuid) -> Submitted {
-        let text = |id: Option<Uuid>| id.map(|id| id.to_string()).unwrap_or_default();
-        Submitted {
-            owner_id: owner_id.to_string(),
-            external_id: self.external_id.clone(),
-            r#type: self.kind as i32,
-            source_account_id: text(self.source),
-            destination_account_id: text(self.destination),
-            currency_code: self.currency.code().to_owned(),
-            amount_minor: self.amount,
-            description: self.description.clone(),
-            metadata: self.metadata.clone(),
-            effective_time_us: self.effective_time_us,
-            external: false,
-            hold: false,
-        }
+fn account(side: Side, text: Option<&str>, is_needed: bool, kind: Type) -> Result<Option<Uuid>, Error> {
+    match (text, is_needed) {
+        (None, true) => Err(Error::AccountMissing(side, kind.name())),
+        (Some(_), false) => Err(Error::AccountTooMany(side, kind.name())),
+        (None, false) => Ok(None),
+        (Some(text), true) => Uuid::parse_str(text).map(Some).map_err(|_| Error::AccountMalformed(side)),
     }
 }
 
-/// The hash by which a repeated key is told from a reused one.
-pub fn request_hash(submitted: &Submitted) -> [u8; 32] {
-    Sha256::digest(submitted.encode_to_vec()).into()
+fn effective_time_us((seconds, nanos): (i64, i32)) -> Result<i64, Error> {
+    let us = seconds.checked_mul(1_000_000).and_then(|us| us.checked_add(i64::from(nanos / 1000)));
+    us.filter(|us| EFFECTIVE_TIME_US.contains(us) && (0..1_000_000_000).contains(&nanos)).ok_or(Error::EffectiveTime)
 }
 
-fn violation(field: &str, description: &str) -> lastro_mesh::codec::Violation {
-    lastro_mesh::codec::Violation::new(field, description)
-}
-
-fn account(field: &'static str, text: &str, needed: bool, kind: Type) -> Result<Option<Uuid>, Problem> {
-    match (text.is_empty(), needed) {
-        (true, true) => Err(Problem::field(field, format!("is required for a {}", kind.as_str_name()))),
-        (false, false) => Err(Problem::field(field, format!("must be empty for a {}", kind.as_str_name()))),
-        (true, false) => Ok(None),
-        (false, true) => Uuid::parse_str(text).map(Some).map_err(|_| Problem::field(field, "must be a UUID")),
-    }
-}
-
-fn effective_time(time: &Timestamp) -> Result<i64, Problem> {
-    let us = micros(time).filter(|us| EFFECTIVE_TIME_US.contains(us));
-    us.ok_or_else(|| Problem::field("effective_time", "must be between 2000-01-01T00:00:00Z and 2100-01-01T00:00:00Z"))
-}
-
-fn read_wait(wait: &pbjson_types::Duration) -> Result<Duration, Problem> {
-    let read = u64::try_from(wait.seconds).ok().zip(u32::try_from(wait.nanos).ok().filter(|nanos| *nanos < 1_000_000_000));
-    let read = read.map(|(seconds, nanos)| Duration::new(seconds, nanos)).filter(|wait| *wait <= WAIT_MAX);
-    read.ok_or_else(|| Problem::field("wait", "must be between 0s and 30s"))
+fn wait((seconds, nanos): (i64, i32)) -> Result<Duration, Error> {
+    let read = u64::try_from(seconds).ok().zip(u32::try_from(nanos).ok().filter(|nanos| *nanos < 1_000_000_000));
+    read.map(|(seconds, nanos)| Duration::new(seconds, nanos)).filter(|wait| *wait <= WAIT_MAX).ok_or(Error::Wait)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
-    use lastro_proto::r#type::v1::Money;
-
     use super::*;
 
-    fn request() -> CreateTransactionRequest {
-        CreateTransactionRequest {
+    fn request() -> Request {
+        Request {
             external_id: "k".to_owned(),
-            r#type: Type::Transfer as i32,
-            source_account_id: Uuid::from_u128(1).to_string(),
-            destination_account_id: Uuid::from_u128(2).to_string(),
-            amount: Some(Money { currency_code: "BRL".to_owned(), amount: "1.00".to_owned() }),
-            ..CreateTransactionRequest::default()
+            kind: Type::Transfer,
+            source: Some(Uuid::from_u128(1).to_string()),
+            destination: Some(Uuid::from_u128(2).to_string()),
+            currency_code: "BRL".to_owned(),
+            amount: "1.00".to_owned(),
+            description: String::new(),
+            metadata: BTreeMap::new(),
+            effective_time: None,
+            wait: None,
+            hold: false,
+            external: false,
         }
     }
 
-    const AMOUNT_MAX: Minor = 1_000_000_000_000_000;
+    const AMOUNT_MAX: Minor = Minor::new(1_000_000_000_000_000);
 
-    fn field_of(change: impl FnOnce(&mut CreateTransactionRequest)) -> String {
+    fn field_of(change: impl FnOnce(&mut Request)) -> &'static str {
         let mut request = request();
         change(&mut request);
-        Submission::read(request, AMOUNT_MAX).expect_err("a broken rule").fields[0].field.clone()
+        Submission::read(request, AMOUNT_MAX).expect_err("a broken rule").field()
     }
 
     #[test]
     fn every_broken_rule_names_its_field() {
-        assert_eq!(field_of(|request| request.source_account_id.clear()), "source_account_id");
-        assert_eq!(field_of(|request| request.destination_account_id.clear()), "destination_account_id");
-        assert_eq!(field_of(|request| request.r#type = Type::Deposit as i32), "source_account_id");
-        assert_eq!(field_of(|request| request.r#type = Type::Withdrawal as i32), "destination_account_id");
-        assert_eq!(field_of(|request| request.destination_account_id = request.source_account_id.to_uppercase()), "destination_account_id");
+        assert_eq!(field_of(|request| request.source = None), "source_account_id");
+        assert_eq!(field_of(|request| request.destination = None), "destination_account_id");
+        assert_eq!(field_of(|request| request.kind = Type::Deposit), "source_account_id");
+        assert_eq!(field_of(|request| request.kind = Type::Withdrawal), "destination_account_id");
+        assert_eq!(field_of(|request| request.destination = request.source.as_ref().map(|id| id.to_uppercase())), "destination_account_id");
         for amount in ["0", "-1", "0.001", "1e3", "NaN", "", "99999999999999999999"] {
-            assert_eq!(field_of(|request| request.amount.as_mut().expect("set").amount = amount.to_owned()), "amount.amount", "{amount}");
+            assert_eq!(field_of(|request| request.amount = amount.to_owned()), "amount.amount", "{amount}");
         }
-        assert_eq!(field_of(|request| request.amount.as_mut().expect("set").currency_code = "XXX".to_owned()), "amount.currency_code");
+        assert_eq!(field_of(|request| request.currency_code = "XXX".to_owned()), "amount.currency_code");
         for (amount, taken) in [("10000000000000.00", true), ("10000000000000.01", false), ("92233720368547758.07", false)] {
             let mut request = request();
-            request.amount.as_mut().expect("set").amount = amount.to_owned();
+            request.amount = amount.to_owned();
             let read = Submission::read(request, AMOUNT_MAX);
             assert_eq!(read.is_ok(), taken, "{amount}");
-            assert!(taken || read.expect_err("too much").fields[0].field == "amount");
+            assert!(taken || read.expect_err("too much").field() == "amount");
         }
         for (bytes, taken) in [(METADATA_BYTES_MAX, true), (METADATA_BYTES_MAX + 1, false)] {
             let mut request = request();
@@ -191,37 +237,12 @@ mod tests {
             assert_eq!(Submission::read(request, AMOUNT_MAX).is_ok(), taken, "{bytes}");
         }
         for wait in [(31, 0), (30, 1), (-1, 0), (0, -1)] {
-            assert_eq!(field_of(|request| request.wait = Some(pbjson_types::Duration { seconds: wait.0, nanos: wait.1 })), "wait");
+            assert_eq!(field_of(|request| request.wait = Some(wait)), "wait");
         }
-        assert_eq!(field_of(|request| request.effective_time = Some(Timestamp { seconds: i64::MAX, nanos: 0 })), "effective_time");
+        for time in [(i64::MAX, 0), (946_684_799, 999_999_999), (4_102_444_800, 0), (1_700_000_000, 1_000_000_000), (1_700_000_000, -1)] {
+            assert_eq!(field_of(|request| request.effective_time = Some(time)), "effective_time");
+        }
         assert_eq!(field_of(|request| request.hold = true), "hold");
-    }
-
-    #[test]
-    fn the_hash_covers_what_is_asked_for_and_not_how() {
-        let hash = |change: &dyn Fn(&mut CreateTransactionRequest)| {
-            let mut request = request();
-            change(&mut request);
-            request_hash(&Submission::read(request, AMOUNT_MAX).expect("a good request").submitted(Uuid::nil()))
-        };
-        let plain = hash(&|_| {});
-        let same: [&dyn Fn(&mut CreateTransactionRequest); 3] = [
-            &|request| request.wait = Some(pbjson_types::Duration { seconds: 5, nanos: 0 }),
-            &|request| request.amount.as_mut().expect("set").amount = "1".to_owned(),
-            &|request| request.source_account_id = request.source_account_id.to_uppercase(),
-        ];
-        for (index, change) in same.into_iter().enumerate() {
-            assert_eq!(hash(change), plain, "{index}");
-        }
-        let other: [&dyn Fn(&mut CreateTransactionRequest); 5] = [
-            &|request| request.amount.as_mut().expect("set").amount = "1.01".to_owned(),
-            &|request| request.description = "d".to_owned(),
-            &|request| request.metadata = BTreeMap::from([("a".to_owned(), "b".to_owned())]),
-            &|request| request.effective_time = Some(Timestamp { seconds: 1_700_000_000, nanos: 0 }),
-            &|request| std::mem::swap(&mut request.source_account_id, &mut request.destination_account_id),
-        ];
-        for (index, change) in other.into_iter().enumerate() {
-            assert_ne!(hash(change), plain, "{index}");
-        }
+        assert_eq!(field_of(|request| request.external = true), "settlement");
     }
 }

@@ -1,5 +1,6 @@
 //! `lastro.transactions.v1.TransactionsService`.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -7,6 +8,7 @@ use lastro_events::Event;
 use lastro_mesh::call::Call;
 use lastro_mesh::identity::User as Caller;
 use lastro_mesh::page::Page;
+use lastro_mesh::status::Problem;
 use lastro_proto::time::timestamp;
 use lastro_proto::transactions::events::v1::OperationEvent;
 use lastro_proto::transactions::v1::transaction::Settlement;
@@ -24,7 +26,9 @@ use crate::app::create_transaction::create_transaction;
 use crate::app::get_transaction::get_transaction;
 use crate::app::list_transaction_events::list_transaction_events;
 use crate::app::list_transactions::list_transactions;
-use crate::store::operations::Operation;
+use crate::contract::{state_to_wire, type_from_wire, type_to_wire};
+use crate::domain::operation::Operation;
+use crate::domain::submission;
 
 pub struct Transactions(pub Arc<App>);
 
@@ -33,7 +37,7 @@ impl TransactionsService for Transactions {
     async fn create_transaction(&self, request: Request<CreateTransactionRequest>) -> Result<Response<Transaction>, Status> {
         let call = Call::of(&request)?.clone();
         let caller = call.user()?;
-        let accepted = create_transaction(&self.0, &call, caller, request.into_inner()).await?;
+        let accepted = create_transaction(&self.0, &call, caller, read(request.into_inner())?).await?;
         Ok(Response::new(Transaction { replayed: accepted.replayed, ..wire(accepted.operation, caller) }))
     }
 
@@ -63,20 +67,42 @@ impl TransactionsService for Transactions {
     }
 }
 
+/// What is asked for, in the words of the domain; its rules are checked there.
+fn read(request: CreateTransactionRequest) -> Result<submission::Request, Problem> {
+    let kind = type_from_wire(request.r#type()).ok_or_else(|| Problem::field("type", "must be DEPOSIT, WITHDRAWAL or TRANSFER"))?;
+    let (hold, external) = (request.hold, request.settlement() == Settlement::External);
+    let given = |text: String| Some(text).filter(|text| !text.is_empty());
+    let amount = request.amount.unwrap_or_default();
+    Ok(submission::Request {
+        external_id: request.external_id,
+        kind,
+        source: given(request.source_account_id),
+        destination: given(request.destination_account_id),
+        currency_code: amount.currency_code,
+        amount: amount.amount,
+        description: request.description,
+        metadata: request.metadata,
+        effective_time: request.effective_time.map(|time| (time.seconds, time.nanos)),
+        wait: request.wait.map(|wait| (wait.seconds, wait.nanos)),
+        hold,
+        external,
+    })
+}
+
 fn wire(operation: Operation, caller: &Caller) -> Transaction {
     let id = |id: Option<Uuid>| id.map(|id| id.to_string()).unwrap_or_default();
     let own = operation.owner_id == caller.id;
     Transaction {
         id: operation.id.to_string(),
         external_id: if own { operation.external_id } else { String::new() },
-        r#type: operation.kind as i32,
-        state: operation.state as i32,
-        reason: operation.reason,
-        amount: money(operation.amount, operation.currency),
+        r#type: type_to_wire(operation.kind) as i32,
+        state: state_to_wire(operation.state) as i32,
+        reason: operation.reason.map(|reason| reason.name().to_owned()).unwrap_or_default(),
+        amount: money(operation.amount.minor(), operation.amount.currency()),
         source_account_id: id(operation.source),
         destination_account_id: id(operation.destination),
         description: operation.description,
-        metadata: operation.metadata.into_iter().filter(|_| own).map(|entry| (entry.key, entry.value)).collect(),
+        metadata: if own { operation.metadata } else { BTreeMap::new() },
         effective_time: Some(timestamp(operation.effective_time_us)),
         settlement: Settlement::Internal as i32,
         create_time: Some(timestamp(operation.create_time_us)),

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use backon::{BackoffBuilder as _, ExponentialBuilder};
 use lastro_database::{Error, Kind};
 use lastro_mesh::clock;
 use tokio::sync::{mpsc, oneshot};
@@ -20,8 +21,9 @@ use super::decision::{self, Origin, Settled};
 use super::stripes::Stripes;
 use super::{Accepted, BATCH_MAX, Job, NewOperation, Refused, Settler};
 use crate::domain::ledger::{Balance, Balances};
+use crate::domain::operation::{Operation, is_to_be_settled};
 use crate::store::ledger::{BalanceChange, Ledger, Lock, Writes};
-use crate::store::operations::{self, Operation};
+use crate::store::operations;
 
 /// Ids are our own, so that nobody chooses them for their hashes.
 type Accounts = foldhash::HashSet<Uuid>;
@@ -30,8 +32,10 @@ type Accounts = foldhash::HashSet<Uuid>;
 const TRY_FOR: Duration = Duration::from_millis(1500);
 /// How long the outcome of an unknown COMMIT is asked for.
 const READ_BACK_FOR: Duration = Duration::from_secs(3);
-const PAUSE_BASE: Duration = Duration::from_millis(5);
-const PAUSE_MAX: Duration = Duration::from_millis(200);
+/// Between attempts of a batch.
+const PAUSES: ExponentialBuilder =
+    ExponentialBuilder::new().with_min_delay(Duration::from_millis(5)).with_max_delay(READ_BACK_EVERY).with_factor(2.0).without_max_times();
+const READ_BACK_EVERY: Duration = Duration::from_millis(200);
 
 type Reply = oneshot::Sender<Result<Accepted, Refused>>;
 
@@ -134,13 +138,12 @@ fn take_disjoint(waiting: &mut VecDeque<Box<Job>>, busy: &Accounts, stripes: &St
         if job.reply.is_closed() {
             continue;
         }
-        let movement = decision::movement(&job.new.operation, stripes);
-        let accounts = [movement.debit, movement.credit];
+        let legs = decision::legs(&job.new.operation, stripes);
         let is_free = |account: &Uuid| !busy.contains(account) && !kept.contains(account);
-        if accounts.iter().all(is_free) {
+        if legs.iter().all(|leg| is_free(&leg.debit) && is_free(&leg.credit)) {
             taken.push(job);
         } else {
-            kept.extend(accounts);
+            kept.extend(legs.iter().flat_map(|leg| [leg.debit, leg.credit]));
             passed.push_back(job);
         }
     }
@@ -207,7 +210,7 @@ impl Settler {
     /// Stores and settles groups, and answers their callers.
     fn settle(&self, mut groups: Vec<Group>) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         Box::pin(async move {
-            let (give_up, mut pause) = (Instant::now() + TRY_FOR, PAUSE_BASE);
+            let (give_up, mut pauses) = (Instant::now() + TRY_FOR, PAUSES.build());
             while !groups.is_empty() {
                 let error = match self.attempt(&groups, true).await {
                     Ok(stored) => return self.answer(groups, &stored),
@@ -224,9 +227,9 @@ impl Settler {
                     }
                     Err(Failure::Database(error)) => error,
                 };
+                let pause = pauses.next().unwrap_or(READ_BACK_EVERY);
                 if error.is_transient() && Instant::now() + pause < give_up {
                     tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(PAUSE_MAX);
                 } else if error.is_transient() {
                     tracing::warn!(%error, operations = groups.len(), "a batch could not be settled");
                     groups.into_iter().for_each(|group| group.refuse(Refused::Unavailable));
@@ -265,7 +268,7 @@ impl Settler {
                 writes.events.extend(decision::wait_for_retry(operation, &origin));
                 continue;
             }
-            match decision::settle(operation, &origin, &mut balances, &self.stripes) {
+            match decision::settle(operation, &origin, &mut balances, &self.stripes)? {
                 Settled::Ended(event, postings) => {
                     writes.events.push(event);
                     writes.postings.extend(postings.into_iter().map(|posting| (operation.id, posting)));
@@ -284,7 +287,7 @@ impl Settler {
             committed => committed?,
         }
         self.bus.wake();
-        if stored.iter().any(|operation| !crate::domain::operation::is_terminal(operation.state)) {
+        if stored.iter().any(|operation| is_to_be_settled(operation.state)) {
             self.unsettled.notify_one();
         }
         Ok(stored)
@@ -299,7 +302,7 @@ impl Settler {
                 Ok(Some(_)) => return Ok(()),
                 Ok(None) => return Err(commit_error.into()),
                 Err(error) if Instant::now() > give_up => return Err(error.into()),
-                Err(_) => tokio::time::sleep(PAUSE_MAX).await,
+                Err(_) => tokio::time::sleep(READ_BACK_EVERY).await,
             }
         }
     }
@@ -370,7 +373,9 @@ impl From<Error> for Failure {
 
 #[cfg(test)]
 mod tests {
-    use lastro_money::Currency;
+    use std::collections::BTreeMap;
+
+    use lastro_money::{Amount, Currency, Minor};
     use tokio::sync::Semaphore;
 
     use super::*;
@@ -385,20 +390,18 @@ mod tests {
             request_hash: [0; 32],
             kind: Type::Transfer,
             state: State::Pending,
-            reason: String::new(),
-            currency: Currency::from_code("BRL").expect("a currency"),
-            amount: 1,
+            reason: None,
+            amount: Amount::new(Minor::new(1), Currency::from_code("BRL").expect("a currency")),
             source: Some(Uuid::from_u128(source)),
             destination: Some(Uuid::from_u128(destination)),
             source_owner: None,
             destination_owner: None,
             description: String::new(),
-            metadata: Vec::new(),
+            metadata: BTreeMap::new(),
             effective_time_us: 0,
             create_time_us: 0,
             update_time_us: 0,
-            version: 0,
-            hash: [0; 32],
+            head: None,
             attempts: 0,
         };
         let new = NewOperation { operation, submitted: Vec::new(), correlation_id: String::new() };

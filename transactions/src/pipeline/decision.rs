@@ -1,17 +1,16 @@
 //! From an operation and the locked balances to its new state, its events and its postings.
 
+use lastro_database::Error;
 use lastro_events::Event;
 use lastro_events::event::{GENESIS, NewEvent};
-use lastro_proto::reasons::rejections;
-use lastro_proto::transactions::events::v1 as wire;
-use lastro_proto::transactions::events::v1::operation_event;
-use prost::Message as _;
+use smallvec::smallvec;
 use uuid::Uuid;
 
 use super::stripes::Stripes;
-use crate::domain::ledger::{self, Balances, Decision, Movement, Posting, Side};
-use crate::domain::operation::{Happening, State, after};
-use crate::store::operations::Operation;
+use crate::contract;
+use crate::domain::ledger::{self, Balances, Decision, Leg, Legs, Postings, Side};
+use crate::domain::operation::{Happening, Head, Operation, after, is_to_be_settled};
+use crate::domain::rejection::Rejection;
 
 /// What the events of one operation say of where they come from.
 #[derive(Debug, Clone)]
@@ -21,20 +20,19 @@ pub struct Origin {
     pub now_us: i64,
 }
 
-/// The movement of an operation; the clearing account stands for the outside world.
-pub fn movement(operation: &Operation, stripes: &Stripes) -> Movement {
-    let clearing = |side| stripes.pick(operation.currency, operation.id, side);
-    Movement {
+/// The legs of an operation; the clearing account stands for the outside world.
+pub fn legs(operation: &Operation, stripes: &Stripes) -> Legs {
+    let clearing = |side| stripes.pick(operation.amount.currency(), operation.id, side);
+    smallvec![Leg {
         debit: operation.source.unwrap_or_else(|| clearing(Side::Debit)),
         credit: operation.destination.unwrap_or_else(|| clearing(Side::Credit)),
-        amount: operation.amount,
-    }
+        amount: operation.amount.minor(),
+    }]
 }
 
 /// The accounts of some operations, sorted: the order in which everybody locks them.
 pub fn accounts<'a>(operations: impl Iterator<Item = &'a Operation>, stripes: &Stripes) -> Vec<Uuid> {
-    let mut ids: Vec<Uuid> =
-        operations.map(|operation| movement(operation, stripes)).flat_map(|movement| [movement.debit, movement.credit]).collect();
+    let mut ids: Vec<Uuid> = operations.flat_map(|operation| legs(operation, stripes)).flat_map(|leg| [leg.debit, leg.credit]).collect();
     ids.sort_unstable();
     ids.dedup();
     ids
@@ -42,7 +40,7 @@ pub fn accounts<'a>(operations: impl Iterator<Item = &'a Operation>, stripes: &S
 
 /// Appends an event to an operation's stream and brings the operation up to it.
 pub fn record(operation: &mut Operation, origin: &Origin, kind: &'static str, payload: Vec<u8>) -> Event {
-    let previous = if operation.version == 0 { GENESIS } else { operation.hash };
+    let (version, previous) = operation.head.map_or((1, GENESIS), |head| (head.version + 1, head.hash));
     let event = NewEvent {
         id: Uuid::now_v7(),
         kind,
@@ -51,9 +49,8 @@ pub fn record(operation: &mut Operation, origin: &Origin, kind: &'static str, pa
         causation_id: origin.causation_id,
         recorded_us: origin.now_us,
     };
-    let event = event.at(operation.id, operation.version + 1, &previous);
-    operation.version = event.version;
-    operation.hash = event.hash;
+    let event = event.at(operation.id, version, &previous);
+    operation.head = Some(Head { version, hash: event.hash });
     operation.update_time_us = origin.now_us;
     event
 }
@@ -62,66 +59,51 @@ pub fn record(operation: &mut Operation, origin: &Origin, kind: &'static str, pa
 #[allow(clippy::large_enum_variant, reason = "a box for each operation that ends would cost more than the room")]
 pub enum Settled {
     /// It has come to its end, with this event and these postings.
-    Ended(Event, Vec<Posting>),
+    Ended(Event, Postings),
     /// One of its accounts is not among those that were locked, or its state allows no decision.
     Open,
     /// The clearing account that it was to use has no room, and another one may have: everything is to be decided anew.
     ElsewhereFirst,
 }
 
-/// Decides an operation.
-pub fn settle(operation: &mut Operation, origin: &Origin, balances: &mut Balances, stripes: &Stripes) -> Settled {
+/// Decides an operation. An error where an invariant is broken: then nothing is changed, and the operation is at fault.
+pub fn settle(operation: &mut Operation, origin: &Origin, balances: &mut Balances, stripes: &Stripes) -> Result<Settled, Error> {
     let (Some(completed), Some(rejected)) = (after(operation.state, Happening::Completed), after(operation.state, Happening::Rejected)) else {
-        return Settled::Open;
+        return Ok(Settled::Open);
     };
-    let movement = movement(operation, stripes);
-    let reason = match ledger::decide(balances, movement) {
+    if !is_to_be_settled(operation.state) {
+        return Ok(Settled::Open);
+    }
+    let legs = legs(operation, stripes);
+    let reason = match ledger::decide(balances, &legs).map_err(Error::corrupt)? {
         Decision::Completed(postings) => {
             operation.state = completed;
-            let lines = postings.iter().map(posting).collect();
-            let payload = encode(operation_event::Event::Completed(wire::Completed { postings: lines }));
-            return Settled::Ended(record(operation, origin, "COMPLETED", payload), postings.to_vec());
+            let payload = contract::completed(&postings);
+            return Ok(Settled::Ended(record(operation, origin, "COMPLETED", payload), postings));
         }
-        Decision::NotLocked => return Settled::Open,
-        Decision::SystemFull(side) => {
+        Decision::NotLocked => return Ok(Settled::Open),
+        Decision::SystemFull { leg, side } => {
             let account_id = match side {
-                Side::Debit => movement.debit,
-                Side::Credit => movement.credit,
+                Side::Debit => legs[leg].debit,
+                Side::Credit => legs[leg].credit,
             };
-            if stripes.note_full(operation.currency, account_id, side) {
-                return Settled::ElsewhereFirst;
+            if stripes.note_full(operation.amount.currency(), account_id, side) {
+                return Ok(Settled::ElsewhereFirst);
             }
-            rejections::BALANCE_OVERFLOW
+            Rejection::BalanceOverflow
         }
-        Decision::Rejected(reason) => reason,
+        Decision::Rejected { reason, .. } => reason,
     };
     operation.state = rejected;
-    reason.clone_into(&mut operation.reason);
-    let payload = encode(operation_event::Event::Rejected(wire::Rejected { reason: reason.to_owned() }));
-    Settled::Ended(record(operation, origin, "REJECTED", payload), Vec::new())
+    operation.reason = Some(reason);
+    Ok(Settled::Ended(record(operation, origin, "REJECTED", contract::rejected(reason)), Postings::new()))
 }
 
 /// Notes that settling failed and will be tried again; an event only the first time.
 pub fn wait_for_retry(operation: &mut Operation, origin: &Origin) -> Option<Event> {
+    let (before, after) = (operation.state, after(operation.state, Happening::Failed)?);
     operation.attempts += 1;
     operation.update_time_us = origin.now_us;
-    if operation.state != State::Pending {
-        return None;
-    }
-    operation.state = after(operation.state, Happening::Waits)?;
-    let payload = encode(operation_event::Event::Processing(wire::Processing { waits_for: "RETRY".to_owned() }));
-    Some(record(operation, origin, "PROCESSING", payload))
-}
-
-fn posting(posting: &Posting) -> wire::Posting {
-    wire::Posting {
-        account_id: posting.account_id.to_string(),
-        amount_minor: posting.amount,
-        account_version: posting.account_version,
-        balance_minor: posting.balance,
-    }
-}
-
-fn encode(event: operation_event::Event) -> Vec<u8> {
-    wire::OperationEvent { event: Some(event) }.encode_to_vec()
+    operation.state = after;
+    (before != after).then(|| record(operation, origin, "PROCESSING", contract::waits_for_retry()))
 }

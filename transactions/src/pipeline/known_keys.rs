@@ -10,7 +10,8 @@ use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 use super::Settler;
-use crate::store::operations::{self, Operation};
+use crate::domain::operation::Operation;
+use crate::store::operations;
 
 /// Keys that are remembered: eight bytes each, and as much again for the cache.
 const KEYS_MAX: usize = 200_000;

@@ -13,9 +13,8 @@ use uuid::Uuid;
 use super::Settler;
 use super::batch::changed;
 use super::decision::{self, Origin, Settled};
-use crate::domain::operation::{State, is_decided};
+use crate::domain::operation::{Head, Operation, State, is_to_be_settled};
 use crate::store::ledger::{Claim, ClaimedOperation, DeadLetter, Ledger, Lock, OperationChange, Writes};
-use crate::store::operations::Operation;
 
 const SWEEP_EVERY: Duration = Duration::from_millis(250);
 const CLAIM_MAX: u32 = 200;
@@ -27,14 +26,14 @@ const PAUSE_AFTER_FAILURE_US: i64 = 250_000;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Claimed {
     id: Uuid,
-    version: i64,
+    head: Option<Head>,
     state: State,
     attempts: i64,
 }
 
 impl Claimed {
     fn of(operation: &Operation) -> Self {
-        Self { id: operation.id, version: operation.version, state: operation.state, attempts: operation.attempts }
+        Self { id: operation.id, head: operation.head, state: operation.state, attempts: operation.attempts }
     }
 }
 
@@ -122,7 +121,7 @@ impl Settler {
             // As its caller's call would have recorded it, had it settled it.
             let origin = Origin { correlation_id: one.correlation_id.clone(), causation_id: one.last_event_id, now_us: clock::now_us() };
             let operation = &mut one.operation;
-            match decision::settle(operation, &origin, &mut balances, &self.stripes) {
+            match decision::settle(operation, &origin, &mut balances, &self.stripes)? {
                 Settled::Ended(event, postings) => {
                     writes.events.push(event);
                     writes.postings.extend(postings.into_iter().map(|posting| (operation.id, posting)));
@@ -150,7 +149,7 @@ impl Settler {
         let mut ledger = Ledger::begin(&self.database).await?;
         let stored = ledger.operation(claimed.id).await?.ok_or_else(|| Error::corrupt("a claimed operation that is not there"))?;
         let ClaimedOperation { operation: stored, correlation_id, last_event_id } = stored;
-        if Claimed::of(&stored) != claimed || is_decided(stored.state) {
+        if Claimed::of(&stored) != claimed || !is_to_be_settled(stored.state) {
             return ledger.rollback().await;
         }
         let (mut culprit, now_us) = (stored, clock::now_us());
@@ -179,5 +178,5 @@ async fn give_up(ledger: Ledger, unreadable: Vec<(Uuid, Error)>) -> Result<(), E
 }
 
 fn change<'a>(from: &Claimed, operation: &'a Operation) -> OperationChange<'a> {
-    OperationChange { operation, from_version: from.version, from_state: from.state }
+    OperationChange { operation, from: from.head, from_state: from.state }
 }

@@ -44,7 +44,7 @@ impl Row {
             system: self.system,
             create_time_us: self.create_time_us,
         };
-        Ok(AccountWithBalance { account, posted: self.posted, held: self.held })
+        Ok(AccountWithBalance { account, posted: Minor::new(self.posted), held: Minor::new(self.held) })
     }
 }
 

@@ -8,9 +8,8 @@ use lastro_database::{Database, Error};
 use lastro_events::Event;
 use uuid::Uuid;
 
-use super::operations::Operation;
 use crate::domain::ledger::{Balance, Balances, Posting};
-use crate::domain::operation::State;
+use crate::domain::operation::{Head, Operation, State};
 
 /// The transaction of a batch.
 pub enum Ledger {
@@ -106,6 +105,7 @@ fn select_claimed(rest: &str) -> String {
 }
 
 fn select_open(claim: Claim, lock: &str) -> String {
+    // What is to be settled; what waits for somebody is not.
     select_claimed(&format!(
         "WHERE o.state IN (1, 2) AND o.id > $1 AND (o.attempts = 0 OR o.update_time_us < $2 OR o.update_time_us > $3) \
          AND NOT EXISTS (SELECT 1 FROM dead_letters d WHERE d.operation_id = o.id) ORDER BY o.id LIMIT {}{lock}",
@@ -132,7 +132,7 @@ pub struct Writes<'a> {
 #[derive(Debug, Clone, Copy)]
 pub struct OperationChange<'a> {
     pub operation: &'a Operation,
-    pub from_version: i64,
+    pub from: Option<Head>,
     pub from_state: State,
 }
 

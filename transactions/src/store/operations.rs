@@ -1,49 +1,52 @@
 //! The table `operations`, outside of settlement.
 
+use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use lastro_database::{Error, Transaction, all, execute, one, select_all};
 use lastro_mesh::page::{BYTES_MAX, Page};
-use lastro_money::{Currency, Minor};
-use lastro_proto::transactions::events::v1::MetadataEntry;
+use lastro_money::{Amount, Currency, Minor};
 use sea_orm::sea_query::{Alias, Expr, ExprTrait as _, Order, Query, SelectStatement, SimpleExpr, UnionType};
 use sea_orm::{ConnectionTrait, FromQueryResult, Value};
 use uuid::Uuid;
 
-use crate::domain::operation::{State, Type};
+use crate::domain::operation::{Head, Operation, State, Type};
+use crate::domain::rejection::Rejection;
 
-/// An operation as it stands.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Operation {
-    pub id: Uuid,
-    pub owner_id: Uuid,
-    pub external_id: String,
-    pub request_hash: [u8; 32],
-    pub kind: Type,
-    pub state: State,
-    /// Why it was rejected, or empty.
-    pub reason: String,
-    pub currency: Currency,
-    pub amount: Minor,
-    /// None: the clearing account.
-    pub source: Option<Uuid>,
-    /// None: the clearing account.
-    pub destination: Option<Uuid>,
-    /// Whose the source is.
-    pub source_owner: Option<Uuid>,
-    /// Whose the destination is, unless it is the source's owner: so that who owns both finds the operation once.
-    pub destination_owner: Option<Uuid>,
-    pub description: String,
-    pub metadata: Vec<MetadataEntry>,
-    pub effective_time_us: i64,
-    pub create_time_us: i64,
-    pub update_time_us: i64,
-    /// Of its last event.
-    pub version: i64,
-    /// Of its last event.
-    pub hash: [u8; 32],
-    /// How often settling it failed.
-    pub attempts: i64,
+/// The numbers of kinds in the table.
+pub(super) const fn type_number(kind: Type) -> i64 {
+    match kind {
+        Type::Deposit => 1,
+        Type::Withdrawal => 2,
+        Type::Transfer => 3,
+        Type::Payment => 4,
+        Type::Refund => 5,
+        Type::Reversal => 6,
+    }
+}
+
+const TYPES: [Type; 6] = [Type::Deposit, Type::Withdrawal, Type::Transfer, Type::Payment, Type::Refund, Type::Reversal];
+
+/// The numbers of states in the table. 1 and 2 are what workers have to settle: an index has them alone.
+pub(super) const fn state_number(state: State) -> i64 {
+    match state {
+        State::Pending => 1,
+        State::Retrying => 2,
+        State::Authorized => 3,
+        State::Completed => 4,
+        State::Rejected => 5,
+        State::Voided => 6,
+        State::Expired => 7,
+        State::Waiting => 8,
+    }
+}
+
+const STATES: [State; 8] =
+    [State::Pending, State::Retrying, State::Authorized, State::Completed, State::Rejected, State::Voided, State::Expired, State::Waiting];
+
+/// A reason in the table, where none is an empty text.
+pub(super) fn reason_text(reason: Option<Rejection>) -> &'static str {
+    reason.map_or("", Rejection::name)
 }
 
 /// A row of it; both databases read it.
@@ -99,14 +102,6 @@ pub(super) const COLUMN_NAMES: [&str; 21] = [
 
 pub(super) static COLUMNS: LazyLock<String> = LazyLock::new(|| COLUMN_NAMES.join(", "));
 
-impl Operation {
-    /// How large it is in an answer, about: never less than it is.
-    pub fn answer_bytes(&self) -> usize {
-        let metadata: usize = self.metadata.iter().map(|entry| entry.key.len() + entry.value.len() + 12).sum();
-        400 + self.external_id.len() + self.reason.len() + self.description.len() + metadata
-    }
-}
-
 impl Row {
     pub(super) fn id(&self) -> Uuid {
         self.id
@@ -141,17 +136,22 @@ impl Row {
 
     pub(super) fn read(self) -> Result<Operation, Error> {
         let hash = |bytes: Vec<u8>| bytes.try_into().map_err(|_| Error::corrupt("a hash that has not 32 bytes"));
-        let number = |number: i64| i32::try_from(number).map_err(|_| Error::corrupt("a number out of range"));
+        let kind = TYPES.into_iter().find(|kind| type_number(*kind) == self.kind).ok_or_else(|| Error::corrupt("a kind that is none"))?;
+        let state = STATES.into_iter().find(|state| state_number(*state) == self.state).ok_or_else(|| Error::corrupt("a state that is none"))?;
+        let reason = match self.reason.as_str() {
+            "" => None,
+            name => Some(Rejection::from_name(name).ok_or_else(|| Error::corrupt("a reason that is none"))?),
+        };
+        let currency = Currency::from_code(&self.currency_code).ok_or_else(|| Error::corrupt("a currency that is none"))?;
         Ok(Operation {
             id: self.id,
             owner_id: self.owner_id,
             external_id: self.external_id,
             request_hash: hash(self.request_hash)?,
-            kind: Type::try_from(number(self.kind)?).map_err(Error::corrupt)?,
-            state: State::try_from(number(self.state)?).map_err(Error::corrupt)?,
-            reason: self.reason,
-            currency: Currency::from_code(&self.currency_code).ok_or_else(|| Error::corrupt("a currency that is none"))?,
-            amount: self.amount,
+            kind,
+            state,
+            reason,
+            amount: Amount::new(Minor::new(self.amount), currency),
             source: self.source_account_id,
             destination: self.destination_account_id,
             source_owner: self.source_owner_id,
@@ -161,28 +161,23 @@ impl Row {
             effective_time_us: self.effective_time_us,
             create_time_us: self.create_time_us,
             update_time_us: self.update_time_us,
-            version: self.version,
-            hash: hash(self.hash)?,
+            head: Some(Head { version: self.version, hash: hash(self.hash)? }),
             attempts: self.attempts,
         })
     }
 }
 
 /// Metadata as it is stored: a JSON object, or nothing.
-pub fn metadata_to_text(metadata: &[MetadataEntry]) -> String {
+pub fn metadata_to_text(metadata: &BTreeMap<String, String>) -> String {
     if metadata.is_empty() {
         return String::new();
     }
-    let object: serde_json::Map<String, serde_json::Value> = metadata.iter().map(|entry| (entry.key.clone(), entry.value.clone().into())).collect();
+    let object: serde_json::Map<String, serde_json::Value> = metadata.iter().map(|(key, value)| (key.clone(), value.clone().into())).collect();
     serde_json::Value::Object(object).to_string()
 }
 
-fn metadata_from_text(text: &str) -> Result<Vec<MetadataEntry>, Error> {
-    if text.is_empty() {
-        return Ok(Vec::new());
-    }
-    let object: std::collections::BTreeMap<String, String> = serde_json::from_str(text).map_err(Error::corrupt)?;
-    Ok(object.into_iter().map(|(key, value)| MetadataEntry { key, value }).collect())
+fn metadata_from_text(text: &str) -> Result<BTreeMap<String, String>, Error> {
+    if text.is_empty() { Ok(BTreeMap::new()) } else { serde_json::from_str(text).map_err(Error::corrupt) }
 }
 
 /// One operation.
@@ -215,7 +210,8 @@ pub async fn any_open_of(tx: &Transaction, owner_id: Uuid) -> Result<bool, Error
     struct Found {
         id: Uuid,
     }
-    let sql = "SELECT id FROM operations WHERE state IN (1, 2) AND (source_account_id IN (SELECT id FROM accounts WHERE owner_id = $1) \
+    // To be settled, authorized, or waiting for somebody.
+    let sql = "SELECT id FROM operations WHERE state IN (1, 2, 3, 8) AND (source_account_id IN (SELECT id FROM accounts WHERE owner_id = $1) \
                OR destination_account_id IN (SELECT id FROM accounts WHERE owner_id = $1)) LIMIT 1";
     let found: Option<Found> = one(tx, sql, [owner_id.into()]).await?;
     Ok(found.is_some_and(|found| !found.id.is_nil()))
@@ -292,3 +288,18 @@ const FILL_IN_OWNERS: &str = "UPDATE operations SET \
     WHERE id IN (SELECT id FROM operations o WHERE o.source_owner_id IS NULL AND o.destination_owner_id IS NULL \
                  AND EXISTS (SELECT 1 FROM accounts a WHERE a.id IN (o.source_account_id, o.destination_account_id) AND a.owner_id IS NOT NULL) \
                  LIMIT 500)";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::operation::is_to_be_settled;
+
+    #[test]
+    fn every_kind_and_state_has_a_number_of_its_own_and_workers_claim_what_is_to_be_settled() {
+        assert_eq!(TYPES.map(type_number), [1, 2, 3, 4, 5, 6]);
+        let mut numbers = STATES.map(state_number);
+        assert!(STATES.iter().all(|state| is_to_be_settled(*state) == [1, 2].contains(&state_number(*state))));
+        numbers.sort_unstable();
+        assert_eq!(numbers, [1, 2, 3, 4, 5, 6, 7, 8]);
+    }
+}

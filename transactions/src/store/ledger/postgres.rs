@@ -4,8 +4,9 @@
 use std::sync::LazyLock;
 
 use lastro_database::Error;
-use lastro_database::pipelined::{Pipeline, Pool, Pooled, Row, Statement};
+use lastro_database::pipelined::{Column, Pipeline, Pool, Pooled, Row, Statement, copy_statement};
 use lastro_events::Event;
+use lastro_money::Minor;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
@@ -13,13 +14,68 @@ use super::{
     BalanceChange, Claim, ClaimedOperation, ClaimedOperations, ClaimedRow, DEAD_LETTER, Lock, OperationChange, Writes, select_claimed, select_open,
 };
 use crate::domain::ledger::{Balance, Balances, Posting};
-use crate::store::operations::{self, Operation, metadata_to_text};
+use crate::domain::operation::Operation;
+use crate::store::operations::{self, metadata_to_text};
 
 const SKIP_LOCKED: &str =
     "SELECT account_id, posted, held, version, system, closed FROM balances WHERE account_id = ANY($1) ORDER BY account_id FOR UPDATE SKIP LOCKED";
 const WAIT_LOCKED: &str =
     "SELECT account_id, posted, held, version, system, closed FROM balances WHERE account_id = ANY($1) ORDER BY account_id FOR UPDATE";
-static COPY_OPERATIONS: LazyLock<String> = LazyLock::new(|| format!("COPY operations ({}) FROM STDIN (FORMAT binary)", *operations::COLUMNS));
+static COPY_OPERATIONS: LazyLock<String> = LazyLock::new(|| copy_statement("operations", OPERATION));
+static COPY_EVENTS: LazyLock<String> = LazyLock::new(|| copy_statement("operation_events", EVENT));
+static COPY_POSTINGS: LazyLock<String> = LazyLock::new(|| copy_statement("postings", POSTING));
+
+const OPERATION: &[Column<Operation>] = &[
+    Column { name: "id", write: |one, field| field.bytes(one.id.as_bytes()) },
+    Column { name: "owner_id", write: |one, field| field.bytes(one.owner_id.as_bytes()) },
+    Column { name: "external_id", write: |one, field| field.bytes(one.external_id.as_bytes()) },
+    Column { name: "request_hash", write: |one, field| field.bytes(&one.request_hash) },
+    Column { name: "kind", write: |one, field| field.bigint(operations::type_number(one.kind)) },
+    Column { name: "state", write: |one, field| field.bigint(operations::state_number(one.state)) },
+    Column { name: "reason", write: |one, field| field.bytes(operations::reason_text(one.reason).as_bytes()) },
+    Column { name: "currency_code", write: |one, field| field.bytes(one.amount.currency().code().as_bytes()) },
+    Column { name: "amount", write: |one, field| field.bigint(one.amount.minor().get()) },
+    Column { name: "source_account_id", write: |one, field| field.optional(bytes_of(one.source.as_ref())) },
+    Column { name: "destination_account_id", write: |one, field| field.optional(bytes_of(one.destination.as_ref())) },
+    Column { name: "source_owner_id", write: |one, field| field.optional(bytes_of(one.source_owner.as_ref())) },
+    Column { name: "destination_owner_id", write: |one, field| field.optional(bytes_of(one.destination_owner.as_ref())) },
+    Column { name: "description", write: |one, field| field.bytes(one.description.as_bytes()) },
+    Column { name: "metadata", write: |one, field| field.bytes(metadata_to_text(&one.metadata).as_bytes()) },
+    Column { name: "effective_time_us", write: |one, field| field.bigint(one.effective_time_us) },
+    Column { name: "create_time_us", write: |one, field| field.bigint(one.create_time_us) },
+    Column { name: "update_time_us", write: |one, field| field.bigint(one.update_time_us) },
+    // What has no event is not stored: the table refuses NULL.
+    Column { name: "version", write: |one, field| field.optional(one.head.map(|head| head.version.to_be_bytes()).as_ref().map(<[u8; 8]>::as_slice)) },
+    Column { name: "hash", write: |one, field| field.optional(one.head.as_ref().map(|head| head.hash.as_slice())) },
+    Column { name: "attempts", write: |one, field| field.bigint(one.attempts) },
+];
+
+const EVENT: &[Column<Event>] = &[
+    Column { name: "id", write: |event, field| field.bytes(event.id.as_bytes()) },
+    Column { name: "aggregate_id", write: |event, field| field.bytes(event.aggregate_id.as_bytes()) },
+    Column { name: "version", write: |event, field| field.bigint(event.version) },
+    Column { name: "kind", write: |event, field| field.bytes(event.kind.as_bytes()) },
+    Column { name: "payload", write: |event, field| field.bytes(&event.payload) },
+    Column { name: "digest", write: |event, field| field.bytes(&event.digest) },
+    Column { name: "correlation_id", write: |event, field| field.bytes(event.correlation_id.as_bytes()) },
+    Column { name: "causation_id", write: |event, field| field.optional(bytes_of(event.causation_id.as_ref())) },
+    Column { name: "recorded_us", write: |event, field| field.bigint(event.recorded_us) },
+    Column { name: "hash", write: |event, field| field.bytes(&event.hash) },
+];
+
+/// With the operation that each belongs to.
+const POSTING: &[Column<(Uuid, Posting)>] = &[
+    Column { name: "account_id", write: |(_, posting), field| field.bytes(posting.account_id.as_bytes()) },
+    Column { name: "account_version", write: |(_, posting), field| field.bigint(posting.account_version) },
+    Column { name: "operation_id", write: |(operation_id, _), field| field.bytes(operation_id.as_bytes()) },
+    Column { name: "amount", write: |(_, posting), field| field.bigint(posting.amount.get()) },
+    Column { name: "balance", write: |(_, posting), field| field.bigint(posting.balance.get()) },
+];
+
+fn bytes_of(id: Option<&Uuid>) -> Option<&[u8]> {
+    id.map(|id| id.as_bytes().as_slice())
+}
+
 /// What is changed is what was locked, as it was then: else the server raises an error, which names both numbers, and skips the COMMIT.
 const UPDATE_OPERATIONS: &str = "WITH changed AS (UPDATE operations o SET state = u.state, reason = u.reason, update_time_us = u.update_time_us, \
                                  version = u.version, hash = u.hash, attempts = u.attempts \
@@ -29,9 +85,6 @@ const UPDATE_OPERATIONS: &str = "WITH changed AS (UPDATE operations o SET state 
                                  WHERE o.id = u.id AND o.version = u.from_version AND o.state = u.from_state RETURNING 1) \
                                  SELECT CASE WHEN count(*) = cardinality($1) THEN 1 \
                                  ELSE (count(*) || ' operations were changed, and meant were ' || cardinality($1))::int END FROM changed";
-const COPY_EVENTS: &str = "COPY operation_events (id, aggregate_id, version, kind, payload, digest, correlation_id, causation_id, recorded_us, hash) \
-                           FROM STDIN (FORMAT binary)";
-const COPY_POSTINGS: &str = "COPY postings (account_id, account_version, operation_id, amount, balance) FROM STDIN (FORMAT binary)";
 /// As UPDATE_OPERATIONS.
 const UPDATE_BALANCES: &str = "WITH changed AS (UPDATE balances b SET posted = u.posted, held = u.held, version = u.version \
                                FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[]) \
@@ -94,7 +147,7 @@ pub async fn lock(tx: &mut Tx, accounts: &[Uuid], lock: Lock) -> Result<Balances
     };
     let rows = tx.run(sql, &[&accounts]).await?;
     let read = |row: Row| {
-        let (posted, held, version) = (row.get(1)?, row.get(2)?, row.get(3)?);
+        let (posted, held, version) = (Minor::new(row.get(1)?), Minor::new(row.get(2)?), row.get(3)?);
         Ok((row.get(0)?, Balance { posted, held, version, system: row.get(4)?, closed: row.get(5)? }))
     };
     rows.into_iter().map(read).collect()
@@ -121,7 +174,7 @@ fn claimed_row(row: &Row) -> Result<ClaimedRow, Error> {
 pub async fn commit(mut tx: Tx, writes: &Writes<'_>) -> Result<(), Error> {
     let [begin, copy_operations, update_operations] =
         [tx.prepare("BEGIN").await?, tx.prepare(&COPY_OPERATIONS).await?, tx.prepare(UPDATE_OPERATIONS).await?];
-    let [copy_events, copy_postings] = [tx.prepare(COPY_EVENTS).await?, tx.prepare(COPY_POSTINGS).await?];
+    let [copy_events, copy_postings] = [tx.prepare(&COPY_EVENTS).await?, tx.prepare(&COPY_POSTINGS).await?];
     let [update_balances, dead_letter] = [tx.prepare(UPDATE_BALANCES).await?, tx.prepare(DEAD_LETTER).await?];
     let commit = tx.prepare("COMMIT").await?;
 
@@ -131,7 +184,7 @@ pub async fn commit(mut tx: Tx, writes: &Writes<'_>) -> Result<(), Error> {
         pipeline.execute(&begin, &[]);
     }
     if !writes.inserted.is_empty() {
-        write_operations(&mut pipeline, &copy_operations, &writes.inserted);
+        pipeline.copy(&copy_operations, OPERATION, writes.inserted.iter().copied());
     }
     if !writes.updated.is_empty() {
         write_updated(&mut pipeline, &update_operations, &writes.updated);
@@ -140,10 +193,10 @@ pub async fn commit(mut tx: Tx, writes: &Writes<'_>) -> Result<(), Error> {
         write_balances(&mut pipeline, &update_balances, &writes.balances);
     }
     if !writes.events.is_empty() {
-        write_events(&mut pipeline, &copy_events, &writes.events);
+        pipeline.copy(&copy_events, EVENT, &writes.events);
     }
     if !writes.postings.is_empty() {
-        write_postings(&mut pipeline, &copy_postings, &writes.postings);
+        pipeline.copy(&copy_postings, POSTING, &writes.postings);
     }
     for one in &writes.dead_letters {
         pipeline.execute(&dead_letter, &[&one.operation_id, &one.error, &one.attempts, &one.create_time_us]);
@@ -157,47 +210,19 @@ pub async fn commit(mut tx: Tx, writes: &Writes<'_>) -> Result<(), Error> {
     committed.map(|_| ())
 }
 
-fn write_operations(pipeline: &mut Pipeline<'_>, copy: &Statement, operations: &[&Operation]) {
-    pipeline.copy(copy, operations::COLUMN_NAMES.len() as i16, |rows| {
-        for one in operations {
-            rows.start();
-            rows.field(one.id.as_bytes());
-            rows.field(one.owner_id.as_bytes());
-            rows.field(one.external_id.as_bytes());
-            rows.field(&one.request_hash);
-            rows.field(&(one.kind as i64).to_be_bytes());
-            rows.field(&(one.state as i64).to_be_bytes());
-            rows.field(one.reason.as_bytes());
-            rows.field(one.currency.code().as_bytes());
-            rows.field(&one.amount.to_be_bytes());
-            rows.optional(one.source.as_ref().map(|id| id.as_bytes().as_slice()));
-            rows.optional(one.destination.as_ref().map(|id| id.as_bytes().as_slice()));
-            rows.optional(one.source_owner.as_ref().map(|id| id.as_bytes().as_slice()));
-            rows.optional(one.destination_owner.as_ref().map(|id| id.as_bytes().as_slice()));
-            rows.field(one.description.as_bytes());
-            rows.field(metadata_to_text(&one.metadata).as_bytes());
-            for number in [one.effective_time_us, one.create_time_us, one.update_time_us, one.version] {
-                rows.field(&number.to_be_bytes());
-            }
-            rows.field(&one.hash);
-            rows.field(&one.attempts.to_be_bytes());
-        }
-    });
-}
-
 fn write_updated(pipeline: &mut Pipeline<'_>, update: &Statement, changes: &[OperationChange<'_>]) {
     pipeline.check(
         update,
         &[
             &column(changes, |one| one.operation.id),
-            &column(changes, |one| one.operation.state as i64),
-            &column(changes, |one| one.operation.reason.as_str()),
+            &column(changes, |one| operations::state_number(one.operation.state)),
+            &column(changes, |one| operations::reason_text(one.operation.reason)),
             &column(changes, |one| one.operation.update_time_us),
-            &column(changes, |one| one.operation.version),
-            &column(changes, |one| one.operation.hash.as_slice()),
+            &column(changes, |one| one.operation.head.map(|head| head.version)),
+            &column(changes, |one| one.operation.head.as_ref().map(|head| head.hash.as_slice())),
             &column(changes, |one| one.operation.attempts),
-            &column(changes, |one| one.from_version),
-            &column(changes, |one| one.from_state as i64),
+            &column(changes, |one| one.from.map(|head| head.version)),
+            &column(changes, |one| operations::state_number(one.from_state)),
         ],
     );
 }
@@ -207,8 +232,8 @@ fn write_balances(pipeline: &mut Pipeline<'_>, update: &Statement, changes: &[Ba
         update,
         &[
             &column(changes, |one| one.account_id),
-            &column(changes, |one| one.after.posted),
-            &column(changes, |one| one.after.held),
+            &column(changes, |one| one.after.posted.get()),
+            &column(changes, |one| one.after.held.get()),
             &column(changes, |one| one.after.version),
             &column(changes, |one| one.from_version),
         ],
@@ -217,35 +242,4 @@ fn write_balances(pipeline: &mut Pipeline<'_>, update: &Statement, changes: &[Ba
 
 fn column<'a, T, V>(rows: &'a [T], value: impl Fn(&'a T) -> V) -> Vec<V> {
     rows.iter().map(value).collect()
-}
-
-fn write_events(pipeline: &mut Pipeline<'_>, copy: &Statement, events: &[Event]) {
-    pipeline.copy(copy, 10, |rows| {
-        for event in events {
-            rows.start();
-            rows.field(event.id.as_bytes());
-            rows.field(event.aggregate_id.as_bytes());
-            rows.field(&event.version.to_be_bytes());
-            rows.field(event.kind.as_bytes());
-            rows.field(&event.payload);
-            rows.field(&event.digest);
-            rows.field(event.correlation_id.as_bytes());
-            rows.optional(event.causation_id.as_ref().map(|id| id.as_bytes().as_slice()));
-            rows.field(&event.recorded_us.to_be_bytes());
-            rows.field(&event.hash);
-        }
-    });
-}
-
-fn write_postings(pipeline: &mut Pipeline<'_>, copy: &Statement, postings: &[(Uuid, Posting)]) {
-    pipeline.copy(copy, 5, |rows| {
-        for (operation_id, posting) in postings {
-            rows.start();
-            rows.field(posting.account_id.as_bytes());
-            rows.field(&posting.account_version.to_be_bytes());
-            rows.field(operation_id.as_bytes());
-            rows.field(&posting.amount.to_be_bytes());
-            rows.field(&posting.balance.to_be_bytes());
-        }
-    });
 }

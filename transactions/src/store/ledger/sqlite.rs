@@ -1,6 +1,7 @@
 //! A batch on SQLite: rows of VALUES, as many to a statement as keep the number of different statements small.
 
 use lastro_database::Error;
+use lastro_money::Minor;
 use sqlx::pool::PoolConnection;
 use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqlitePool, SqliteRow};
@@ -9,7 +10,8 @@ use uuid::Uuid;
 
 use super::{Claim, ClaimedOperation, ClaimedOperations, ClaimedRow, OperationChange, Writes, select_claimed, select_open};
 use crate::domain::ledger::{Balance, Balances};
-use crate::store::operations::{self, Operation, metadata_to_text};
+use crate::domain::operation::Operation;
+use crate::store::operations::{self, metadata_to_text};
 
 type Bound<'q> = Query<'q, Sqlite, SqliteArguments>;
 
@@ -62,8 +64,8 @@ pub async fn lock(tx: &mut Tx, accounts: &[Uuid]) -> Result<Balances, Error> {
         let query = chunk.iter().fold(sqlx::query(sqlx::AssertSqlSafe(sql)), |query, id| query.bind(*id));
         for row in query.fetch_all(&mut *tx.connection).await? {
             let balance = Balance {
-                posted: row.try_get(1)?,
-                held: row.try_get(2)?,
+                posted: Minor::new(row.try_get(1)?),
+                held: Minor::new(row.try_get(2)?),
                 version: row.try_get(3)?,
                 system: row.try_get(4)?,
                 closed: row.try_get(5)?,
@@ -85,12 +87,14 @@ pub async fn commit(mut tx: Tx, writes: &Writes<'_>) -> Result<(), Error> {
 
 async fn write(tx: &mut Tx, writes: &Writes<'_>) -> Result<(), Error> {
     insert_operations(tx, &writes.inserted).await?;
-    for OperationChange { operation, from_version, from_state } in &writes.updated {
+    for OperationChange { operation, from, from_state } in &writes.updated {
         let sql = "UPDATE operations SET state = ?, reason = ?, update_time_us = ?, version = ?, hash = ?, attempts = ? \
                    WHERE id = ? AND version = ? AND state = ?";
-        let query = sqlx::query(sql).bind(operation.state as i64).bind(&operation.reason).bind(operation.update_time_us);
-        let query = query.bind(operation.version).bind(operation.hash.to_vec()).bind(operation.attempts);
-        let changed = query.bind(operation.id).bind(from_version).bind(*from_state as i64).execute(&mut *tx.connection).await?;
+        let query = sqlx::query(sql).bind(operations::state_number(operation.state)).bind(operations::reason_text(operation.reason));
+        let head = operation.head.ok_or_else(|| Error::corrupt("an operation without an event"))?;
+        let query = query.bind(operation.update_time_us).bind(head.version).bind(head.hash.to_vec()).bind(operation.attempts);
+        let query = query.bind(operation.id).bind(from.map(|head| head.version)).bind(operations::state_number(*from_state));
+        let changed = query.execute(&mut *tx.connection).await?;
         Error::expect_rows(1, changed.rows_affected())?;
     }
     let sql =
@@ -103,7 +107,7 @@ async fn write(tx: &mut Tx, writes: &Writes<'_>) -> Result<(), Error> {
     .await?;
     let sql = "INSERT INTO postings (account_id, account_version, operation_id, amount, balance) VALUES ";
     insert(tx, sql, "", 5, &writes.postings, |query, (operation_id, posting)| {
-        query.bind(posting.account_id).bind(posting.account_version).bind(*operation_id).bind(posting.amount).bind(posting.balance)
+        query.bind(posting.account_id).bind(posting.account_version).bind(*operation_id).bind(posting.amount.get()).bind(posting.balance.get())
     })
     .await?;
     // What is changed is what was locked, as it was then.
@@ -112,7 +116,7 @@ async fn write(tx: &mut Tx, writes: &Writes<'_>) -> Result<(), Error> {
                   WHERE balances.account_id = u.account_id AND balances.version = u.from_version";
     let changed = insert(tx, sql, update, 5, &writes.balances, |query, change| {
         let after = change.after;
-        query.bind(change.account_id).bind(after.posted).bind(after.held).bind(after.version).bind(change.from_version)
+        query.bind(change.account_id).bind(after.posted.get()).bind(after.held.get()).bind(after.version).bind(change.from_version)
     })
     .await?;
     Error::expect_rows(writes.balances.len() as u64, changed)?;
@@ -126,8 +130,18 @@ async fn write(tx: &mut Tx, writes: &Writes<'_>) -> Result<(), Error> {
 async fn insert_operations(tx: &mut Tx, operations: &[&Operation]) -> Result<u64, Error> {
     let sql = format!("INSERT INTO operations ({}) VALUES ", *operations::COLUMNS);
     insert(tx, &sql, "", operations::COLUMN_NAMES.len(), operations, |query, one| {
-        let query = query.bind(one.id).bind(one.owner_id).bind(one.external_id.clone()).bind(one.request_hash.to_vec()).bind(one.kind as i64);
-        let query = query.bind(one.state as i64).bind(one.reason.clone()).bind(one.currency.code().to_owned()).bind(one.amount).bind(one.source);
+        let query = query
+            .bind(one.id)
+            .bind(one.owner_id)
+            .bind(one.external_id.clone())
+            .bind(one.request_hash.to_vec())
+            .bind(operations::type_number(one.kind));
+        let query = query
+            .bind(operations::state_number(one.state))
+            .bind(operations::reason_text(one.reason))
+            .bind(one.amount.currency().code().to_owned())
+            .bind(one.amount.minor().get())
+            .bind(one.source);
         let query = query
             .bind(one.destination)
             .bind(one.source_owner)
@@ -135,7 +149,9 @@ async fn insert_operations(tx: &mut Tx, operations: &[&Operation]) -> Result<u64
             .bind(one.description.clone())
             .bind(metadata_to_text(&one.metadata))
             .bind(one.effective_time_us);
-        query.bind(one.create_time_us).bind(one.update_time_us).bind(one.version).bind(one.hash.to_vec()).bind(one.attempts)
+        // What has no event is not stored: the table refuses NULL.
+        let (version, hash) = (one.head.map(|head| head.version), one.head.map(|head| head.hash.to_vec()));
+        query.bind(one.create_time_us).bind(one.update_time_us).bind(version).bind(hash).bind(one.attempts)
     })
     .await
 }

@@ -1,0 +1,47 @@
+//! Why an operation is refused at settlement. An answer, not an error.
+
+/// A reason of the registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Rejection {
+    /// One of the accounts is closed.
+    AccountClosed,
+    /// The source account has less available.
+    InsufficientFunds,
+    /// A balance would leave 64 bits.
+    BalanceOverflow,
+}
+
+impl Rejection {
+    /// Every reason, in the order in which they are checked.
+    pub const ALL: [Self; 3] = [Self::AccountClosed, Self::InsufficientFunds, Self::BalanceOverflow];
+
+    /// As it is stored and answered.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::AccountClosed => "ACCOUNT_CLOSED",
+            Self::InsufficientFunds => "INSUFFICIENT_FUNDS",
+            Self::BalanceOverflow => "BALANCE_OVERFLOW",
+        }
+    }
+
+    /// The reason with this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|rejection| rejection.name() == name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_reads_back_and_is_in_the_registry() {
+        let registry = lastro_proto::reasons::rejections::ALL_REJECTIONS;
+        assert_eq!(registry.len(), Rejection::ALL.len());
+        for rejection in Rejection::ALL {
+            assert_eq!(Rejection::from_name(rejection.name()), Some(rejection));
+            assert!(registry.contains(&rejection.name()), "{rejection:?}");
+        }
+        assert_eq!(Rejection::from_name(""), None);
+    }
+}
