@@ -129,7 +129,7 @@ mod tests {
         };
         let plain = hash(&|_| {});
         let same: [&dyn Fn(&mut Request); 3] = [&|request| request.wait = Some((5, 0)), &|request| request.amount = "1".to_owned(), &|request| {
-            request.destination = request.destination.as_ref().map(|id| id.to_uppercase())
+            request.destination = request.destination.as_ref().map(|id| id.to_uppercase());
         }];
         for (index, change) in same.into_iter().enumerate() {
             assert_eq!(hash(change), plain, "{index}");
