@@ -47,6 +47,9 @@ pub enum Command {
     /// Give an administrator who has forgotten the password a new one.
     #[command(subcommand)]
     Admin(AdminCommand),
+    /// List the events that a service could not apply, or have those of one aggregate tried again.
+    #[command(subcommand)]
+    DeadLetters(DeadLettersCommand),
     /// Make a development authority and a certificate for each service, for nginx (edge) and for an operator, and the policy of who may call
     /// what. What is there already stays.
     Certs {
@@ -77,6 +80,38 @@ pub enum Command {
 }
 
 #[derive(Subcommand)]
+pub enum DeadLettersCommand {
+    /// Print every dead letter: when it was given up, its topic, aggregate, version and kind, the request that led to it, and the error.
+    List {
+        #[command(flatten)]
+        of: OfService,
+    },
+    /// Have all dead letters of one aggregate tried again, in order, once what was at fault is mended.
+    Retry {
+        #[command(flatten)]
+        of: OfService,
+        /// The topic, as `list` prints it.
+        topic: String,
+        /// The aggregate, as `list` prints it.
+        #[arg(value_parser = crate::dead_letters::parse_aggregate)]
+        aggregate: uuid::Uuid,
+    },
+}
+
+/// The service that reads the events, and where its database is.
+#[derive(Args)]
+pub struct OfService {
+    /// The service that could not apply them.
+    #[arg(long, value_name = "NAME")]
+    pub service: String,
+    /// The data folder of `lastro up`, which must be stopped; on PostgreSQL everything goes on.
+    #[arg(long, env = "LASTRO_DATA", value_name = "DIR", default_value = "data")]
+    pub data: PathBuf,
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+}
+
+#[derive(Subcommand)]
 pub enum AdminCommand {
     /// Make a new password for the administrator, write it to a file, and end the administrator's sessions. Needs no password: whoever may read the
     /// data folder, or log in at the database, may do it. `lastro up` on a data folder must be stopped; on PostgreSQL everything goes on.
@@ -101,7 +136,7 @@ pub struct ResetArgs {
 /// A PostgreSQL server, or none.
 #[derive(Args)]
 pub struct DatabaseArgs {
-    /// The PostgreSQL server, postgres://user:password@host:port; the database lastro_customers is on it. Without: SQLite in the data folder.
+    /// The PostgreSQL server, postgres://user:password@host:port; the service's database, lastro_<service>, is on it. Without: SQLite in the data folder.
     #[arg(long, env = "LASTRO_DATABASE_URL", value_name = "URL", hide_env_values = true)]
     database_url: Option<String>,
     /// A file that holds the URL, for secrets.

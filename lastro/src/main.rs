@@ -5,6 +5,7 @@ mod banner;
 mod certs;
 mod cli;
 mod data_dir;
+mod dead_letters;
 mod deployment;
 mod health;
 mod keys;
@@ -47,6 +48,7 @@ fn dispatch(matches: &ArgMatches) -> anyhow::Result<()> {
         cli::Command::Migrate(args) => run(migrate::migrate(args)),
         cli::Command::Keys(command) => run(keys::keys(command)),
         cli::Command::Admin(command) => run(admin::admin(command)),
+        cli::Command::DeadLetters(command) => run(dead_letters::dead_letters(command)),
         cli::Command::Certs { dir, host } => certs::write(&dir, &host),
         cli::Command::Health { ops } => health::ask(&ops),
         cli::Command::Deployment { dir } => deployment::write(&dir),

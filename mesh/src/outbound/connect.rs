@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex as SyncMutex, PoisonError};
 use std::time::Duration;
 
+use backon::{BackoffBuilder, ExponentialBuilder};
 use http::{Request, Response};
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -20,8 +21,14 @@ const CONNECTIONS: usize = 2;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-const PAUSE_MIN: Duration = Duration::from_millis(50);
-const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// Between attempts to connect: with its jitter, which adds up to as much again, 50 ms at first and 2 s at most.
+const PAUSES: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(Duration::from_millis(25))
+    .with_max_delay(PAUSE_MAX)
+    .with_factor(2.0)
+    .without_max_times()
+    .with_jitter();
+const PAUSE_MAX: Duration = Duration::from_secs(1);
 const WINDOW_BYTES: u32 = 1 << 20;
 
 /// How a call ended before there was an answer.
@@ -51,7 +58,8 @@ struct Slot {
 
 #[derive(Default)]
 struct Backoff {
-    pause: Duration,
+    /// Those that are left since a connection was made last.
+    pauses: Option<<ExponentialBuilder as BackoffBuilder>::Backoff>,
     until: Option<Instant>,
 }
 
@@ -112,8 +120,8 @@ impl Connections {
                 Ok(sender)
             }
             Err(error) => {
-                backoff.pause = (backoff.pause * 2).clamp(PAUSE_MIN, PAUSE_MAX);
-                backoff.until = Some(Instant::now() + backoff.pause.mul_f64(rand::random_range(0.5..1.0)));
+                let pause = backoff.pauses.get_or_insert_with(|| PAUSES.build()).next();
+                backoff.until = Some(Instant::now() + pause.unwrap_or(PAUSE_MAX));
                 Err(format!("{}: {error}", self.address))
             }
         }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use backon::{BackoffBuilder as _, ExponentialBuilder};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use tokio::time::Instant;
@@ -21,12 +22,13 @@ use crate::call::Call;
 use crate::outcome;
 use crate::status::{DEPENDENCY_HEADER, Problem, UNAVAILABLE};
 
-const BACKOFF_BASE: Duration = Duration::from_millis(50);
+/// The longest pause before each further attempt; a pause is anything up to that (gRFC A6).
+const PAUSES_MAX: ExponentialBuilder =
+    ExponentialBuilder::new().with_min_delay(Duration::from_millis(50)).with_max_delay(Duration::from_secs(2)).with_factor(2.0).without_max_times();
 /// What is left of the deadline is needed to answer.
 const ANSWER_MARGIN: Duration = Duration::from_millis(50);
 /// A frozen endpoint answers nothing: after so long another one is asked, where a second attempt does no harm.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
-const BACKOFF_MAX: Duration = Duration::from_secs(2);
 
 /// At most one retry for five calls over time, ten at once: a service that is down is not buried under retries.
 #[derive(Debug)]
@@ -174,7 +176,7 @@ fn pause_before_retry(headers: &HeaderMap, attempt: usize) -> Option<Duration> {
         // Negative or unreadable means: do not retry.
         return pushback.to_str().ok()?.parse().ok().map(Duration::from_millis);
     }
-    let ceiling = BACKOFF_BASE.saturating_mul(1 << (attempt - 1).min(10)).min(BACKOFF_MAX);
+    let ceiling = PAUSES_MAX.build().nth(attempt - 1)?;
     Some(Duration::from_micros(rand::random_range(0..=ceiling.as_micros() as u64)))
 }
 
@@ -198,7 +200,7 @@ mod tests {
         assert_eq!(pause_before_retry(&headers(&[]), 1), None);
         assert_eq!(pause_before_retry(&headers(&[("grpc-status", "0")]), 1), None);
         assert_eq!(pause_before_retry(&headers(&[("grpc-status", "13")]), 1), None);
-        assert!(pause_before_retry(&headers(&[("grpc-status", "14")]), 1).is_some_and(|pause| pause <= BACKOFF_BASE));
+        assert!(pause_before_retry(&headers(&[("grpc-status", "14")]), 1).is_some_and(|pause| pause <= Duration::from_millis(50)));
         assert_eq!(pause_before_retry(&headers(&[("grpc-status", "14"), ("grpc-retry-pushback-ms", "700")]), 1), Some(Duration::from_millis(700)));
         assert_eq!(pause_before_retry(&headers(&[("grpc-status", "14"), ("grpc-retry-pushback-ms", "-1")]), 1), None);
     }
