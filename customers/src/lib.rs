@@ -28,7 +28,7 @@ pub use settings::Settings;
 pub const NAME: &str = "customers";
 
 /// What customers tells the others.
-pub const EVENTS: EventStore = EventStore { table: "user_events", topic: NAME };
+pub const EVENTS: EventStore = EventStore { table: "user_events", topic: NAME, message: "lastro.customers.events.v1.UserEvent" };
 
 /// The service, as it registers itself.
 pub static SERVICE: Service = Service {

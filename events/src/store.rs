@@ -23,6 +23,8 @@ pub struct EventStore {
     pub table: &'static str,
     /// The stream's name on the bus.
     pub topic: &'static str,
+    /// The full name of the message that payloads are.
+    pub message: &'static str,
 }
 
 #[derive(FromQueryResult)]

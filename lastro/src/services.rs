@@ -16,7 +16,11 @@ use lastro_service::Service;
 use lastro_service::events::PACKAGE;
 
 /// Every service, in the order in which they start in one process.
-pub static SERVICES: &[&Service] = &[&lastro_customers::SERVICE, &lastro_transactions::SERVICE];
+#[rustfmt::skip] // A line each.
+pub static SERVICES: &[&Service] = &[
+    &lastro_customers::SERVICE,
+    &lastro_transactions::SERVICE,
+];
 
 /// Where the keys of tokens come from, and the revocations.
 pub const IDENTITY: &str = lastro_customers::NAME;

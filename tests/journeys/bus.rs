@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use crate::{block_on, failed};
 
-const STORE: EventStore = EventStore { table: "operation_events", topic: "test" };
+const STORE: EventStore = EventStore { table: "operation_events", topic: "test", message: "test" };
 const GROUP: &str = "suite";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

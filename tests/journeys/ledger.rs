@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::World;
 
-const EVENTS: EventStore = EventStore { table: "operation_events", topic: "transactions" };
+const EVENTS: EventStore = EventStore { table: "operation_events", topic: "transactions", message: "lastro.transactions.events.v1.OperationEvent" };
 
 /// The databases of a server.
 pub struct Ledger {

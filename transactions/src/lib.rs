@@ -28,7 +28,7 @@ pub const NAME: &str = "transactions";
 pub use store::account_events::ACCOUNT_EVENTS;
 
 /// What transactions tells of transactions.
-pub const EVENTS: EventStore = EventStore { table: "operation_events", topic: NAME };
+pub const EVENTS: EventStore = EventStore { table: "operation_events", topic: NAME, message: "lastro.transactions.events.v1.OperationEvent" };
 
 /// The service, as it registers itself.
 pub static SERVICE: Service = Service {
