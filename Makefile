@@ -5,7 +5,7 @@ CARGO ?= cargo
 # Arguments for `make run`, as in: make run ARGS="--data /tmp/x --log info"
 ARGS ?=
 
-.PHONY: help run build test test-faults test-ha test-long test-abuse test-readers test-compose lint fmt bench ci docs deps deployment clean up down logs smoke stack load
+.PHONY: help run build test test-faults test-ha test-long test-abuse test-readers test-adding-a-service test-compose lint fmt bench ci docs deps deployment clean up down logs smoke stack load
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,7 +40,10 @@ test-readers: deps ## A reader of 200,000 operations: with an empty Redis, trimm
 	$(CARGO) build --locked --bin lastro --bin lastro-reader
 	. tools/test-env && $(CARGO) test --locked -p lastro-tests --test journeys -- --ignored --nocapture readers::
 
-test-long: test-faults test-ha test-abuse test-readers ## The long suites whole: faults, replicas under load, attackers, readers of events
+test-adding-a-service: deps ## Follow docs/ADDING-A-SERVICE.md word by word in a copy of the checkout, and try the service
+	tools/test-adding-a-service
+
+test-long: test-faults test-ha test-abuse test-readers test-adding-a-service ## The long suites whole: faults, replicas under load, attackers, readers of events
 
 test-compose: deps ## The stack of compose.yaml for real: built, started, tried, loaded, ended
 	tools/test-compose
