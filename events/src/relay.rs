@@ -13,13 +13,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bus::BusError;
 use crate::bus::redis_streams::{self, Published, RedisBus};
+use crate::event::Event;
 use crate::inbox::now_us;
 use crate::store::{Cursor, EventStore};
 
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 const PAUSES: ExponentialBuilder =
     ExponentialBuilder::new().with_min_delay(Duration::from_millis(250)).with_max_delay(Duration::from_secs(2)).with_factor(2.0).without_max_times();
+/// Events that are published at once.
 const BATCH: u32 = 500;
+/// Payloads of what is published at once; one more goes along.
+const BATCH_BYTES: usize = 1024 * 1024;
 /// How often the lag is measured.
 const MEASURE_EVERY: Duration = Duration::from_millis(500);
 /// Events that are published again when Redis has lost the streams. Readers get all that they miss from the event store; this is for those that come
@@ -149,7 +153,16 @@ impl Relay {
                 redis_streams::new_epoch(begin)
             }
         };
-        let events = self.store.after(&self.database, before.cursor, BATCH).await?;
+        let mut events = self.store.after(&self.database, before.cursor, BATCH).await?;
+        // Redis gets them in one message.
+        let mut bytes = 0;
+        let fits = |(_, event): &&(Cursor, Event)| {
+            let before = bytes;
+            bytes += event.payload.len();
+            before < BATCH_BYTES
+        };
+        let fitting = events.iter().take_while(fits).count();
+        events.truncate(fitting);
         let Some((last, _)) = events.last() else { return Ok(0) };
         let after = match redis_streams::publish(connection, topic, &read, before, &events).await? {
             Published::Yes(after) => after,

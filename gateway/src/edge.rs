@@ -10,6 +10,7 @@ use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use hyper::body::{Body as _, Incoming};
 use lastro_mesh::call::{CORRELATION_HEADER, CorrelationId, Slot};
+use lastro_mesh::health::Health;
 use lastro_mesh::inbound::client_address;
 use lastro_mesh::logs::otlp;
 use lastro_mesh::serve::{NotReceived, Peer, Received, Receiving};
@@ -77,6 +78,11 @@ impl Edge {
             metrics: HttpMetrics::new(),
             settings,
         }
+    }
+
+    /// The readiness of the process.
+    pub fn health(&self) -> &Health {
+        &self.settings.health
     }
 
     /// Callers that have been quiet no longer count.

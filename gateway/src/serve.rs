@@ -6,6 +6,7 @@ use std::time::Duration;
 use http_body_util::Full;
 use hyper::service::service_fn;
 use lastro_mesh::serve::Listener;
+use lastro_mesh::supervise::{Work, keep_running};
 use tokio_util::sync::CancellationToken;
 
 use crate::Gateway;
@@ -14,13 +15,26 @@ const FORGET_EVERY: Duration = Duration::from_secs(60);
 
 /// Serves until told to stop, then until what is in flight has ended.
 pub async fn serve(gateway: Gateway, listener: Listener, stop: CancellationToken) {
-    let edge = gateway.0.clone();
-    let forget = tokio::spawn(async move {
-        loop {
-            tokio::time::sleep(FORGET_EVERY).await;
-            edge.forget_quiet();
+    let (edge, end) = (gateway.0.clone(), CancellationToken::new());
+    let work = Work { name: "limits", check: "gateway: limits", is_essential: false };
+    let forget = {
+        let end = end.clone();
+        async move {
+            let begin = || {
+                let (edge, end) = (edge.clone(), end.clone());
+                async move {
+                    loop {
+                        tokio::select! {
+                            () = end.cancelled() => return,
+                            () = tokio::time::sleep(FORGET_EVERY) => edge.forget_quiet(),
+                        }
+                    }
+                }
+            };
+            keep_running(work, edge.health(), &end, begin).await;
         }
-    });
+    };
+    tokio::spawn(forget);
     lastro_mesh::serve::serve(listener, stop, move |peer| {
         let gateway = gateway.clone();
         service_fn(move |request| {
@@ -29,5 +43,5 @@ pub async fn serve(gateway: Gateway, listener: Listener, stop: CancellationToken
         })
     })
     .await;
-    forget.abort();
+    end.cancel();
 }

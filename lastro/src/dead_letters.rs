@@ -38,7 +38,8 @@ pub async fn dead_letters(command: DeadLettersCommand) -> Result<()> {
 }
 
 async fn open(of: &OfService) -> Result<(Database, Option<DataDir>)> {
-    let service = by_name(&of.service).with_context(|| format!("--service {:?}: there is no such service; `lastro services` lists them", of.service))?;
+    let service =
+        by_name(&of.service).with_context(|| format!("--service {:?}: there is no such service; `lastro services` lists them", of.service))?;
     ensure!(!service.reads.is_empty(), "--service {}: this service reads no events", service.name);
     let name = service.database_name();
     if let Some(url) = of.database.url()? {
@@ -55,7 +56,10 @@ async fn open(of: &OfService) -> Result<(Database, Option<DataDir>)> {
 
 fn show(one: &DeadLetter) {
     let time = jiff::Timestamp::from_microsecond(one.dead_us).map(|time| time.strftime("%FT%TZ").to_string()).unwrap_or_default();
-    say(&format!("{time}  {} {} version {} {}  correlation {}  {}", one.topic, one.aggregate_id, one.version, one.kind, one.correlation_id, one.error));
+    say(&format!(
+        "{time}  {} {} version {} {}  correlation {}  {}",
+        one.topic, one.aggregate_id, one.version, one.kind, one.correlation_id, one.error
+    ));
 }
 
 #[allow(clippy::print_stdout, reason = "what the command was asked for")]

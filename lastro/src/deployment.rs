@@ -61,13 +61,17 @@ fn topics() -> Result<serde_json::Value> {
     let topic = |(publisher, store): (&'static str, &lastro_events::EventStore)| {
         let (file, index) = message_of(&contracts, store.message).with_context(|| format!("no contract has the message {}", store.message))?;
         let readers: Vec<&str> = SERVICES.iter().filter(|service| service.reads.contains(&store.topic)).map(|service| service.name).collect();
-        let events: Vec<serde_json::Value> = (0..).zip(&file.message_type[index].field).map(|(place, event)| {
-            let (of, at) = message_of(&contracts, event.type_name().trim_start_matches('.')).context("an event's message")?;
-            let fields: Vec<serde_json::Value> = (0..).zip(&of.message_type[at].field).map(|(place, field)| {
-                json!({ "name": field.name(), "about": comment(of, &[4, at as i32, 2, place]) })
-            }).collect();
-            Ok(json!({ "name": of.message_type[at].name(), "about": comment(file, &[4, index as i32, 2, place]), "fields": fields }))
-        }).collect::<Result<_>>()?;
+        let events: Vec<serde_json::Value> = (0..)
+            .zip(&file.message_type[index].field)
+            .map(|(place, event)| {
+                let (of, at) = message_of(&contracts, event.type_name().trim_start_matches('.')).context("an event's message")?;
+                let fields: Vec<serde_json::Value> = (0..)
+                    .zip(&of.message_type[at].field)
+                    .map(|(place, field)| json!({ "name": field.name(), "about": comment(of, &[4, at as i32, 2, place]) }))
+                    .collect();
+                Ok(json!({ "name": of.message_type[at].name(), "about": comment(file, &[4, index as i32, 2, place]), "fields": fields }))
+            })
+            .collect::<Result<_>>()?;
         Ok(json!({
             "name": store.topic, "publisher": publisher, "table": store.table, "message": store.message, "file": file.name(), "readers": readers,
             "about": comment(file, &[4, index as i32]), "events": events,
@@ -79,13 +83,20 @@ fn topics() -> Result<serde_json::Value> {
 /// The file and the place of a message, by its full name.
 fn message_of<'a>(contracts: &'a FileDescriptorSet, name: &str) -> Option<(&'a FileDescriptorProto, usize)> {
     let (package, message) = name.rsplit_once('.')?;
-    contracts.file.iter().filter(|file| file.package() == package).find_map(|file| Some((file, file.message_type.iter().position(|one| one.name() == message)?)))
+    contracts
+        .file
+        .iter()
+        .filter(|file| file.package() == package)
+        .find_map(|file| Some((file, file.message_type.iter().position(|one| one.name() == message)?)))
 }
 
 /// What a contract says above the thing at a path of its file, in one line.
 fn comment(file: &FileDescriptorProto, path: &[i32]) -> String {
     let all = file.source_code_info.iter().flat_map(|info| &info.location);
-    let said = all.into_iter().find(|location| location.path == path).map(|location| location.leading_comments().split_whitespace().collect::<Vec<_>>().join(" "));
+    let said = all
+        .into_iter()
+        .find(|location| location.path == path)
+        .map(|location| location.leading_comments().split_whitespace().collect::<Vec<_>>().join(" "));
     said.unwrap_or_default()
 }
 

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use http::{Request, Response};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tower::util::BoxCloneSyncService;
 use tower::{Service, ServiceBuilder};
@@ -28,9 +29,11 @@ pub use self::breaker::{Breaker, BreakerSettings, Class, State as BreakerState};
 pub use self::discover::check_place;
 pub use self::late::{Late, LateNear};
 pub use self::retry::RetryBudget;
+use crate::health::Health;
 use crate::identity::LocalPeer;
 use crate::inbound::GrpcService;
 use crate::metrics::MethodMetrics;
+use crate::supervise::{Work, keep_running};
 use crate::tls::Tls;
 
 /// A client's channel with the whole stack; generated clients take it.
@@ -130,7 +133,20 @@ impl Service<Request<Body>> for Near {
 pub fn far(target: &'static str, places: Vec<String>, tls: Option<Arc<Tls>>) -> Far {
     let balance = Balance::new(target, tls);
     let (sender, found) = watch::channel(false);
-    tokio::spawn(discover::follow(balance.clone(), target, places, sender));
+    let (looks_up, sender, places, stop) = (balance.clone(), Arc::new(sender), Arc::new(places), CancellationToken::new());
+    tokio::spawn(async move {
+        let work = Work { name: "discovery", check: "discovery", is_essential: false };
+        let begin = || {
+            let (balance, places, sender, stop) = (looks_up.clone(), places.clone(), sender.clone(), stop.clone());
+            async move {
+                discover::follow(&balance, target, &places, &sender).await;
+                // Nobody is interested any more.
+                stop.cancel();
+            }
+        };
+        // Readiness is not its business: what was found once stays known.
+        keep_running(work, &Health::new(), &stop, begin).await;
+    });
     Far { balance, found }
 }
 

@@ -9,7 +9,7 @@ use anyhow::Result;
 use lastro_database::{Database, Transaction};
 use lastro_events::bus::Bus;
 use lastro_events::bus::embedded::EmbeddedBus;
-use lastro_events::bus::redis_streams::{RedisBus, TOPIC_BYTES_MAX};
+use lastro_events::bus::redis_streams::RedisBus;
 use lastro_events::consumer::Failure;
 use lastro_events::inbox::{Inbox, Outcome};
 use lastro_events::relay::Relay;
@@ -24,6 +24,8 @@ use crate::{block_on, failed};
 
 const STORE: EventStore = EventStore { table: "operation_events", topic: "test", message: "test" };
 const GROUP: &str = "suite";
+/// The least that an operator may say.
+const TOPIC_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -47,6 +49,7 @@ pub fn trials() -> Vec<Trial> {
                 what_is_foreign_is_put_aside(&rig).await?;
                 entries_that_are_deleted(&rig).await?;
                 a_reader_that_was_away(&rig).await?;
+                redis_is_bounded_by_bytes(&rig).await?;
                 the_lag_tells(&mut rig).await?;
                 a_bus_that_loses_everything(&mut rig).await
             }))
@@ -368,6 +371,34 @@ async fn a_reader_that_was_away(rig: &Rig) -> Result<()> {
     rig.start_consumer();
     for aggregate in aggregates {
         rig.seen.wait_for(aggregate, 1..=2).await?;
+    }
+    Ok(())
+}
+
+/// By large events, of which few entries take much.
+async fn redis_is_bounded_by_bytes(rig: &Rig) -> Result<()> {
+    let Some(mut redis) = rig.redis().await? else { return Ok(()) };
+    rig.stop_consumer().await;
+    let aggregates: Vec<Uuid> = (0..50).map(|_| Uuid::now_v7()).collect();
+    for round in 0..20_u8 {
+        let tx = rig.database.begin().await?;
+        let large = |aggregate: &Uuid| (*aggregate, new_event(&[aggregate.as_bytes().as_slice(), &[round; 20_000]].concat()));
+        STORE.append_all(&tx, aggregates.iter().map(large).collect()).await?;
+        tx.commit().await?;
+        rig.bus.wake();
+    }
+    // 20 MB were published.
+    wait_for_lag(rig, Duration::from_secs(20), |lag| lag == 0.0).await?;
+    let mut bytes = 0;
+    for shard in 0..4 {
+        let stream = format!("lastro:{{{}}}:stream:{shard}", STORE.topic);
+        bytes +=
+            redis::cmd("MEMORY").arg("USAGE").arg(stream).arg("SAMPLES").arg(0).query_async::<Option<u64>>(&mut redis).await?.unwrap_or_default();
+    }
+    anyhow::ensure!(bytes < 2 * TOPIC_BYTES_MAX, "redis keeps {bytes} bytes of the topic");
+    rig.start_consumer();
+    for aggregate in aggregates {
+        rig.seen.wait_for(aggregate, 1..=20).await?;
     }
     Ok(())
 }

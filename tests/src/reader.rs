@@ -16,7 +16,8 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 /// What it reads.
-pub const STORE: EventStore = EventStore { table: "operation_events", topic: "transactions", message: "lastro.transactions.events.v1.OperationEvent" };
+pub const STORE: EventStore =
+    EventStore { table: "operation_events", topic: "transactions", message: "lastro.transactions.events.v1.OperationEvent" };
 const GROUP: &str = "reader";
 
 /// What it knows of an operation.

@@ -27,7 +27,8 @@ use crate::store::Cursor;
 const ENTRIES_MAX: usize = 100_000;
 /// Bytes kept of a topic if nothing else is said: of each stream an equal part.
 pub const TOPIC_BYTES_MAX: u64 = 32 * 1024 * 1024;
-const BATCH: usize = 500;
+/// Entries of each stream that one read brings: a few MB where each is as large as can be, which Redis holds until they are sent.
+const BATCH: usize = 100;
 const BLOCK: Duration = Duration::from_millis(500);
 /// What a consumer took and never acknowledged is given to another after so long.
 const CLAIM_AFTER: Duration = Duration::from_secs(15);

@@ -22,12 +22,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between attempts to connect: with its jitter, which adds up to as much again, 50 ms at first and 2 s at most.
-const PAUSES: ExponentialBuilder = ExponentialBuilder::new()
-    .with_min_delay(Duration::from_millis(25))
-    .with_max_delay(PAUSE_MAX)
-    .with_factor(2.0)
-    .without_max_times()
-    .with_jitter();
+const PAUSES: ExponentialBuilder =
+    ExponentialBuilder::new().with_min_delay(Duration::from_millis(25)).with_max_delay(PAUSE_MAX).with_factor(2.0).without_max_times().with_jitter();
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 const WINDOW_BYTES: u32 = 1 << 20;
 

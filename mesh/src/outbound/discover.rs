@@ -13,10 +13,10 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 const LOOK_EVERY_AT_FIRST: Duration = Duration::from_millis(200);
 
 /// Keeps the balancer's endpoints true for as long as somebody holds the other end of `found`.
-pub(super) async fn follow(balance: Balance, target: &'static str, places: Vec<String>, found: watch::Sender<bool>) {
+pub(super) async fn follow(balance: &Balance, target: &'static str, places: &[String], found: &watch::Sender<bool>) {
     let mut known = BTreeSet::new();
     while !found.is_closed() {
-        let now = resolve(target, &places).await;
+        let now = resolve(target, places).await;
         // Where nothing answers, what was known is the better guess.
         if !now.is_empty() && now != known {
             tracing::info!(target_service = target, endpoints = ?now, "endpoints");

@@ -11,7 +11,8 @@ use uuid::Uuid;
 use crate::domain::account::Account;
 
 /// What transactions tells of accounts.
-pub const ACCOUNT_EVENTS: EventStore = EventStore { table: "account_events", topic: "accounts", message: "lastro.transactions.events.v1.AccountEvent" };
+pub const ACCOUNT_EVENTS: EventStore =
+    EventStore { table: "account_events", topic: "accounts", message: "lastro.transactions.events.v1.AccountEvent" };
 
 /// What led to something that happened to an account.
 #[derive(Debug, Clone, Copy)]
