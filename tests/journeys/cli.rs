@@ -10,8 +10,10 @@ use lastro_tests::server::binary;
 use lastro_tests::{Api, Server};
 use libtest_mimic::Trial;
 use reqwest::Method;
+use sea_orm::ConnectionTrait as _;
 use serde_json::json;
 
+use crate::ledger::Ledger;
 use crate::pipeline::Rig;
 use crate::{block_on, failed};
 
@@ -27,6 +29,7 @@ pub fn trials() -> Vec<Trial> {
         Trial::test("cli::a_forgotten_password_has_a_way_back_on_postgres", || {
             failed(Rig::start(true).and_then(|rig| block_on(a_forgotten_password_has_a_way_back_on_postgres(&rig))))
         }),
+        Trial::test("cli::dead_letters_are_listed_and_tried_again", || failed(block_on(dead_letters_are_listed_and_tried_again()))),
         Trial::test("cli::services_say_all_that_is_wrong", || failed(services_say_all_that_is_wrong())),
         Trial::test("cli::proto_writes_what_a_client_needs", || failed(proto_writes_what_a_client_needs())),
     ]
@@ -98,6 +101,49 @@ async fn a_forgotten_password_has_a_way_back() -> Result<()> {
     assert_eq!(login(&server.api(), &email, "forgotten at once").await?, 401);
     assert_eq!(server.api().get("/api/v1/users/me", Some(&token)).await?.status, 401, "sessions of before are over");
     assert_eq!(login(&server.api(), &email, &second).await?, 200);
+    Ok(())
+}
+
+/// transactions cannot note a new user, since its table refuses; once it takes rows again, an operator has the event tried again.
+async fn dead_letters_are_listed_and_tried_again() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let data = folder.path().join("data");
+    let of = ["--service", "transactions", "--data", data.to_str().context("utf-8")?];
+    let dead_letters = |arguments: &[&str]| -> Result<(bool, String)> {
+        let (output, text) = lastro(&[&["dead-letters"][..], arguments, &of].concat())?;
+        Ok((output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned() + &text))
+    };
+    let mut server = Server::start(&data, &[])?;
+    let ledger = Ledger::open(None, &data).await?;
+    ledger
+        .transactions
+        .writer()
+        .execute_unprepared("CREATE TRIGGER refuse BEFORE INSERT ON owners BEGIN SELECT RAISE(ABORT, 'no rows today'); END")
+        .await?;
+    let someone = server.api().someone().await?;
+    let since = std::time::Instant::now();
+    while ledger.count("SELECT count(*) AS count FROM dead_events").await? < 1 {
+        anyhow::ensure!(since.elapsed().as_secs() < 20, "the event becomes a dead letter");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    let (done, text) = dead_letters(&["list"])?;
+    assert!(!done && text.contains("in use by another lastro"), "{text}");
+    server.terminate()?;
+    let (done, text) = dead_letters(&["list"])?;
+    assert!(done && text.contains(&someone.id) && text.contains("no rows today") && text.contains("USER_CREATED"), "{text}");
+    for (wrong, said) in [(["retry", "customers", "x"], "must be a UUID"), (["retry", "others", &someone.id], "no such dead letters")] {
+        let (done, text) = dead_letters(&wrong)?;
+        assert!(!done && text.contains(said), "{text}");
+    }
+    ledger.transactions.writer().execute_unprepared("DROP TRIGGER refuse").await?;
+    let (done, text) = dead_letters(&["retry", "customers", &someone.id])?;
+    assert!(done, "{text}");
+    let _server = Server::start(&data, &[])?;
+    while ledger.count("SELECT count(*) AS count FROM owners").await? < 1 || ledger.count("SELECT count(*) AS count FROM inbox_parked").await? > 0 {
+        anyhow::ensure!(since.elapsed().as_secs() < 40, "it is applied");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert_eq!(ledger.count("SELECT count(*) AS count FROM dead_events").await?, 0);
     Ok(())
 }
 
