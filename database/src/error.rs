@@ -15,6 +15,8 @@ pub enum Kind {
     Conflict,
     /// A row with this key exists.
     Unique,
+    /// The database is broken, or not set up for this: an operator has to do something, and what was to be written is not at fault.
+    Fault,
     /// Anything else: the same statement fails again.
     Other,
 }
@@ -70,6 +72,11 @@ impl Error {
     /// defect, and the transaction must not be committed.
     pub fn expect_rows(meant: u64, changed: u64) -> Result<(), Self> {
         if meant == changed { Ok(()) } else { Err(Self::corrupt(format!("a statement changed {changed} rows and meant {meant}"))) }
+    }
+
+    /// Somebody else does the same just now: try again later.
+    pub fn busy(what: impl std::fmt::Display) -> Self {
+        Self { kind: Kind::Conflict, source: what.to_string().into() }
     }
 
     /// A row that does not read as what it should be.
@@ -162,6 +169,10 @@ fn kind_of_code(code: &str) -> Kind {
         // the role, its password, or the database.
         "3D000" => Kind::Unavailable,
         code if ["08", "28", "53", "57"].iter().any(|class| code.starts_with(class)) || code == "25P03" => Kind::Unavailable,
+        // Access rights and what is not there, limits of the program, states of objects, system errors, internal errors.
+        code if code.len() == 5 && ["42", "54", "55", "58", "XX", "0A", "F0"].iter().any(|class| code.starts_with(class)) => Kind::Fault,
+        // SQLITE_PERM, NOMEM, CORRUPT, CANTOPEN, NOTADB, and every SQLITE_IOERR.
+        code if code.parse::<u32>().is_ok_and(|code| code < 10_000 && matches!(code & 0xff, 3 | 7 | 10 | 11 | 14 | 26)) => Kind::Fault,
         _ => Kind::Other,
     }
 }

@@ -5,11 +5,13 @@
 //! not close. The cursor says up to where everything is applied; once a second it follows what came by the bus. On the embedded bus the sure way is
 //! the only one.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
-use lastro_database::{Database, Error, Transaction};
+use lastro_database::{Database, Error, Kind, Transaction};
 use metrics::{counter, gauge};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
@@ -21,6 +23,7 @@ use crate::bus::{Bus, BusError};
 use crate::event::Event;
 use crate::inbox::{Inbox, Outcome, Progress, Step, Unapplied, now_us};
 use crate::source::{Page, Source, SourceError};
+use crate::store::Cursor;
 
 /// Attempts before an event that is at fault itself becomes a dead letter.
 const ATTEMPTS_MAX: usize = 5;
@@ -30,6 +33,10 @@ const PAUSES: ExponentialBuilder =
 const PAGE: u32 = 1000;
 /// How long a reader of the embedded bus waits before it looks again, should no wake-up reach it (another process, a late commit).
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// How long after a wake-up it reads.
+const GATHER: Duration = Duration::from_millis(20);
+/// Failures of a batch that may pass by themselves, until it is tried by halves: it may be too large for the time that a statement has.
+const FAILURES_UNTIL_HALVED: u32 = 3;
 /// How often a consumer looks whether it misses something.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A gap that has not closed after so long does not close by itself.
@@ -50,7 +57,8 @@ pub enum Failure {
 
 impl Failure {
     fn is_transient(&self) -> bool {
-        matches!(self, Self::Database(error) if error.is_transient())
+        // A database that is broken or set up wrongly says nothing about an event.
+        matches!(self, Self::Database(error) if error.is_transient() || error.kind == Kind::Fault)
     }
 }
 
@@ -88,6 +96,11 @@ pub struct Consumer<H> {
     handler: H,
     /// Whether something came by the bus of which a part is missing.
     misses: AtomicBool,
+    /// Times that the event store was read from the cursor to its end: begun, and the last of them that has ended.
+    begun: AtomicU64,
+    ended: watch::Sender<u64>,
+    /// Where the group's cursor was last: on the embedded bus nobody else moves it.
+    known_cursor: Mutex<Option<Cursor>>,
 }
 
 /// What became of a delivery.
@@ -101,7 +114,16 @@ enum Delivery {
 impl<H: Handler> Consumer<H> {
     /// A member of a consumer group: all replicas of a service are one, and each event is applied by one of them.
     pub fn new(topic: Topic, group: &'static str, database: &Database, handler: H) -> Self {
-        Self { topic, group, database: database.clone(), handler, misses: AtomicBool::new(false) }
+        Self {
+            topic,
+            group,
+            database: database.clone(),
+            handler,
+            misses: AtomicBool::new(false),
+            begun: AtomicU64::new(0),
+            ended: watch::Sender::new(0),
+            known_cursor: Mutex::default(),
+        }
     }
 
     /// Consumes until told to stop.
@@ -111,7 +133,12 @@ impl<H: Handler> Consumer<H> {
                 let mut looked = Instant::now();
                 while !stop.is_cancelled() {
                     // Registered before reading, so that what is stored in between wakes it.
-                    let stored = bus.stored_by_anybody();
+                    let stored = pin!(bus.stored_by_anybody());
+                    let stored = async {
+                        stored.await;
+                        // What is stored in many commits a second is read together.
+                        sleep(GATHER).await;
+                    };
                     if self.catch_up(&stop, |_| ()).await.is_none() {
                         return;
                     }
@@ -142,7 +169,11 @@ impl<H: Handler> Consumer<H> {
     async fn catch_up(&self, stop: &CancellationToken, is_reachable: impl Fn(bool)) -> Option<()> {
         let mut pauses = PAUSES.build();
         'anew: loop {
-            let mut cursor = self.until_done(stop, || async { self.inbox().cursor().await }).await?;
+            let known = self.known_cursor.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let mut cursor = match known {
+                Some(cursor) => cursor,
+                None => self.until_done(stop, || async { self.inbox().cursor().await }).await?,
+            };
             let mut next = self.fetch(cursor);
             loop {
                 let page = tokio::select! {
@@ -161,6 +192,7 @@ impl<H: Handler> Consumer<H> {
                 pauses = PAUSES.build();
                 let (step, has_more) = (Step { from: cursor, to: page.cursor }, page.has_more);
                 if page.events.is_empty() {
+                    self.know(cursor);
                     return Some(());
                 }
                 // The next page comes while this one is applied.
@@ -172,20 +204,30 @@ impl<H: Handler> Consumer<H> {
                 }
                 match following {
                     Some(following) => next = following,
-                    None => return Some(()),
+                    None => {
+                        self.know(cursor);
+                        return Some(());
+                    }
                 }
             }
         }
     }
 
-    fn fetch(&self, cursor: crate::store::Cursor) -> tokio::task::JoinHandle<Result<Page, SourceError>> {
+    /// Remembers the cursor, where nobody else moves it.
+    fn know(&self, cursor: Cursor) {
+        if matches!(self.topic.bus, Bus::Embedded(_)) {
+            *self.known_cursor.lock().unwrap_or_else(PoisonError::into_inner) = Some(cursor);
+        }
+    }
+
+    fn fetch(&self, cursor: Cursor) -> tokio::task::JoinHandle<Result<Page, SourceError>> {
         let source = self.topic.source.clone();
         tokio::spawn(async move { source.after(cursor, PAGE).await })
     }
 
     /// Applies events however long that takes; finds those that cannot be applied, which become dead letters.
     async fn deliver(&self, events: &[Event], step: Option<Step>, stop: &CancellationToken) -> Delivery {
-        let mut pauses = PAUSES.build();
+        let (mut pauses, mut failures) = (PAUSES.build(), 0);
         loop {
             match self.inbox().apply(events, step).await {
                 Ok(outcome) => {
@@ -193,7 +235,10 @@ impl<H: Handler> Consumer<H> {
                     return Delivery::Done;
                 }
                 Err(Unapplied::Overtaken) => return Delivery::Overtaken,
-                Err(Unapplied::Failed { failure, planned }) if failure.is_transient() || planned.is_empty() => {
+                Err(Unapplied::Failed { failure, planned })
+                    if planned.is_empty() || (failure.is_transient() && (planned.len() == 1 || failures < FAILURES_UNTIL_HALVED)) =>
+                {
+                    failures += 1;
                     tracing::warn!(error = %failure, topic = self.topic.name, "events cannot be applied now; trying on");
                     if self.pause(stop, pauses.next()).await.is_none() {
                         return Delivery::Stopped;
@@ -218,7 +263,7 @@ impl<H: Handler> Consumer<H> {
                 let second = part.split_off(part.len() / 2);
                 waiting.push(second);
             }
-            let (mut pauses, mut attempts) = (PAUSES.build(), 0);
+            let (mut pauses, mut attempts, mut failures) = (PAUSES.build(), 0, 0);
             loop {
                 let failure = match self.inbox().apply_alone(&part).await {
                     Ok(outcome) => {
@@ -228,13 +273,12 @@ impl<H: Handler> Consumer<H> {
                     Err(Unapplied::Overtaken) => break,
                     Err(Unapplied::Failed { failure, .. }) => failure,
                 };
-                if !failure.is_transient() {
-                    if part.len() > 1 {
-                        waiting.push(part);
-                        break;
-                    }
-                    attempts += 1;
+                failures += 1;
+                if part.len() > 1 && (!failure.is_transient() || failures >= FAILURES_UNTIL_HALVED) {
+                    waiting.push(part);
+                    break;
                 }
+                attempts += usize::from(!failure.is_transient());
                 if attempts >= ATTEMPTS_MAX && self.give_up(&part[0], &failure).await {
                     break;
                 }
@@ -265,15 +309,18 @@ impl<H: Handler> Consumer<H> {
     /// Takes events from Redis, whenever the gate is open.
     async fn take_from(&self, bus: &RedisBus, mut gate: watch::Receiver<bool>, stop: &CancellationToken) {
         let (mut subscription, mut pauses) = (bus.subscribe(self.topic.name, self.group), PAUSES.build());
+        // Whether what was in a hole has been read from the event store, so that it may be passed.
+        let mut passes_holes = false;
         loop {
             let delivered = tokio::select! {
                 () = stop.cancelled() => return,
                 delivered = async {
                     // Its sender lives as long as this consumer.
                     let _ = gate.wait_for(|is_open| *is_open).await;
-                    subscription.next().await
+                    subscription.next(passes_holes).await
                 } => delivered,
             };
+            passes_holes = false;
             let delivered = match delivered {
                 Ok(delivered) => delivered,
                 Err(error) => {
@@ -289,7 +336,18 @@ impl<H: Handler> Consumer<H> {
                 tracing::error!(what, topic = self.topic.name, "something on the bus is no event; it is put aside");
                 counter!("lastro_events_malformed_total", "topic" => self.topic.name).increment(1);
             }
-            if delivered.lost || !delivered.malformed.is_empty() {
+            if delivered.has_hole {
+                let begun = self.begun.load(Ordering::SeqCst);
+                self.misses.store(true, Ordering::SeqCst);
+                let mut ended = self.ended.subscribe();
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    // One that began after the hole was seen.
+                    _ = ended.wait_for(|ended| *ended > begun) => passes_holes = true,
+                }
+                continue;
+            }
+            if !delivered.malformed.is_empty() {
                 // Before it is acknowledged: from then on nothing else tells of it.
                 self.misses.store(true, Ordering::SeqCst);
             }
@@ -312,6 +370,7 @@ impl<H: Handler> Consumer<H> {
             is_behind.set(1.0);
             open.send_replace(false);
             self.misses.store(false, Ordering::SeqCst);
+            let this = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
             // Looked at before reading: what goes wrong meanwhile is noticed afterwards.
             let begin = bus.observe(self.topic.name, self.group).await;
             if self
@@ -324,7 +383,10 @@ impl<H: Handler> Consumer<H> {
                 return;
             }
             open.send_replace(true);
+            self.ended.send_replace(this);
             is_behind.set(0.0);
+            // Also where something is missed again and again: nobody waits for ever.
+            self.close_gaps(stop).await;
             let Some(why) = self.until_something_is_missed(bus, begin, stop).await else { return };
             if why != said {
                 tracing::warn!(
@@ -350,7 +412,6 @@ impl<H: Handler> Consumer<H> {
         let mut published: Option<Marker> = None;
         loop {
             self.pause(stop, Some(LOOK_EVERY)).await?;
-            self.close_gaps(stop).await;
             let (Ok(begin), Ok(now)) = (&begin, bus.observe(self.topic.name, self.group).await) else { return Some(AWAY) };
             if let Some(why) = now.missed_since(begin) {
                 return Some(why);
@@ -365,6 +426,7 @@ impl<H: Handler> Consumer<H> {
                 published = None;
             }
             published = published.or(now.marker);
+            self.close_gaps(stop).await;
         }
     }
 
@@ -377,10 +439,12 @@ impl<H: Handler> Consumer<H> {
     async fn close_gaps(&self, stop: &CancellationToken) {
         let parked_before_us = now_us() - GAP_MAX.as_micros() as i64;
         let closed = async {
+            let mut failed = Ok(());
             for aggregate_id in self.inbox().stuck(parked_before_us, GAPS_AT_ONCE).await? {
-                self.close_gap(aggregate_id, stop).await?;
+                // Others are not to wait for one that cannot be closed.
+                failed = self.close_gap(aggregate_id, stop).await.and(failed);
             }
-            Ok::<_, GapError>(())
+            failed
         };
         if let Err(error) = closed.await {
             tracing::warn!(%error, topic = self.topic.name, "a gap in the stream of an aggregate cannot be closed now; trying on");

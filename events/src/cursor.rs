@@ -56,6 +56,8 @@ pub(crate) struct Lived {
     pub cluster: i64,
     /// The sequence of the first event that was stored there.
     pub first_seq: i64,
+    /// No event that was stored there names a transaction before this one.
+    pub first_xid: i64,
 }
 
 #[derive(Clone, Copy, FromQueryResult)]
@@ -63,6 +65,7 @@ struct Row {
     incarnation: Option<i64>,
     cluster: Option<i64>,
     first_seq: Option<i64>,
+    first_xid: Option<i64>,
     current: i64,
     next_xid: i64,
 }
@@ -90,13 +93,14 @@ impl Clusters {
 /// The clusters that a store has lived in. The one in which it lives now is noted here when it is new.
 pub(crate) async fn clusters(database: &Database, table: &str) -> Result<Clusters, Error> {
     // An outer join: a row also where none is noted yet.
-    let sql = "SELECT c.incarnation, c.cluster, c.first_seq, s.system_identifier AS current, \
+    let sql = "SELECT c.incarnation, c.cluster, c.first_seq, c.first_xid, s.system_identifier AS current, \
                pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS next_xid \
                FROM pg_control_system() s LEFT JOIN event_clusters c ON c.event_table = $1 ORDER BY c.incarnation";
     for _ in 0..2 {
         let rows: Vec<Row> = all(database.reader(), sql, [table.into()]).await?;
         let Some(Row { current, next_xid, .. }) = rows.first().copied() else { return Err(Error::corrupt("the cluster has no identifier")) };
-        let lived = |row: Row| Some(Lived { incarnation: row.incarnation?, cluster: row.cluster?, first_seq: row.first_seq? });
+        let lived =
+            |row: Row| Some(Lived { incarnation: row.incarnation?, cluster: row.cluster?, first_seq: row.first_seq?, first_xid: row.first_xid? });
         let known: Vec<Lived> = rows.into_iter().filter_map(lived).collect();
         if known.last().is_some_and(|last| last.cluster == current) {
             return Ok(Clusters { lived: known, next_xid });
@@ -107,33 +111,52 @@ pub(crate) async fn clusters(database: &Database, table: &str) -> Result<Cluster
 }
 
 #[derive(FromQueryResult)]
-struct LastForeign {
-    seq: Option<i64>,
+struct Found {
+    /// The last event that another cluster stored.
+    foreign_seq: Option<i64>,
+    /// The first transaction of this one that stored one, or that may.
+    first_xid: i64,
+}
+
+#[derive(FromQueryResult)]
+struct Turn {
+    is_ours: bool,
 }
 
 /// Notes that a store lives in a cluster in which it did not live before. The first one to note it wins.
 async fn note_move(database: &Database, table: &str, last: Option<Lived>, current: i64) -> Result<(), Error> {
     let tx = database.begin().await?;
+    let turn = "SELECT pg_try_advisory_xact_lock(hashtext('clusters of ' || $1)) AS is_ours";
+    if !one::<Turn>(&tx, turn, [table.into()]).await?.is_some_and(|turn| turn.is_ours) {
+        return Err(Error::busy("another replica is finding out which events were stored in which cluster"));
+    }
     // It looks at the whole table, once for each move.
     execute(&tx, "SET LOCAL statement_timeout = 0", []).await?;
     // A row that was stored here names the transaction that stored it. One that was restored names another cluster's, and PostgreSQL itself the one
     // that restored it.
-    let sql = format!("SELECT max(seq) AS seq FROM {table} WHERE xmin::text::bigint <> xid::text::bigint & 4294967295");
-    let foreign = one::<LastForeign>(&tx, &sql, []).await?.and_then(|row| row.seq);
-    let note = async |incarnation: i64, cluster: i64, first_seq: i64| {
-        let sql = "INSERT INTO event_clusters (event_table, incarnation, cluster, first_seq) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING";
-        execute(&tx, sql, [table.into(), incarnation.into(), cluster.into(), first_seq.into()]).await
+    let sql = format!(
+        "SELECT max(seq) FILTER (WHERE is_foreign) AS foreign_seq, \
+         least(min(xid) FILTER (WHERE NOT is_foreign), pg_snapshot_xmin(pg_current_snapshot())::text::bigint) AS first_xid \
+         FROM (SELECT seq, xid::text::bigint AS xid, xmin::text::bigint <> xid::text::bigint & 4294967295 AS is_foreign FROM {table}) e"
+    );
+    let found = one::<Found>(&tx, &sql, []).await?.ok_or_else(|| Error::corrupt("no answer"))?;
+    let (foreign, first_xid) = (found.foreign_seq, found.first_xid);
+    let note = async |incarnation: i64, cluster: i64, first_seq: i64, first_xid: i64| {
+        let sql =
+            "INSERT INTO event_clusters (event_table, incarnation, cluster, first_seq, first_xid) VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING";
+        execute(&tx, sql, [table.into(), incarnation.into(), cluster.into(), first_seq.into(), first_xid.into()]).await
     };
     match (last, foreign) {
-        (None, None) => note(0, current, 0).await?,
+        (None, None) => note(0, current, 0, 0).await?,
         (None, Some(foreign)) => {
             // It moved before anybody took note of clusters. 0 is a cluster whose name nobody knows.
-            note(0, 0, 0).await?;
-            note(1, current, foreign + 1).await?
+            note(0, 0, 0, 0).await?;
+            note(1, current, foreign + 1, first_xid).await?
         }
         (Some(last), foreign) => {
             tracing::warn!(table, "the event store lives in another cluster now; its readers read on there");
-            note(last.incarnation + 1, current, foreign.map_or(last.first_seq, |foreign| foreign + 1).max(last.first_seq)).await?
+            let first_seq = foreign.map_or(last.first_seq, |foreign| foreign + 1).max(last.first_seq);
+            note(last.incarnation + 1, current, first_seq, first_xid).await?
         }
     };
     Ok(tx.commit().await?)
@@ -154,7 +177,7 @@ mod tests {
 
     #[test]
     fn a_cursor_that_the_store_cannot_have_given_has_no_place() {
-        let lived = |incarnation, cluster| Lived { incarnation, cluster, first_seq: 0 };
+        let lived = |incarnation, cluster| Lived { incarnation, cluster, first_seq: 0, first_xid: 0 };
         let clusters = Clusters { lived: vec![lived(0, 5), lived(1, 4)], next_xid: 700 };
         let cursor = |incarnation, cluster, xid| Cursor { incarnation, xid, seq: 1, cluster };
         assert_eq!(clusters.place(Cursor::default()), Some((0, (0, 0))));

@@ -5,6 +5,7 @@
 //! Transactions of one topic that have aggregates of the same shard take turns (advisory locks in the order of the shards), so that no aggregate has
 //! to be locked by itself.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
 use lastro_database::rows::{Type, all_of_ids, execute_of_ids, insert_rows};
@@ -186,9 +187,9 @@ impl<H: Handler> Inbox<'_, H> {
                        CAST(CASE WHEN EXISTS (SELECT 1 FROM inbox_parked WHERE topic = $1) THEN 1 ELSE 0 END AS bigint) AS parked";
         let trouble: Option<Trouble> = one(tx, trouble, [self.topic.into()]).await?;
         let (any_dead, any_parked) = trouble.map_or((false, false), |trouble| (trouble.dead == 1, trouble.parked == 1));
-        let dead: Vec<Aggregate> = if any_dead {
-            all_of_ids(tx, "SELECT DISTINCT aggregate_id FROM dead_events WHERE topic = $2 AND aggregate_id {ids}", aggregates, [self.topic.into()])
-                .await?
+        let dead: Vec<Reached> = if any_dead {
+            let sql = "SELECT aggregate_id, min(version) AS version FROM dead_events WHERE topic = $2 AND aggregate_id {ids} GROUP BY aggregate_id";
+            all_of_ids(tx, sql, aggregates, [self.topic.into()]).await?
         } else {
             Vec::new()
         };
@@ -198,7 +199,7 @@ impl<H: Handler> Inbox<'_, H> {
             let rows: Vec<Row> = all_of_ids(tx, &sql, aggregates, [self.topic.into()]).await?;
             parked = rows.into_iter().map(Row::event).collect::<Result<_, _>>()?;
         }
-        let dead: Vec<Uuid> = dead.into_iter().map(|row| row.aggregate_id).collect();
+        let dead: HashMap<Uuid, i64> = dead.into_iter().map(|row| (row.aggregate_id, row.version)).collect();
         Ok(Plan::make(events, if with_parked { parked } else { Vec::new() }, &reached, &dead, any_parked))
     }
 
@@ -326,7 +327,7 @@ struct Plan {
 }
 
 impl Plan {
-    fn make(events: &[Event], parked: Vec<Event>, reached: &HashMap<Uuid, i64>, dead: &[Uuid], clears_parked: bool) -> Self {
+    fn make(events: &[Event], parked: Vec<Event>, reached: &HashMap<Uuid, i64>, dead: &HashMap<Uuid, i64>, clears_parked: bool) -> Self {
         let mut plan = Self { aggregates: ids_of(events), clears_parked, ..Self::default() };
         // By aggregate in the order in which they come, then by version.
         let mut places: HashMap<Uuid, usize> = HashMap::new();
@@ -337,19 +338,24 @@ impl Plan {
                 streams.push(BTreeMap::new());
                 streams.len() - 1
             });
-            // Delivered twice at once: the later one changes nothing.
-            if streams[place].insert(event.version, (event, was_parked)).is_some_and(|(_, was_parked)| !was_parked) {
-                plan.duplicates += 1;
+            match streams[place].entry(event.version) {
+                Entry::Vacant(free) => drop(free.insert((event, was_parked))),
+                // Delivered twice at once, or parked already: what was delivered first counts.
+                Entry::Occupied(mut known) => {
+                    known.get_mut().1 |= was_parked;
+                    plan.duplicates += 1;
+                }
             }
         }
         for stream in streams {
             let Some(aggregate_id) = stream.values().next().map(|(event, _)| event.aggregate_id) else { continue };
             let before = reached.get(&aggregate_id).copied().unwrap_or_default();
-            let (mut version, is_dead) = (before, dead.contains(&aggregate_id));
+            // An event before it is as alive as any.
+            let (mut version, first_dead) = (before, dead.get(&aggregate_id).copied().unwrap_or(i64::MAX));
             for (event, was_parked) in stream.into_values() {
                 if event.version <= version {
                     plan.duplicates += usize::from(!was_parked);
-                } else if is_dead {
+                } else if event.version >= first_dead {
                     plan.bury.push(event);
                 } else if event.version == version + 1 {
                     version += 1;
@@ -449,11 +455,11 @@ mod tests {
     fn of_each_aggregate_the_next_ones_are_applied_and_the_rest_waits() {
         let reached = HashMap::from([(Uuid::from_u128(1), 2), (Uuid::from_u128(3), 7)]);
         let delivered = [event(2, 1), event(1, 4), event(1, 3), event(1, 2), event(1, 3), event(2, 4), event(3, 8), event(3, 9)];
-        let plan = Plan::make(&delivered, vec![event(1, 5), event(1, 7), event(2, 2)], &reached, &[Uuid::from_u128(3)], true);
-        assert_eq!(versions(&plan.apply), [(2, 1), (2, 2), (1, 3), (1, 4), (1, 5)]);
+        let plan = Plan::make(&delivered, vec![event(1, 5), event(1, 7), event(2, 2)], &reached, &HashMap::from([(Uuid::from_u128(3), 9)]), true);
+        assert_eq!(versions(&plan.apply), [(2, 1), (2, 2), (1, 3), (1, 4), (1, 5), (3, 8)]);
         assert_eq!(versions(&plan.park), [(2, 4)], "what is parked already stays where it is");
-        assert_eq!(versions(&plan.bury), [(3, 8), (3, 9)]);
-        assert_eq!(plan.reached, [(Uuid::from_u128(2), 2), (Uuid::from_u128(1), 5)]);
+        assert_eq!(versions(&plan.bury), [(3, 9)], "and not what comes before the dead one");
+        assert_eq!(plan.reached, [(Uuid::from_u128(2), 2), (Uuid::from_u128(1), 5), (Uuid::from_u128(3), 8)]);
         assert_eq!(plan.duplicates, 2);
     }
 }

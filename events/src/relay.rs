@@ -182,7 +182,9 @@ impl Relay {
             Some(tx) => tx,
             None => self.database.begin().await?,
         };
-        execute(&tx, sql, [topic.into(), last.incarnation.into(), last.cluster.into(), last.xid.into(), last.seq.into()]).await?;
+        // What is published again does not move it back: the marker says how far that has come.
+        let furthest = ours.max(*last);
+        execute(&tx, sql, [topic.into(), furthest.incarnation.into(), furthest.cluster.into(), furthest.xid.into(), furthest.seq.into()]).await?;
         tx.commit().await.map_err(Error::from)?;
         if known.untrimmed >= TRIM_AFTER_BYTES {
             redis_streams::trim(connection, &self.bus, topic, &after).await?;

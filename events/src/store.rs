@@ -206,6 +206,8 @@ impl EventStore {
         let mut found = Vec::new();
         for (index, lived) in clusters.lived.iter().enumerate().skip(first) {
             let next = clusters.lived.get(index + 1);
+            // Whatever the cluster before had counted up to.
+            after = after.max((lived.first_xid - 1, i64::MAX));
             // In the cluster of today something earlier may be committed yet, up to the horizon. Of those before everything is here.
             let complete = if next.is_none() && horizon == Horizon::Complete { "AND xid < pg_snapshot_xmin(pg_current_snapshot())" } else { "" };
             let left = limit as usize - found.len();

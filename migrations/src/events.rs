@@ -70,7 +70,7 @@ pub async fn upgrade_publisher_tables(manager: &SchemaManager<'_>) -> Result<(),
         manager,
         &[
             "CREATE TABLE event_clusters (event_table {text} NOT NULL, incarnation {bigint} NOT NULL, cluster {bigint} NOT NULL, first_seq {bigint} NOT NULL, \
-             PRIMARY KEY (event_table, incarnation)){strict}",
+             first_xid {bigint} NOT NULL, PRIMARY KEY (event_table, incarnation)){strict}",
             "ALTER TABLE relay_cursors ADD COLUMN incarnation {bigint} NOT NULL DEFAULT 0",
             "ALTER TABLE relay_cursors ADD COLUMN cluster {bigint} NOT NULL DEFAULT 0",
         ],

@@ -69,6 +69,10 @@ impl EventsService for Events {
             let found = store.after(&self.database, cursor, rows).await.map_err(problem)?;
             has_more = found.len() == rows as usize;
             for (place, event) in found {
+                if bytes >= PAGE_BYTES {
+                    has_more = true;
+                    break;
+                }
                 cursor = place;
                 bytes += bytes_of(&event);
                 events.push(to_wire(event));
@@ -87,6 +91,9 @@ impl EventsService for Events {
             let found = store.stream_from(&self.database, aggregate_id, version, rows).await.map_err(problem)?;
             let is_last = found.len() < rows as usize;
             for event in found {
+                if bytes >= PAGE_BYTES {
+                    break;
+                }
                 version = event.version + 1;
                 bytes += bytes_of(&event);
                 events.push(to_wire(event));

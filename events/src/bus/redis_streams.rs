@@ -35,6 +35,8 @@ const CLAIM_AFTER: Duration = Duration::from_secs(15);
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
 
 static PUBLISH: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("publish.lua")));
+static READ: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("read.lua")));
+static CLAIM: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("claim.lua")));
 
 /// The bus between processes.
 #[derive(Clone)]
@@ -74,7 +76,7 @@ impl RedisBus {
         let mut connection = self.connect().await?;
         make_groups(&mut connection, topic, group).await?;
         let mut pipeline = redis::pipe();
-        pipeline.get(marker_key(topic));
+        pipeline.get(marker_key(topic)).get(losses_key(topic, group));
         for shard in 0..SHARDS {
             pipeline.cmd("XINFO").arg("STREAM").arg(stream_key(topic, shard));
             pipeline.cmd("XINFO").arg("GROUPS").arg(stream_key(topic, shard));
@@ -84,11 +86,12 @@ impl RedisBus {
         let mut next = || answers.next().unwrap_or(Value::Nil);
         let marker: Option<String> = redis::from_redis_value(next())?;
         let marker = marker.and_then(|text| text.parse::<Marker>().ok());
+        let losses: Option<u64> = redis::from_redis_value(next())?;
         let mut shards = Vec::with_capacity(SHARDS as usize);
         for _ in 0..SHARDS {
             shards.push(Shard::read(next(), next(), next(), group)?);
         }
-        Ok(Observation { marker, shards })
+        Ok(Observation { marker, losses: losses.unwrap_or_default(), shards })
     }
 }
 
@@ -103,6 +106,11 @@ fn stream_key(topic: &str, shard: u128) -> String {
 
 fn marker_key(topic: &str) -> String {
     format!("lastro:{{{topic}}}:marker")
+}
+
+/// How often something of a group was lost in a way that leaves no other trace.
+fn losses_key(topic: &str, group: &str) -> String {
+    format!("lastro:{{{topic}}}:losses:{group}")
 }
 
 /// The keys of versions up to 0.1.0, which counted nothing.
@@ -272,13 +280,17 @@ pub(crate) async fn trim(connection: &mut MultiplexedConnection, bus: &RedisBus,
             let Some((id, fields)) = first.into_iter().next() else { break };
             let begin = fields.get("bytes").and_then(|bytes| std::str::from_utf8(bytes).ok()?.parse::<u64>().ok());
             let (Some(begin), Ok(first)) = (begin, id.parse::<EntryId>()) else { break };
-            let (there, entries) = (end.saturating_sub(begin), marker.added[shard as usize].saturating_sub(first.n) + 1);
-            if there <= bytes_max {
+            let there = end.saturating_sub(begin);
+            if there <= bytes_max || first.epoch != marker.epoch {
                 break;
             }
-            // At least an eighth goes, so that few cuts suffice.
+            // Of what is there, since somebody may have deleted some. At least an eighth goes, so that few cuts suffice.
+            let entries: u64 = connection.xlen(stream_key(topic, shard)).await?;
             let kept = (entries.saturating_mul(bytes_max) / there).min(entries.saturating_mul(7) / 8);
-            let _: i64 = redis::cmd("XTRIM").arg(stream_key(topic, shard)).arg("MAXLEN").arg(kept).query_async(connection).await?;
+            let removed: u64 = redis::cmd("XTRIM").arg(stream_key(topic, shard)).arg("MAXLEN").arg(kept).query_async(connection).await?;
+            if removed == 0 {
+                break;
+            }
         }
     }
     Ok(())
@@ -288,6 +300,7 @@ pub(crate) async fn trim(connection: &mut MultiplexedConnection, bus: &RedisBus,
 #[derive(Debug, Clone)]
 pub(crate) struct Observation {
     pub marker: Option<Marker>,
+    losses: u64,
     shards: Vec<Shard>,
 }
 
@@ -297,6 +310,8 @@ struct Shard {
     first: Option<EntryId>,
     /// Of the entry that was added last, also when it was deleted since.
     last: EntryId,
+    /// Entries that were added before the stream was made: of one that is whole, none.
+    uncounted: u64,
     /// Of the last entry that somebody deleted from within.
     deleted: EntryId,
     /// How far the group was given entries.
@@ -326,10 +341,14 @@ impl Shard {
         };
         let of_group = groups.iter().find(own).ok_or_else(|| unexpected("a stream without the group"))?;
         let (_, pending, _, _): (i64, Option<String>, Value, Value) = redis::from_redis_value(pending)?;
+        let last = id(stream.get("last-generated-id"))?;
+        // Redis before 7 does not tell it.
+        let added: Option<u64> = stream.get("entries-added").map(|added| redis::from_redis_value(added.clone())).transpose()?;
         Ok(Self {
+            uncounted: added.map_or(0, |added| last.n.saturating_sub(added)),
             length: stream.get("length").map_or(Ok(0), |length| redis::from_redis_value(length.clone()))?,
             first,
-            last: id(stream.get("last-generated-id"))?,
+            last,
             // Redis before 7 does not tell it.
             deleted: id(stream.get("max-deleted-entry-id"))?,
             delivered: id(of_group.get("last-delivered-id"))?,
@@ -352,13 +371,20 @@ impl Observation {
         if self.marker.map(|marker| marker.epoch) != earlier.marker.map(|marker| marker.epoch) {
             return Some("redis lost the streams");
         }
+        if self.losses != earlier.losses {
+            return Some("a stream was gone, or what was being applied was trimmed");
+        }
         for (index, (now, before)) in self.shards.iter().zip(&earlier.shards).enumerate() {
+            if now.uncounted != before.uncounted {
+                return Some("a stream was made anew");
+            }
             if now.holes() != before.holes() || now.deleted != before.deleted {
                 return Some("entries were deleted from a stream");
             }
             let end_of = |marker: Option<Marker>| marker.map(|marker| marker.end_of(index)).unwrap_or_default();
             let (end, covered) = (end_of(self.marker), end_of(earlier.marker));
-            if now.last < end {
+            // A stream to which nothing was added in this epoch may be any other's.
+            if end.n > 0 && now.last < end {
                 return Some("redis lost entries at the end of a stream");
             }
             // What was published at the earlier look has been read from the event store since.
@@ -403,22 +429,16 @@ pub(crate) struct Delivered {
     ids: HashMap<String, Vec<String>>,
     /// Entries that are no events of ours, with what is wrong with each.
     pub malformed: Vec<String>,
-    /// Whether something was delivered before that is not there any more.
-    pub lost: bool,
+    /// Whether entries that the group has not been given are gone.
+    pub has_hole: bool,
 }
 
 impl Subscription {
-    /// The next entries; waits a while when there are none, and may give none.
-    pub async fn next(&mut self) -> Result<Delivered, BusError> {
-        let result = self.read().await;
-        if let Err(BusError::Redis(error)) = &result {
-            if error.code() == Some("NOGROUP")
-                && let Some(connection) = &mut self.connection
-            {
-                // Redis lost it.
-                make_groups(connection, self.topic, self.group).await?;
-                return Ok(Delivered { lost: true, ..Delivered::default() });
-            }
+    /// The next entries; waits a while when there are none, and may give none. Where entries are gone that the group has not been given, none is given
+    /// unless holes may be passed.
+    pub async fn next(&mut self, passes_holes: bool) -> Result<Delivered, BusError> {
+        let result = self.read(passes_holes).await;
+        if result.is_err() {
             self.connection = None;
         }
         result
@@ -434,43 +454,74 @@ impl Subscription {
         Ok(connection)
     }
 
-    async fn read(&mut self) -> Result<Delivered, BusError> {
+    async fn read(&mut self, passes_holes: bool) -> Result<Delivered, BusError> {
         let mut connection = self.connection().await?;
         if self.claimed.is_none_or(|at| at.elapsed() > CLAIM_AFTER / 3) {
             self.claimed = Some(Instant::now());
             let claimed = self.claim(&mut connection).await?;
-            if !claimed.ids.is_empty() || claimed.lost {
+            if !claimed.ids.is_empty() {
                 return Ok(claimed);
             }
         }
-        let mut command = redis::cmd("XREADGROUP");
-        command.arg("GROUP").arg(self.group).arg(&self.member).arg("COUNT").arg(BATCH).arg("BLOCK").arg(BLOCK.as_millis() as u64).arg("STREAMS");
+        let mut invocation = READ.prepare_invoke();
         (0..SHARDS).for_each(|shard| {
-            command.arg(stream_key(self.topic, shard));
+            invocation.key(stream_key(self.topic, shard));
         });
-        (0..SHARDS).for_each(|_| {
-            command.arg(">");
-        });
-        // [[stream, [[id, [field, value, …]], …]], …], or nil when the wait ended.
-        let reply: Option<Vec<(String, Vec<(String, Value)>)>> = command.query_async(&mut connection).await?;
+        invocation.arg(self.group).arg(&self.member).arg(BATCH).arg(u8::from(passes_holes));
+        let mut answer: std::vec::IntoIter<Value> = invocation.invoke_async::<Vec<Value>>(&mut connection).await?.into_iter();
+        let how: String = redis::from_redis_value(answer.next().unwrap_or(Value::Nil))?;
         let mut delivered = Delivered::default();
-        for (stream, entries) in reply.into_iter().flatten() {
-            delivered.add(&stream, entries);
+        match how.as_str() {
+            "hole" => delivered.has_hole = true,
+            "lost" => {
+                // Every replica is to learn of it, also if this one dies now.
+                let _: u64 = connection.incr(losses_key(self.topic, self.group), 1).await?;
+                make_groups(&mut connection, self.topic, self.group).await?;
+                delivered.has_hole = true;
+            }
+            _ => {
+                for stream in answer {
+                    let (stream, entries): (String, Vec<(String, Value)>) = redis::from_redis_value(stream)?;
+                    delivered.add(&stream, entries);
+                }
+                if delivered.ids.is_empty() {
+                    self.wait(&mut connection).await?;
+                }
+            }
         }
         Ok(delivered)
     }
 
+    /// Until something is added, or for a while.
+    async fn wait(&self, connection: &mut MultiplexedConnection) -> Result<(), BusError> {
+        let mut command = redis::cmd("XREAD");
+        command.arg("COUNT").arg(1).arg("BLOCK").arg(BLOCK.as_millis() as u64).arg("STREAMS");
+        (0..SHARDS).for_each(|shard| {
+            command.arg(stream_key(self.topic, shard));
+        });
+        // What is added between reading and waiting waits until the next look, which comes soon.
+        (0..SHARDS).for_each(|_| {
+            command.arg("$");
+        });
+        command.query_async::<Value>(connection).await?;
+        Ok(())
+    }
+
     /// Takes over what another member left, or this one in an earlier life.
     async fn claim(&self, connection: &mut MultiplexedConnection) -> Result<Delivered, BusError> {
+        let mut invocation = CLAIM.prepare_invoke();
+        invocation.key(losses_key(self.topic, self.group));
+        (0..SHARDS).for_each(|shard| {
+            invocation.key(stream_key(self.topic, shard));
+        });
+        invocation.arg(self.group).arg(&self.member).arg(CLAIM_AFTER.as_millis() as u64).arg(BATCH);
+        let answer: Result<Vec<(String, Vec<(String, Value)>)>, _> = invocation.invoke_async(connection).await;
         let mut claimed = Delivered::default();
-        for shard in 0..SHARDS {
-            let stream = stream_key(self.topic, shard);
-            let mut command = redis::cmd("XAUTOCLAIM");
-            command.arg(&stream).arg(self.group).arg(&self.member).arg(CLAIM_AFTER.as_millis() as u64).arg("0-0").arg("COUNT").arg(BATCH);
-            // The third part lists entries that were trimmed before anybody applied them: Redis forgets here that they were pending.
-            let (_, entries, trimmed): (String, Vec<(String, Value)>, Vec<String>) = command.query_async(connection).await?;
-            claimed.lost |= !trimmed.is_empty();
-            claimed.add(&stream, entries);
+        match answer {
+            Ok(answer) => answer.into_iter().for_each(|(stream, entries)| claimed.add(&stream, entries)),
+            // A stream or its group is not there: reading tells.
+            Err(error) if error.code() == Some("NOGROUP") || error.to_string().contains("NOGROUP") => {}
+            Err(error) => return Err(error.into()),
         }
         Ok(claimed)
     }
@@ -544,11 +595,11 @@ mod tests {
 
     /// A stream with the entries 11 to 20 of epoch 7, of which the group was given 15.
     fn shard() -> Shard {
-        Shard { length: 10, first: Some(id(7, 11)), last: id(7, 20), deleted: EntryId::default(), delivered: id(7, 15), pending: None }
+        Shard { length: 10, first: Some(id(7, 11)), last: id(7, 20), uncounted: 0, deleted: EntryId::default(), delivered: id(7, 15), pending: None }
     }
 
     fn observation(epoch: u64, shard: Shard) -> Observation {
-        Observation { marker: Some(marker(epoch, 20)), shards: vec![shard; 4] }
+        Observation { marker: Some(marker(epoch, 20)), losses: 0, shards: vec![shard; 4] }
     }
 
     #[test]
@@ -563,10 +614,14 @@ mod tests {
         assert_eq!(observation(7, trimmed_up_to_what_the_earlier_look_had).missed_since(&before), None);
         let grown = Shard { length: 12, last: id(7, 22), ..shard() };
         assert_eq!(observation(7, grown).missed_since(&before), None);
+        let nothing_published_yet = Observation { marker: Some(marker(7, 0)), losses: 0, shards: vec![Shard::default(); 4] };
+        assert_eq!(nothing_published_yet.missed_since(&nothing_published_yet), None);
         let before = Observation { marker: Some(marker(7, 12)), ..before };
         for (what, now) in [
             ("another epoch", observation(8, shard())),
             ("no marker", Observation { marker: None, ..before.clone() }),
+            ("a loss that was counted", Observation { losses: 1, ..before.clone() }),
+            ("deleted and filled again", observation(7, Shard { length: 5, first: Some(id(7, 16)), uncounted: 15, ..shard() })),
             ("a hole", observation(7, Shard { length: 9, ..shard() })),
             ("the first entry deleted", observation(7, Shard { length: 9, first: Some(id(7, 12)), deleted: id(7, 11), ..shard() })),
             ("trimmed beyond its place", observation(7, Shard { length: 4, first: Some(id(7, 17)), ..shard() })),
