@@ -382,7 +382,7 @@ async fn redis_is_bounded_by_bytes(rig: &Rig) -> Result<()> {
     let aggregates: Vec<Uuid> = (0..50).map(|_| Uuid::now_v7()).collect();
     for round in 0..20_u8 {
         let tx = rig.database.begin().await?;
-        let large = |aggregate: &Uuid| (*aggregate, new_event(&[aggregate.as_bytes().as_slice(), &[round; 20_000]].concat()));
+        let large = |aggregate: &Uuid| (*aggregate, new_event(&[aggregate.as_bytes().as_slice(), &vec![round; 20_000]].concat()));
         STORE.append_all(&tx, aggregates.iter().map(large).collect()).await?;
         tx.commit().await?;
         rig.bus.wake();
