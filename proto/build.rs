@@ -350,6 +350,12 @@ fn access(method: &MethodDescriptor) -> Result<String> {
     let access = extension(method, "lastro.type.v1.access").with_context(|| format!("{} has no access annotation", method.full_name()))?;
     let says = |name: &str| access.get_field_by_name(name).is_some_and(|value| value.as_bool() == Some(true));
     let permission = access.get_field_by_name("permission").and_then(|value| value.as_enum_number()).filter(|number| *number != 0);
+    let is_internal = method.parent_service().package_name().starts_with("lastro.internal.");
+    ensure!(
+        says("service") == is_internal,
+        "{}: methods of lastro.internal packages are for services alone (service: true), and no others are",
+        method.full_name()
+    );
     match (says("public"), says("service"), permission) {
         (true, false, None) => Ok("Access::Public".to_owned()),
         (false, true, None) => Ok("Access::Service".to_owned()),

@@ -82,6 +82,8 @@ pub trait Handler: Send + Sync + 'static {
 pub struct Topic {
     /// Its name on the bus.
     pub name: &'static str,
+    /// The service that reads it: all of its replicas are one consumer group, and each event is applied by one of them.
+    pub reader: &'static str,
     /// The publisher's event store.
     pub source: Source,
     /// The fast way.
@@ -91,7 +93,6 @@ pub struct Topic {
 /// Consumes one topic into one database.
 pub struct Consumer<H> {
     topic: Topic,
-    group: &'static str,
     database: Database,
     handler: H,
     /// Whether something came by the bus of which a part is missing.
@@ -112,11 +113,10 @@ enum Delivery {
 }
 
 impl<H: Handler> Consumer<H> {
-    /// A member of a consumer group: all replicas of a service are one, and each event is applied by one of them.
-    pub fn new(topic: Topic, group: &'static str, database: &Database, handler: H) -> Self {
+    /// A replica of the topic's reader, with what it does with the events.
+    pub fn new(topic: Topic, database: &Database, handler: H) -> Self {
         Self {
             topic,
-            group,
             database: database.clone(),
             handler,
             misses: AtomicBool::new(false),
@@ -161,7 +161,7 @@ impl<H: Handler> Consumer<H> {
     }
 
     fn inbox(&self) -> Inbox<'_, H> {
-        Inbox { database: &self.database, topic: self.topic.name, group: self.group, handler: &self.handler }
+        Inbox { database: &self.database, topic: self.topic.name, group: self.topic.reader, handler: &self.handler }
     }
 
     /// Reads the event store from the group's cursor to its end. None when told to stop meanwhile. `is_reachable` is told whether the publisher
@@ -308,7 +308,7 @@ impl<H: Handler> Consumer<H> {
 
     /// Takes events from Redis, whenever the gate is open.
     async fn take_from(&self, bus: &RedisBus, mut gate: watch::Receiver<bool>, stop: &CancellationToken) {
-        let (mut subscription, mut pauses) = (bus.subscribe(self.topic.name, self.group), PAUSES.build());
+        let (mut subscription, mut pauses) = (bus.subscribe(self.topic.name, self.topic.reader), PAUSES.build());
         // Whether what was in a hole has been read from the event store, so that it may be passed.
         let mut passes_holes = false;
         loop {
@@ -364,7 +364,7 @@ impl<H: Handler> Consumer<H> {
     /// Sees to it that nothing is missed: reads the event store first, then looks every second whether something that came by Redis may be missing, and
     /// reads again where it may.
     async fn watch_over(&self, bus: &RedisBus, open: &watch::Sender<bool>, stop: &CancellationToken) {
-        let is_behind = gauge!("lastro_consumer_catching_up", "topic" => self.topic.name, "group" => self.group);
+        let is_behind = gauge!("lastro_consumer_catching_up", "topic" => self.topic.name, "group" => self.topic.reader);
         let mut said = "";
         loop {
             is_behind.set(1.0);
@@ -372,7 +372,7 @@ impl<H: Handler> Consumer<H> {
             self.misses.store(false, Ordering::SeqCst);
             let this = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
             // Looked at before reading: what goes wrong meanwhile is noticed afterwards.
-            let begin = bus.observe(self.topic.name, self.group).await;
+            let begin = bus.observe(self.topic.name, self.topic.reader).await;
             if self
                 .catch_up(stop, |is_reachable| {
                     open.send_replace(!is_reachable);
@@ -391,7 +391,7 @@ impl<H: Handler> Consumer<H> {
             if why != said {
                 tracing::warn!(
                     topic = self.topic.name,
-                    group = self.group,
+                    group = self.topic.reader,
                     why,
                     "the bus may have left something out; it is read from the event store"
                 );
@@ -412,7 +412,7 @@ impl<H: Handler> Consumer<H> {
         let mut published: Option<Marker> = None;
         loop {
             self.pause(stop, Some(LOOK_EVERY)).await?;
-            let (Ok(begin), Ok(now)) = (&begin, bus.observe(self.topic.name, self.group).await) else { return Some(AWAY) };
+            let (Ok(begin), Ok(now)) = (&begin, bus.observe(self.topic.name, self.topic.reader).await) else { return Some(AWAY) };
             if let Some(why) = now.missed_since(begin) {
                 return Some(why);
             }

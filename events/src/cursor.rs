@@ -7,9 +7,15 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use lastro_database::{Database, Error, all, execute, one};
 use sea_orm::FromQueryResult;
+use tokio::time::{Instant, sleep};
+
+/// How long a replica waits for another one that finds out which events were stored in which cluster.
+const MOVE_WAIT_MAX: Duration = Duration::from_secs(5);
+const MOVE_LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// How far a reader has come. Cursors are ordered as the events are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Hash, FromQueryResult)]
@@ -96,7 +102,8 @@ pub(crate) async fn clusters(database: &Database, table: &str) -> Result<Cluster
     let sql = "SELECT c.incarnation, c.cluster, c.first_seq, c.first_xid, s.system_identifier AS current, \
                pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS next_xid \
                FROM pg_control_system() s LEFT JOIN event_clusters c ON c.event_table = $1 ORDER BY c.incarnation";
-    for _ in 0..2 {
+    let (since, mut turns) = (Instant::now(), 0);
+    loop {
         let rows: Vec<Row> = all(database.reader(), sql, [table.into()]).await?;
         let Some(Row { current, next_xid, .. }) = rows.first().copied() else { return Err(Error::corrupt("the cluster has no identifier")) };
         let lived =
@@ -105,9 +112,18 @@ pub(crate) async fn clusters(database: &Database, table: &str) -> Result<Cluster
         if known.last().is_some_and(|last| last.cluster == current) {
             return Ok(Clusters { lived: known, next_xid });
         }
-        note_move(database, table, known.last().copied(), current).await?;
+        if note_move(database, table, known.last().copied(), current).await? {
+            turns += 1;
+            if turns > 2 {
+                return Err(Error::corrupt("the cluster of an event store changes all the time"));
+            }
+        } else if since.elapsed() < MOVE_WAIT_MAX {
+            // Without a connection meanwhile: in a large store it takes long, and others want theirs.
+            sleep(MOVE_LOOK_EVERY).await;
+        } else {
+            return Err(Error::busy("another replica is finding out which events were stored in which cluster"));
+        }
     }
-    Err(Error::corrupt("the cluster of an event store changes all the time"))
 }
 
 #[derive(FromQueryResult)]
@@ -123,12 +139,12 @@ struct Turn {
     is_ours: bool,
 }
 
-/// Notes that a store lives in a cluster in which it did not live before. The first one to note it wins.
-async fn note_move(database: &Database, table: &str, last: Option<Lived>, current: i64) -> Result<(), Error> {
+/// Notes that a store lives in a cluster in which it did not live before; false while somebody else does.
+async fn note_move(database: &Database, table: &str, last: Option<Lived>, current: i64) -> Result<bool, Error> {
     let tx = database.begin().await?;
     let turn = "SELECT pg_try_advisory_xact_lock(hashtext('clusters of ' || $1)) AS is_ours";
     if !one::<Turn>(&tx, turn, [table.into()]).await?.is_some_and(|turn| turn.is_ours) {
-        return Err(Error::busy("another replica is finding out which events were stored in which cluster"));
+        return Ok(false);
     }
     // It looks at the whole table, once for each move.
     execute(&tx, "SET LOCAL statement_timeout = 0", []).await?;
@@ -159,7 +175,8 @@ async fn note_move(database: &Database, table: &str, last: Option<Lived>, curren
             note(last.incarnation + 1, current, first_seq, first_xid).await?
         }
     };
-    Ok(tx.commit().await?)
+    tx.commit().await?;
+    Ok(true)
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use lastro_customers::{Administrator, Customers, SERVICE};
 use lastro_database::Database;
 use lastro_events::bus::Bus;
 use lastro_events::bus::embedded::EmbeddedBus;
+use lastro_mesh::identity::Caller;
 use lastro_mesh::outbound::Late;
 use serde::{Deserialize, Serialize};
 
@@ -26,7 +27,7 @@ struct Kept {
 /// Customers for a command that serves nobody: what it tells is in its event table, for the service's relay to publish, and nobody is deleted.
 pub async fn customers_of(database: Database) -> Result<Customers> {
     let nobody = Bus::Embedded(EmbeddedBus::default());
-    let transactions = outbound(SERVICE.name, lastro_transactions::NAME, Late::default().called_by(SERVICE.name), 1);
+    let transactions = outbound(SERVICE.name, lastro_transactions::NAME, Late::default().called_by(SERVICE.name, Caller::on_loopback()), 1);
     Ok(Customers::for_command(database, nobody, transactions).await?)
 }
 

@@ -1,18 +1,19 @@
 //! `lastro certs`: an authority and certificates for development, and the policy of who may call what. A deployment brings its own, with
 //! the same names in them.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, OpenOptions, Permissions};
 use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use lastro_mesh::clock;
 use lastro_mesh::tls::NAME_PREFIX;
+use lastro_service::Service;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::services::SERVICES;
 use crate::services::policy::policy;
@@ -46,27 +47,53 @@ pub fn write(dir: &Path, hosts: &[String]) -> Result<()> {
     write_policy(&dir.join("policy.json"))
 }
 
-/// Writes the policy, or adds to the one that is there what this version's services need: a service that is new must be able to call.
+/// Writes the policy. To one that is there, which may be narrower by intent, it adds what services need that are not in it yet: the services
+/// themselves, their public methods for who passes calls on, and what a service calls that is in it. It says what it added.
+#[allow(clippy::print_stdout, reason = "what the command prints")]
 fn write_policy(path: &Path) -> Result<()> {
     let shown = path.display();
     let before = if path.exists() { fs::read_to_string(path).with_context(|| format!("{shown} cannot be read"))? } else { "{}".to_owned() };
     let mut there: Value = serde_json::from_str(&before).with_context(|| format!("{shown} is not JSON"))?;
     let needed = policy();
+    let new: Vec<&Service> = SERVICES.iter().copied().filter(|service| there[service.name].is_null()).collect();
+    let is_of_new = |path: &Value| {
+        let packages = new.iter().flat_map(|service| service.packages);
+        path.as_str().is_some_and(|path| packages.into_iter().any(|package| path == format!("/{package}.*")))
+    };
+    let (mut added, is_first) = (Vec::new(), there.as_object().is_some_and(Map::is_empty));
     for (caller, may) in needed.as_object().into_iter().flatten() {
         if there[caller].is_null() {
             there[caller] = may.clone();
+            added.push(caller.clone());
         } else if let (Some(has), Some(needs)) = (there[caller]["may_call"].as_array_mut(), may["may_call"].as_array()) {
-            let lacking: Vec<Value> = needs.iter().filter(|path| !has.contains(path)).cloned().collect();
+            let is_service = SERVICES.iter().any(|service| service.name == caller);
+            let allowed = |path: &Value| has.iter().filter_map(Value::as_str).any(|pattern| covers(pattern, path.as_str().unwrap_or_default()));
+            let lacking: Vec<Value> = needs.iter().filter(|path| (is_service || is_of_new(path)) && !allowed(path)).cloned().collect();
+            added.extend(lacking.iter().map(|path| format!("{caller} may call {}", path.as_str().unwrap_or_default())));
             has.extend(lacking);
         }
     }
-    let after = format!("{there:#}\n");
-    if after == before {
+    if added.is_empty() {
         return Ok(());
     }
+    if !is_first {
+        println!("{shown}: added {}", added.join("; "));
+    }
+    let after = format!("{there:#}\n");
     let mut draft = path.as_os_str().to_owned();
     draft.push(".draft");
-    fs::write(&draft, after).and_then(|()| fs::rename(&draft, path)).with_context(|| format!("{shown} cannot be written"))
+    let mode = fs::metadata(path).map_or(0o644, |there| there.permissions().mode());
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&draft);
+    let written = file.and_then(|mut file| file.write_all(after.as_bytes()));
+    written
+        .and_then(|()| fs::set_permissions(&draft, Permissions::from_mode(mode)))
+        .and_then(|()| fs::rename(&draft, path))
+        .with_context(|| format!("{shown} cannot be written"))
+}
+
+/// Whether a pattern of the policy allows at least what another one does.
+fn covers(pattern: &str, other: &str) -> bool {
+    pattern.strip_suffix('*').map_or(pattern == other, |beginning| other.starts_with(beginning))
 }
 
 /// Each has a certificate of its own.
@@ -149,18 +176,21 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_that_is_there_gets_what_it_lacks_and_keeps_what_it_has() {
+    fn a_policy_that_is_there_gets_what_new_services_need_and_keeps_what_somebody_made_narrower() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("policy.json");
-        fs::write(&path, r#"{"gateway": {"may_call": ["/mine.*"], "forwards_address": true}, "mine": {"may_call": ["/a"]}}"#).expect("written");
+        let there = r#"{"gateway": {"may_call": ["/mine.*", "/lastro.customers.v1.UsersService/*"]}, "mine": {"may_call": ["/a"]},
+                        "customers": {"may_call": []}}"#;
+        fs::write(&path, there).expect("written");
+        fs::set_permissions(&path, Permissions::from_mode(0o640)).expect("changed");
         write(folder.path(), &[]).expect("written");
         let policy = Policy::read(&path).expect("a policy");
-        assert!(policy.caller("gateway").expect("listed").may_call("/mine.x") && policy.caller("mine").expect("listed").may_call("/a"));
-        for (caller, method) in
-            [("gateway", "/lastro.customers.v1.AuthService/Login"), ("customers", "/lastro.internal.transactions.v1.OwnersService/CloseAccounts")]
-        {
-            assert!(policy.caller(caller).expect("listed").may_call(method), "{caller} {method}");
-        }
+        let may = |caller: &str, method: &str| policy.caller(caller).expect("listed").may_call(method);
+        assert!(may("gateway", "/mine.x") && may("mine", "/a"), "what was there");
+        assert!(may("customers", "/lastro.internal.transactions.v1.OwnersService/CloseAccounts"), "what a service calls");
+        assert!(may("gateway", "/lastro.transactions.v1.AccountsService/GetAccount"), "of a service that was not there");
+        assert!(!may("gateway", "/lastro.customers.v1.AuthService/Login"), "of one that was");
+        assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o640);
         let before = fs::read(&path).expect("there");
         write(folder.path(), &[]).expect("written");
         assert_eq!(fs::read(&path).expect("there"), before, "nothing is lacking any more");

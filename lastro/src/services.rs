@@ -39,8 +39,18 @@ pub fn publisher_of(topic: &str) -> Option<(&'static Service, EventStore)> {
 /// The topics that a service reads, with a way to the event store of each publisher.
 pub fn topics_of(service: &'static Service, bus: &Bus, source: impl Fn(&'static Service, EventStore) -> Source) -> HashMap<&'static str, Topic> {
     let published = service.reads.iter().filter_map(|topic| publisher_of(topic));
-    let topic = |(publisher, store): (&'static Service, EventStore)| Topic { name: store.topic, source: source(publisher, store), bus: bus.clone() };
+    let topic = |(publisher, store): (&'static Service, EventStore)| Topic {
+        name: store.topic,
+        reader: service.name,
+        source: source(publisher, store),
+        bus: bus.clone(),
+    };
     published.map(topic).map(|topic| (topic.name, topic)).collect()
+}
+
+/// The services that read a topic.
+pub fn readers_of(topic: &str) -> Vec<&'static str> {
+    SERVICES.iter().filter(|service| service.reads.contains(&topic)).map(|service| service.name).collect()
 }
 
 /// The services that a service calls: those that it needs, those whose events it reads, and the one that has the keys of tokens.
@@ -114,6 +124,29 @@ mod tests {
         once(SERVICES.iter().flat_map(|service| service.publishes).map(|store| store.topic));
         for service in SERVICES {
             once(service.publishes.iter().map(|store| store.table));
+            // They are taken: by commands, certificates, files beside them, and what compose runs.
+            let taken = [
+                "admin",
+                "ca",
+                "certs",
+                "dead-letters",
+                "deployment",
+                "edge",
+                "gateway",
+                "help",
+                "load",
+                "migrate",
+                "nginx",
+                "operator",
+                "policy",
+                "postgres",
+                "process",
+                "proto",
+                "redis",
+                "services",
+                "up",
+            ];
+            assert!(!taken.contains(&service.name), "{} is the name of something else", service.name);
             // It becomes part of names in SQL, shell, YAML and nginx.
             assert!(service.name.bytes().all(|byte| byte.is_ascii_lowercase()), "{}", service.name);
         }

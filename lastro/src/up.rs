@@ -10,7 +10,7 @@ use lastro_events::bus::redis_streams::RedisBus;
 use lastro_events::relay::Relay;
 use lastro_events::source::Near;
 use lastro_gateway::Gateway;
-use lastro_mesh::identity::{Revocations, TokenVerifier};
+use lastro_mesh::identity::{Caller, Revocations, TokenVerifier};
 use lastro_mesh::outbound::Late;
 use lastro_mesh::serve::Listener;
 use lastro_service::{Given, Running, Service};
@@ -21,8 +21,9 @@ use crate::cli::UpSettings;
 use crate::data_dir::DataDir;
 use crate::process::{Process, Telemetry, bind};
 use crate::routes::{Common, Dispatch, inbound, inbound_common, keys_of, outbound};
+use crate::services::policy::parsed_policy;
 use crate::services::run::keep_fresh;
-use crate::services::{IDENTITY, SERVICES, by_name, called_by, topics_of};
+use crate::services::{IDENTITY, SERVICES, by_name, readers_of, topics_of};
 use crate::storage::Storage;
 
 /// Runs until SIGTERM or Ctrl-C.
@@ -41,7 +42,12 @@ pub async fn up(settings: UpSettings) -> Result<()> {
 
     // Services call each other: every way leads to a place where the service is put once it has started.
     let places: HashMap<&'static str, Late> = SERVICES.iter().map(|service| (service.name, Late::default())).collect();
-    let channel = |caller: &'static str, target: &'static str| outbound(caller, target, places[target].called_by(caller), settings.concurrency_max);
+    // What the policy refuses on a cluster is refused here too, so that whoever adds a call learns of it at once.
+    let policy = parsed_policy()?;
+    let channel = |caller: &'static str, target: &'static str| {
+        let way = places[target].called_by(caller, policy.caller(caller).unwrap_or_else(Caller::on_loopback));
+        outbound(caller, target, way, settings.concurrency_max)
+    };
     // One list of dead tokens: whoever ends a session in this process ends it for all.
     let revoked = Revocations::default();
     let mut outside = Vec::new();
@@ -51,7 +57,7 @@ pub async fn up(settings: UpSettings) -> Result<()> {
             bus: bus.clone(),
             revoked: revoked.clone(),
             settings: settings.own[service.name].clone(),
-            channels: called_by(service).into_iter().map(|target| (target, channel(service.name, target))).collect(),
+            channels: service.needs.iter().map(|need| (need.service, channel(service.name, need.service))).collect(),
             topics: topics_of(service, &bus, |publisher, store| match &bus {
                 Bus::Embedded(_) => Near::source(store, storage.of(publisher)),
                 Bus::Redis(_) => lastro_service::events::source(store.topic, channel(service.name, publisher.name)),
@@ -68,7 +74,7 @@ pub async fn up(settings: UpSettings) -> Result<()> {
         let verifier = Arc::new(verifier);
         keep_fresh(&process, &verifier);
         let inbound = inbound(service, &verifier, settings.call_limits());
-        places[service.name].set(inbound.wrap(lastro_service::events::add_to(all, service, storage.of(service))));
+        places[service.name].set(inbound.wrap(lastro_service::events::add_to(all, service, storage.of(service), readers_of)));
         outside.extend(Dispatch::public_of(service, &inbound.wrap(public)));
         jobs.into_iter().for_each(|job| process.keep_working(service.name, job));
     }

@@ -9,9 +9,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::health::Health;
 
-/// Between the end of a piece of work and its next start: 1 s at first, then longer and longer, so that what fails at once does not fill the log.
+/// Between the end of a piece of work and its next start: 1 s at first, then longer, so that what fails at once does not fill the log. Never so long
+/// that what waits for the work notices much more than the failure itself.
 const PAUSES: ExponentialBuilder =
-    ExponentialBuilder::new().with_min_delay(Duration::from_secs(1)).with_max_delay(Duration::from_secs(30)).with_factor(2.0).without_max_times();
+    ExponentialBuilder::new().with_min_delay(Duration::from_secs(1)).with_max_delay(Duration::from_secs(5)).with_factor(2.0).without_max_times();
 /// Work that has run for so long works: what failed before is forgotten.
 const SOUND_AFTER: Duration = Duration::from_secs(60);
 /// Work that has failed so often without having worked in between keeps failing.

@@ -8,8 +8,9 @@ use lastro_events::source::{Fetch, Given, Page, Source, SourceError};
 use lastro_events::store::Cursor;
 use lastro_events::{Event, EventStore, dead_letters};
 use lastro_mesh::call::Call;
+use lastro_mesh::identity::Principal;
 use lastro_mesh::outbound::Outbound;
-use lastro_mesh::status::{INTERNAL, NOT_FOUND, Problem, UNAVAILABLE};
+use lastro_mesh::status::{INTERNAL, NOT_FOUND, PERMISSION_DENIED, Problem, UNAVAILABLE};
 use lastro_proto::internal::events::v1 as wire;
 use lastro_proto::internal::events::v1::dead_letters_service_server::{DeadLettersService, DeadLettersServiceServer};
 use lastro_proto::internal::events::v1::events_service_client::EventsServiceClient;
@@ -28,13 +29,18 @@ const PAGE_BYTES: usize = 1024 * 1024;
 /// Rows to a statement: of what is far larger than an answer may be, so many are read in vain at most.
 const ROWS_AT_ONCE: u32 = 250;
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
+/// Who may read every topic: an operator, and whoever is on the same machine where nothing proves who calls.
+const READS_ALL: [&str; 2] = ["operator", "loopback"];
 const DEAD_LETTERS_PER_PAGE: u32 = 100;
 
+/// Which services read a topic.
+pub type ReadersOf = fn(&str) -> Vec<&'static str>;
+
 /// Adds to the routes of a service what it serves to others of events.
-pub fn add_to(routes: Routes, service: &'static Service, database: &Database) -> Routes {
+pub fn add_to(routes: Routes, service: &'static Service, database: &Database, readers_of: ReadersOf) -> Routes {
     let mut routes = routes;
     if !service.publishes.is_empty() {
-        routes = routes.add_service(EventsServiceServer::new(Events { stores: service.publishes, database: database.clone() }));
+        routes = routes.add_service(EventsServiceServer::new(Events { stores: service.publishes, database: database.clone(), readers_of }));
     }
     if !service.reads.is_empty() {
         routes = routes.add_service(DeadLettersServiceServer::new(DeadLetters { database: database.clone() }));
@@ -45,20 +51,30 @@ pub fn add_to(routes: Routes, service: &'static Service, database: &Database) ->
 struct Events {
     stores: &'static [EventStore],
     database: Database,
+    readers_of: ReadersOf,
 }
 
 impl Events {
-    fn store(&self, topic: &str) -> Result<EventStore, Problem> {
+    /// The store of a topic, for one of its readers. The policy says who may read events at all; which ones, the registrations say.
+    fn store<T>(&self, topic: &str, request: &Request<T>) -> Result<EventStore, Problem> {
         let found = self.stores.iter().find(|store| store.topic == topic).copied();
-        found.ok_or_else(|| Problem::new(&NOT_FOUND, "this service publishes no such topic"))
+        let store = found.ok_or_else(|| Problem::new(&NOT_FOUND, "this service publishes no such topic"))?;
+        match &Call::of(request)?.principal {
+            Some(Principal::Service(name)) if READS_ALL.contains(&name.as_ref()) || (self.readers_of)(topic).contains(&name.as_ref()) => Ok(store),
+            Some(Principal::Service(name)) => {
+                Err(Problem::new(&PERMISSION_DENIED, format!("{name} does not read {topic}: the topic is not among what it registers as read")))
+            }
+            _ => Err(Problem::new(&PERMISSION_DENIED, "only services may read events")),
+        }
     }
 }
 
 #[tonic::async_trait]
 impl EventsService for Events {
     async fn read_events(&self, request: Request<wire::ReadEventsRequest>) -> Result<Response<wire::ReadEventsResponse>, Status> {
+        let store = self.store(&request.get_ref().topic, &request)?;
         let asked = request.into_inner();
-        let (store, limit) = (self.store(&asked.topic)?, asked.limit.unsigned_abs() as usize);
+        let limit = asked.limit.unsigned_abs() as usize;
         let mut cursor = match asked.cursor.as_str() {
             "" => Cursor::default(),
             text => text.parse().map_err(|_| Problem::field("cursor", "must be the cursor of an earlier answer, or empty"))?,
@@ -82,8 +98,9 @@ impl EventsService for Events {
     }
 
     async fn read_aggregate(&self, request: Request<wire::ReadAggregateRequest>) -> Result<Response<wire::ReadAggregateResponse>, Status> {
+        let store = self.store(&request.get_ref().topic, &request)?;
         let asked = request.into_inner();
-        let (store, limit) = (self.store(&asked.topic)?, asked.limit.unsigned_abs() as usize);
+        let limit = asked.limit.unsigned_abs() as usize;
         let aggregate_id = Uuid::parse_str(&asked.aggregate_id).map_err(|_| Problem::field("aggregate_id", "must be a UUID"))?;
         let (mut events, mut bytes, mut version) = (Vec::new(), 0, asked.from_version);
         while events.len() < limit && bytes < PAGE_BYTES {

@@ -135,8 +135,8 @@ impl Rig {
     }
 
     fn start_consumer(&self) {
-        let topic = Topic { name: STORE.topic, source: Near::source(STORE, &self.database), bus: self.bus.clone() };
-        let consumer = Consumer::new(topic, GROUP, &self.database, self.seen.clone());
+        let topic = Topic { name: STORE.topic, reader: GROUP, source: Near::source(STORE, &self.database), bus: self.bus.clone() };
+        let consumer = Consumer::new(topic, &self.database, self.seen.clone());
         let stop = self.stop.child_token();
         *self.stop_consumer.lock().expect("not poisoned") = stop.clone();
         tokio::spawn(async move { consumer.run(stop).await });

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use lastro_tests::stack::Registered;
 use lastro_tests::{Api, Front, Postgres, Server};
 use libtest_mimic::Trial;
 use serde_json::json;
@@ -32,13 +33,14 @@ async fn one_url_one_reading() -> Result<()> {
     let (folder, postgres) = (tempfile::tempdir()?, Postgres::start()?);
     let start = |name: &str, url: &str| Server::start(&folder.path().join(name), &["--database-url", url]);
     let first = start("first", &postgres.url())?;
-    let [mut customers, mut transactions] = sessions(&postgres).await?;
+    let [_, mut transactions] = sessions(&postgres).await?;
     two_accounts(&first.front()).await?;
     let before = operations(&mut transactions, "public").await?;
 
     // Another installation, in a schema of its own: all of its money is there, and none elsewhere.
-    for session in [&mut customers, &mut transactions] {
-        sqlx::raw_sql("CREATE SCHEMA tenant").execute(session).await?;
+    for service in Registered::all()?.into_iter().filter(|service| !service.roles.is_empty()) {
+        let mut session = sqlx::PgConnection::connect(&format!("{}/lastro_{}", postgres.url(), service.name)).await?;
+        sqlx::raw_sql("CREATE SCHEMA tenant").execute(&mut session).await?;
     }
     let tenant = start("tenant", &format!("{}?options=-c%20search_path%3Dtenant", postgres.url()))?;
     let (someone, accounts) = two_accounts(&tenant.front()).await?;

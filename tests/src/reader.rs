@@ -98,7 +98,7 @@ pub async fn open(place: &str) -> Result<Database> {
 
 /// Reads until told to stop.
 pub async fn run(database: &Database, source: Source, bus: Bus, stop: CancellationToken) {
-    Consumer::new(Topic { name: STORE.topic, source, bus }, GROUP, database, Reader).run(stop).await;
+    Consumer::new(Topic { name: STORE.topic, reader: GROUP, source, bus }, database, Reader).run(stop).await;
 }
 
 /// Everything that a reader has, by id.

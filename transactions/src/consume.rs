@@ -7,10 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
 
-/// The consumer group of all replicas of transactions.
-const GROUP: &str = "transactions";
-
 /// Consumes until told to stop.
 pub async fn run(app: &App, stop: CancellationToken) {
-    Consumer::new(app.users.clone(), GROUP, &app.database, users::Users { revoked: app.revoked.clone() }).run(stop).await;
+    Consumer::new(app.users.clone(), &app.database, users::Users { revoked: app.revoked.clone() }).run(stop).await;
 }

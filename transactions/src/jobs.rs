@@ -1,4 +1,4 @@
-//! Background work of transactions, every second: asks customers which tokens are dead, should the bus have lost it, and fills in what replicas of an
+//! Background work of transactions: asks customers every second which tokens are dead, should the bus have lost it; and fills in what replicas of an
 //! older version leave out.
 
 use std::time::Duration;
@@ -24,14 +24,29 @@ const FORGET_EVERY: u32 = 600;
 /// one part in fifty of the time.
 const FILL_IN_EVERY: Duration = Duration::from_secs(2);
 const FILL_IN_SHARE: u32 = 50;
-/// What is left is for the next time: what is asked each second waits for little of it.
+/// What is left is for the next time.
 const FILL_IN_BATCHES: u32 = 4;
 
-/// Runs until told to stop.
-pub async fn run(app: &App, stop: CancellationToken) {
+/// Fills in owners until told to stop.
+pub async fn keep_filling_in(app: &App, stop: CancellationToken) {
+    let mut pause = FILL_IN_EVERY;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+        let started = Instant::now();
+        if let Err(error) = fill_in_owners(app).await {
+            tracing::warn!(%error, "operations of an older version could not get their owners");
+        }
+        pause = FILL_IN_EVERY.max(started.elapsed() * FILL_IN_SHARE);
+    }
+}
+
+/// Learns which tokens are dead until told to stop.
+pub async fn keep_learning(app: &App, stop: CancellationToken) {
     let staleness = gauge!("lastro_revocations_stale_seconds");
     let (mut learned, mut asked) = (Learned::default(), Instant::now());
-    let mut fill_in_at = Instant::now();
     let mut ticks = interval(ASK_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for tick in 1_u32.. {
@@ -42,14 +57,6 @@ pub async fn run(app: &App, stop: CancellationToken) {
         match ask(app, &mut learned).await {
             Ok(()) => asked = Instant::now(),
             Err(error) => tracing::warn!(%error, "customers does not say which tokens are dead"),
-        }
-        if Instant::now() >= fill_in_at {
-            let started = Instant::now();
-            let filled_in = fill_in_owners(app).await;
-            fill_in_at = Instant::now() + FILL_IN_EVERY.max(started.elapsed() * FILL_IN_SHARE);
-            if let Err(error) = filled_in {
-                tracing::warn!(%error, "operations of an older version could not get their owners");
-            }
         }
         staleness.set(asked.elapsed().as_secs_f64());
         if tick.is_multiple_of(FORGET_EVERY)
@@ -75,10 +82,10 @@ async fn ask(app: &App, learned: &mut Learned) -> Result<(), Error> {
         let answer = app.customers.clone().list_revocations(request).await.map_err(|status| Error::Customers(Box::new(status)))?.into_inner();
         let told = answer.revocations.iter().map(read).collect::<Option<Vec<_>>>();
         let told = told.ok_or_else(|| Error::Customers(Box::new(tonic::Status::internal("a revocation that does not read"))))?;
-        let new: Vec<Revocation> = told.into_iter().filter(|one| !app.revoked.contains(one)).collect();
-        // In memory first: who is dead is refused at once, also where the database is away.
-        app.revoked.insert(new.iter().copied());
-        learned.unstored.extend(new);
+        // In memory first: who is dead is refused at once, also where the database is away. And all of it is stored: what is in memory may have come
+        // there by another service of the same process.
+        app.revoked.insert(told.iter().copied());
+        learned.unstored.extend(told);
         learned.cursor = answer.cursor;
         if !learned.unstored.is_empty() {
             let tx = app.database.begin().await?;

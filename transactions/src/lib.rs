@@ -58,8 +58,9 @@ async fn start(given: Given) -> anyhow::Result<Running> {
     let jobs = vec![
         Job::essential("batches", &app, |app, stop| async move { app.pipeline.run_batches(stop).await }),
         Job::essential("lookups", &app, |app, stop| async move { app.pipeline.run_lookups(stop).await }),
-        Job::essential("worker", &app, |app, stop| async move { app.pipeline.run_worker(stop).await }),
-        Job::essential("revocations", &app, |app, stop| async move { jobs::run(&app, stop).await }),
+        Job::helping("worker", &app, |app, stop| async move { app.pipeline.run_worker(stop).await }),
+        Job::essential("revocations", &app, |app, stop| async move { jobs::keep_learning(&app, stop).await }),
+        Job::helping("owners of operations", &app, |app, stop| async move { jobs::keep_filling_in(&app, stop).await }),
         Job::helping("events of users", &app, |app, stop| async move { consume::run(&app, stop).await }),
     ];
     Ok(Running { learns_revocations: true, jobs, ..Running::new(grpc::public_routes(&app), grpc::all_routes(&app)) })

@@ -5,6 +5,7 @@ mod m0002_owners_and_keys;
 mod m0003_operations_by_owner;
 mod m0004_cursors_name_their_cluster;
 mod m0005_account_streams;
+mod m0006_operations_that_wait;
 
 use sea_orm_migration::prelude::*;
 
@@ -20,6 +21,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0003_operations_by_owner::Migration),
             Box::new(m0004_cursors_name_their_cluster::Migration),
             Box::new(m0005_account_streams::Migration),
+            Box::new(m0006_operations_that_wait::Migration),
         ]
     }
 }

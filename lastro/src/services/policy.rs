@@ -1,5 +1,6 @@
 //! Who may call what, by the name in a caller's certificate: what the registrations of the services say, and nothing else.
 
+use lastro_mesh::identity::Policy;
 use serde_json::{Map, Value, json};
 
 use super::{IDENTITY, SERVICES, methods_of};
@@ -36,9 +37,13 @@ pub fn policy() -> Value {
     Value::Object(policy)
 }
 
+/// The same, as listeners read it.
+pub fn parsed_policy() -> anyhow::Result<Policy> {
+    Policy::parse(&policy().to_string()).map_err(anyhow::Error::msg)
+}
+
 #[cfg(test)]
 mod tests {
-    use lastro_mesh::identity::Policy;
     use lastro_proto::methods::METHODS;
 
     use super::*;

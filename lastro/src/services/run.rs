@@ -20,7 +20,7 @@ use lastro_service::{Given, Job, Running, Service};
 use tokio::net::TcpListener;
 
 use super::revocations::Learner;
-use super::{IDENTITY, called_by, topics_of};
+use super::{IDENTITY, called_by, readers_of, topics_of};
 use crate::cli::{ProcessSettings, ServiceSettings, StoreSettings};
 use crate::process::{Process, Telemetry, bind};
 use crate::routes::{Common, Dispatch, inbound, keys_of, outbound};
@@ -36,7 +36,7 @@ pub async fn run(service: &'static Service, matches: &ArgMatches) -> Result<()> 
         .collect();
     // Each use has a stack of its own over the same connections: calls of the service do not pause because those of its background work fail.
     let channel = |target: &'static str| outbound(service.name, target, connections[target].clone(), settings.process.concurrency_max);
-    let channels: HashMap<&'static str, Outbound> = connections.keys().map(|target| (*target, channel(target))).collect();
+    let channels: HashMap<&'static str, Outbound> = service.needs.iter().map(|need| (need.service, channel(need.service))).collect();
     let Some(database) = open_database(&process, service, &settings.store).await? else { return Ok(()) };
     let revoked = Revocations::default();
     let bus = Bus::Redis(redis.clone());
@@ -79,7 +79,7 @@ pub async fn run(service: &'static Service, matches: &ArgMatches) -> Result<()> 
         process.keep_relaying(service.name, Relay::new(*store, &database, &redis));
     }
     jobs.into_iter().for_each(|job| process.keep_working(service.name, job));
-    let all = lastro_service::events::add_to(all, service, &database);
+    let all = lastro_service::events::add_to(all, service, &database, readers_of);
     let serving = inbound(service, &verifier, settings.process.call_limits()).wrap(all);
     serve_grpc(process, service, serving, &verifier, &settings).await?;
     database.close().await;

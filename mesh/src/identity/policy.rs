@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
+use crate::status::{PERMISSION_DENIED, Problem};
+
 /// The callers that a listener knows; whoever is not listed may not even finish its handshake.
 #[derive(Debug, Clone)]
 pub struct Policy {
@@ -35,6 +37,11 @@ impl Caller {
             None => path == pattern,
         })
     }
+}
+
+/// What a caller is told that calls what the policy does not list for it.
+pub fn not_allowed(caller: &str) -> Problem {
+    Problem::new(&PERMISSION_DENIED, format!("the policy does not let {caller} call this method"))
 }
 
 #[derive(Deserialize)]

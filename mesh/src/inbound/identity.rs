@@ -12,6 +12,7 @@ use tonic::body::Body;
 use tower::Service;
 
 use crate::call::{Call, is_ambiguous};
+use crate::identity::policy::not_allowed;
 use crate::identity::token::Refusal;
 use crate::identity::{Access, LocalPeer, Principal, TokenVerifier};
 use crate::serve::Peer;
@@ -97,7 +98,7 @@ fn calling_service(request: &Request<Body>) -> Result<Option<Arc<str>>, Problem>
     if caller.may_call(request.uri().path()) {
         return Ok(Some(caller.name.clone()));
     }
-    Err(Problem::new(&PERMISSION_DENIED, format!("the policy does not let {} call this method", caller.name)))
+    Err(not_allowed(&caller.name))
 }
 
 /// The token of `Bearer <token>`; the scheme is compared without case (RFC 9110, 11.1).

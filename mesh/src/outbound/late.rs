@@ -10,6 +10,7 @@ use tonic::body::Body;
 use tower::{Service, ServiceExt as _};
 
 use super::near;
+use crate::identity::policy::{Caller, not_allowed};
 use crate::inbound::GrpcService;
 use crate::status::{Problem, UNAVAILABLE};
 
@@ -23,9 +24,9 @@ impl Late {
         let _ = self.0.set(service);
     }
 
-    /// The way to the service, for one of those who call it.
-    pub fn called_by(&self, caller: &'static str) -> LateNear {
-        LateNear { service: self.0.clone(), caller }
+    /// The way to the service, for one of those who call it, by its name and with what the policy lets it call.
+    pub fn called_by(&self, caller: &'static str, policy: Arc<Caller>) -> LateNear {
+        LateNear { service: self.0.clone(), caller, policy }
     }
 }
 
@@ -34,6 +35,7 @@ impl Late {
 pub struct LateNear {
     service: Arc<OnceLock<GrpcService>>,
     caller: &'static str,
+    policy: Arc<Caller>,
 }
 
 impl Service<Request<Body>> for LateNear {
@@ -47,8 +49,10 @@ impl Service<Request<Body>> for LateNear {
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let (service, caller) = (self.service.get().cloned(), self.caller);
+        let may_call = self.policy.may_call(request.uri().path());
         Box::pin(async move {
             match service {
+                _ if !may_call => Ok(tonic::Status::from(not_allowed(caller)).into_http()),
                 Some(service) => near(service, caller).oneshot(request).await,
                 None => Ok(tonic::Status::from(Problem::new(&UNAVAILABLE, "the service is not there")).into_http()),
             }

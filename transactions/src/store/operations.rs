@@ -210,10 +210,14 @@ pub async fn any_open_of(tx: &Transaction, owner_id: Uuid) -> Result<bool, Error
     struct Found {
         id: Uuid,
     }
-    // To be settled, authorized, or waiting for somebody.
-    let sql = "SELECT id FROM operations WHERE state IN (1, 2, 3, 8) AND (source_account_id IN (SELECT id FROM accounts WHERE owner_id = $1) \
-               OR destination_account_id IN (SELECT id FROM accounts WHERE owner_id = $1)) LIMIT 1";
-    let found: Option<Found> = one(tx, sql, [owner_id.into()]).await?;
+    // To be settled, and then authorized or waiting for somebody: each of the two has an index of its own.
+    let arms = ["1, 2", "3, 8"].map(|states| {
+        format!(
+            "SELECT id FROM operations WHERE state IN ({states}) AND (source_account_id IN (SELECT id FROM accounts WHERE owner_id = $1) \
+             OR destination_account_id IN (SELECT id FROM accounts WHERE owner_id = $1))"
+        )
+    });
+    let found: Option<Found> = one(tx, &format!("{} LIMIT 1", arms.join(" UNION ALL ")), [owner_id.into()]).await?;
     Ok(found.is_some_and(|found| !found.id.is_nil()))
 }
 
