@@ -1,11 +1,13 @@
 -- Gives a member of a group its next entries, unless some that the group has not been given are gone: then nothing is given, so that nobody passes
 -- the hole before what was in it has been read from the event store.
 -- KEYS: the streams. ARGV: the group, the member, the most entries of a stream, 1 to pass holes.
--- Answers 'lost' when a stream or its group is not there, 'hole' when there is one, or 'read' with a list of a stream and its entries each.
+-- Answers 'lost' when a stream or its group is not there; 'hole' when there is one; 'none' with the last entry of each stream that the group was
+-- given when nothing is new; or 'read' with a list of a stream and its entries each.
 local function parts(id)
   local ms, n = id:match('(%d+)-(%d+)')
   return tonumber(ms), tonumber(n)
 end
+local given = {'none'}
 for _, key in ipairs(KEYS) do
   if redis.call('EXISTS', key) == 0 then
     return {'lost'}
@@ -22,6 +24,7 @@ for _, key in ipairs(KEYS) do
   if not delivered then
     return {'lost'}
   end
+  given[#given + 1] = delivered
   local first = redis.call('XRANGE', key, '-', '+', 'COUNT', 1)[1]
   if first and ARGV[4] ~= '1' then
     local first_ms, first_n = parts(first[1])
@@ -40,5 +43,8 @@ for _, key in ipairs(KEYS) do
   if entries then
     read[#read + 1] = entries[1]
   end
+end
+if #read == 1 then
+  return given
 end
 return read

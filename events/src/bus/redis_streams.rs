@@ -479,30 +479,28 @@ impl Subscription {
                 make_groups(&mut connection, self.topic, self.group).await?;
                 delivered.has_hole = true;
             }
+            "none" => {
+                let given = answer.map(redis::from_redis_value).collect::<Result<Vec<String>, _>>()?;
+                self.wait(&mut connection, &given).await?;
+            }
             _ => {
                 for stream in answer {
                     let (stream, entries): (String, Vec<(String, Value)>) = redis::from_redis_value(stream)?;
                     delivered.add(&stream, entries);
-                }
-                if delivered.ids.is_empty() {
-                    self.wait(&mut connection).await?;
                 }
             }
         }
         Ok(delivered)
     }
 
-    /// Until something is added, or for a while.
-    async fn wait(&self, connection: &mut MultiplexedConnection) -> Result<(), BusError> {
+    /// Until something is added behind these entries, one of each stream, or for a while.
+    async fn wait(&self, connection: &mut MultiplexedConnection, given: &[String]) -> Result<(), BusError> {
         let mut command = redis::cmd("XREAD");
         command.arg("COUNT").arg(1).arg("BLOCK").arg(BLOCK.as_millis() as u64).arg("STREAMS");
         (0..SHARDS).for_each(|shard| {
             command.arg(stream_key(self.topic, shard));
         });
-        // What is added between reading and waiting waits until the next look, which comes soon.
-        (0..SHARDS).for_each(|_| {
-            command.arg("$");
-        });
+        command.arg(given);
         command.query_async::<Value>(connection).await?;
         Ok(())
     }
