@@ -13,6 +13,8 @@ pub enum Kind {
     ReadOnly,
     /// The transaction lost against another one: run it again at once.
     Conflict,
+    /// The statement took longer than it may, or somebody cancelled it: the same may succeed when less is under way.
+    Cancelled,
     /// A row with this key exists.
     Unique,
     /// The database is broken, or not set up for this: an operator has to do something, and what was to be written is not at fault.
@@ -34,7 +36,7 @@ pub struct Error {
 impl Error {
     /// Whether the same work may succeed when it is done again.
     pub fn is_transient(&self) -> bool {
-        matches!(self.kind, Kind::Unavailable | Kind::ReadOnly | Kind::Conflict)
+        matches!(self.kind, Kind::Unavailable | Kind::ReadOnly | Kind::Conflict | Kind::Cancelled)
     }
 
     /// Whether no connection of a pool was free in time: that says more of the load than of the database.
@@ -159,8 +161,9 @@ fn kind_of_code(code: &str) -> Kind {
         }
         // SQLITE_READONLY and its extended forms.
         "8" | "264" | "520" | "776" | "1032" | "1288" | "1544" => Kind::ReadOnly,
-        // Serialization failure, deadlock, lock not available, statement cancelled. https://www.postgresql.org/docs/15/errcodes-appendix.html
-        "40001" | "40P01" | "55P03" | "57014" => Kind::Conflict,
+        "57014" => Kind::Cancelled,
+        // Serialization failure, deadlock, lock not available. https://www.postgresql.org/docs/15/errcodes-appendix.html
+        "40001" | "40P01" | "55P03" => Kind::Conflict,
         // SQLITE_BUSY, SQLITE_LOCKED and their extended forms. https://www.sqlite.org/rescode.html
         "5" | "6" | "261" | "262" | "517" => Kind::Conflict,
         // SQLITE_FULL, SQLITE_IOERR: a full disk may have room again.
@@ -169,8 +172,9 @@ fn kind_of_code(code: &str) -> Kind {
         // the role, its password, or the database.
         "3D000" => Kind::Unavailable,
         code if ["08", "28", "53", "57"].iter().any(|class| code.starts_with(class)) || code == "25P03" => Kind::Unavailable,
-        // Access rights and what is not there, limits of the program, states of objects, system errors, internal errors.
-        code if code.len() == 5 && ["42", "54", "55", "58", "XX", "0A", "F0"].iter().any(|class| code.starts_with(class)) => Kind::Fault,
+        // Access rights and what is not there, states of objects, system errors, internal errors. Not limits of the program (54): what is too large for
+        // an index stays too large.
+        code if code.len() == 5 && ["42", "55", "58", "XX", "0A", "F0"].iter().any(|class| code.starts_with(class)) => Kind::Fault,
         // SQLITE_PERM, NOMEM, CORRUPT, CANTOPEN, NOTADB, and every SQLITE_IOERR.
         code if code.parse::<u32>().is_ok_and(|code| code < 10_000 && matches!(code & 0xff, 3 | 7 | 10 | 11 | 14 | 26)) => Kind::Fault,
         _ => Kind::Other,

@@ -4,6 +4,7 @@
 
 pub mod embedded;
 pub mod redis_streams;
+mod wakes;
 
 use lastro_database::Error;
 
@@ -37,11 +38,11 @@ pub enum Bus {
 }
 
 impl Bus {
-    /// Tells that events were stored, so that nobody waits for the next look.
-    pub fn wake(&self) {
+    /// Tells that events of a topic were stored, so that nobody waits for the next look.
+    pub fn wake(&self, topic: &'static str) {
         match self {
-            Self::Embedded(bus) => bus.wake(),
-            Self::Redis(bus) => bus.wake(),
+            Self::Embedded(bus) => bus.wake(topic),
+            Self::Redis(bus) => bus.wake(topic),
         }
     }
 }

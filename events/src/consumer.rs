@@ -27,6 +27,9 @@ use crate::store::Cursor;
 
 /// Attempts before an event that is at fault itself becomes a dead letter.
 const ATTEMPTS_MAX: usize = 5;
+/// Attempts before an event that takes longer than a statement may is given up, although the load of others may be why: it must not hold up every
+/// other event for ever.
+const CANCELLED_MAX: usize = 10;
 const PAUSES: ExponentialBuilder =
     ExponentialBuilder::new().with_min_delay(Duration::from_millis(50)).with_max_delay(Duration::from_secs(2)).with_factor(2.0).without_max_times();
 /// Events that are asked for at once.
@@ -59,6 +62,10 @@ impl Failure {
     fn is_transient(&self) -> bool {
         // A database that is broken or set up wrongly says nothing about an event.
         matches!(self, Self::Database(error) if error.is_transient() || error.kind == Kind::Fault)
+    }
+
+    fn is_cancelled(&self) -> bool {
+        matches!(self, Self::Database(error) if error.kind == Kind::Cancelled)
     }
 }
 
@@ -97,11 +104,12 @@ pub struct Consumer<H> {
     handler: H,
     /// Whether something came by the bus of which a part is missing.
     misses: AtomicBool,
-    /// Times that the event store was read from the cursor to its end: begun, and the last of them that has ended.
+    /// Times that the event store was read from the cursor to its end, that have begun.
     begun: AtomicU64,
-    ended: watch::Sender<u64>,
-    /// Where the group's cursor was last: on the embedded bus nobody else moves it.
-    known_cursor: Mutex<Option<Cursor>>,
+    /// The last of them that has ended, and what Redis had been given when it began: all of that is applied.
+    ended: watch::Sender<(u64, Option<Marker>)>,
+    /// Where the group's cursor was last, and from where to read on. On the embedded bus nobody else moves it.
+    known_place: Mutex<Option<(Cursor, Cursor)>>,
 }
 
 /// What became of a delivery.
@@ -121,8 +129,8 @@ impl<H: Handler> Consumer<H> {
             handler,
             misses: AtomicBool::new(false),
             begun: AtomicU64::new(0),
-            ended: watch::Sender::new(0),
-            known_cursor: Mutex::default(),
+            ended: watch::Sender::new((0, None)),
+            known_place: Mutex::default(),
         }
     }
 
@@ -130,10 +138,10 @@ impl<H: Handler> Consumer<H> {
     pub async fn run(&self, stop: CancellationToken) {
         match &self.topic.bus {
             Bus::Embedded(bus) => {
-                let mut looked = Instant::now();
+                let (mut looked, wake) = (Instant::now(), bus.stored(self.topic.name));
                 while !stop.is_cancelled() {
                     // Registered before reading, so that what is stored in between wakes it.
-                    let stored = pin!(bus.stored_by_anybody());
+                    let stored = pin!(wake.notified());
                     let stored = async {
                         stored.await;
                         // What is stored in many commits a second is read together.
@@ -169,12 +177,15 @@ impl<H: Handler> Consumer<H> {
     async fn catch_up(&self, stop: &CancellationToken, is_reachable: impl Fn(bool)) -> Option<()> {
         let mut pauses = PAUSES.build();
         'anew: loop {
-            let known = self.known_cursor.lock().unwrap_or_else(PoisonError::into_inner).take();
-            let mut cursor = match known {
-                Some(cursor) => cursor,
-                None => self.until_done(stop, || async { self.inbox().cursor().await }).await?,
+            let known = self.known_place.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let (mut cursor, from) = match known {
+                Some(place) => place,
+                None => {
+                    let cursor = self.until_done(stop, || async { self.inbox().cursor().await }).await?;
+                    (cursor, cursor)
+                }
             };
-            let mut next = self.fetch(cursor);
+            let mut next = self.fetch(from);
             loop {
                 let page = tokio::select! {
                     () = stop.cancelled() => return None,
@@ -192,7 +203,7 @@ impl<H: Handler> Consumer<H> {
                 pauses = PAUSES.build();
                 let (step, has_more) = (Step { from: cursor, to: page.cursor }, page.has_more);
                 if page.events.is_empty() {
-                    self.know(cursor);
+                    self.know(cursor, page.cursor);
                     return Some(());
                 }
                 // The next page comes while this one is applied.
@@ -205,7 +216,7 @@ impl<H: Handler> Consumer<H> {
                 match following {
                     Some(following) => next = following,
                     None => {
-                        self.know(cursor);
+                        self.know(cursor, cursor);
                         return Some(());
                     }
                 }
@@ -213,10 +224,10 @@ impl<H: Handler> Consumer<H> {
         }
     }
 
-    /// Remembers the cursor, where nobody else moves it.
-    fn know(&self, cursor: Cursor) {
+    /// Remembers the cursor and from where to read on, where nobody else moves it.
+    fn know(&self, cursor: Cursor, next: Cursor) {
         if matches!(self.topic.bus, Bus::Embedded(_)) {
-            *self.known_cursor.lock().unwrap_or_else(PoisonError::into_inner) = Some(cursor);
+            *self.known_place.lock().unwrap_or_else(PoisonError::into_inner) = Some((cursor, next));
         }
     }
 
@@ -263,7 +274,7 @@ impl<H: Handler> Consumer<H> {
                 let second = part.split_off(part.len() / 2);
                 waiting.push(second);
             }
-            let (mut pauses, mut attempts, mut failures) = (PAUSES.build(), 0, 0);
+            let (mut pauses, mut attempts, mut cancelled, mut failures) = (PAUSES.build(), 0, 0, 0);
             loop {
                 let failure = match self.inbox().apply_alone(&part).await {
                     Ok(outcome) => {
@@ -279,6 +290,10 @@ impl<H: Handler> Consumer<H> {
                     break;
                 }
                 attempts += usize::from(!failure.is_transient());
+                cancelled += usize::from(failure.is_cancelled());
+                if cancelled >= CANCELLED_MAX && self.give_up(&part[0], &failure).await {
+                    break;
+                }
                 if attempts >= ATTEMPTS_MAX && self.give_up(&part[0], &failure).await {
                     break;
                 }
@@ -309,22 +324,22 @@ impl<H: Handler> Consumer<H> {
     /// Takes events from Redis, whenever the gate is open.
     async fn take_from(&self, bus: &RedisBus, mut gate: watch::Receiver<bool>, stop: &CancellationToken) {
         let (mut subscription, mut pauses) = (bus.subscribe(self.topic.name, self.topic.reader), PAUSES.build());
-        // Whether what was in a hole has been read from the event store, so that it may be passed.
-        let mut passes_holes = false;
         loop {
             let delivered = tokio::select! {
                 () = stop.cancelled() => return,
                 delivered = async {
                     // Its sender lives as long as this consumer.
                     let _ = gate.wait_for(|is_open| *is_open).await;
-                    subscription.next(passes_holes).await
+                    let covered = self.ended.borrow().1;
+                    subscription.next(covered).await
                 } => delivered,
             };
-            passes_holes = false;
             let delivered = match delivered {
                 Ok(delivered) => delivered,
                 Err(error) => {
                     tracing::warn!(%error, topic = self.topic.name, "the bus does not deliver");
+                    // An answer that is lost on its way may have had entries, which the group is not given again for a while.
+                    self.misses.store(true, Ordering::SeqCst);
                     if self.pause(stop, pauses.next()).await.is_none() {
                         return;
                     }
@@ -342,8 +357,8 @@ impl<H: Handler> Consumer<H> {
                 let mut ended = self.ended.subscribe();
                 tokio::select! {
                     () = stop.cancelled() => return,
-                    // One that began after the hole was seen.
-                    _ = ended.wait_for(|ended| *ended > begun) => passes_holes = true,
+                    // By one that began after the hole was seen.
+                    _ = ended.wait_for(|(ended, _)| *ended > begun) => {}
                 }
                 continue;
             }
@@ -383,7 +398,7 @@ impl<H: Handler> Consumer<H> {
                 return;
             }
             open.send_replace(true);
-            self.ended.send_replace(this);
+            self.ended.send_replace((this, begin.as_ref().ok().and_then(|begin| begin.marker)));
             is_behind.set(0.0);
             // Also where something is missed again and again: nobody waits for ever.
             self.close_gaps(stop).await;

@@ -74,6 +74,7 @@ struct Row {
     first_xid: Option<i64>,
     current: i64,
     next_xid: i64,
+    oldest_running: i64,
 }
 
 /// The clusters that a store has lived in.
@@ -82,6 +83,8 @@ pub(crate) struct Clusters {
     pub lived: Vec<Lived>,
     /// No transaction there has a higher id than this one.
     next_xid: i64,
+    /// No transaction there that has a lower id than this one is under way any more.
+    pub oldest_running: i64,
 }
 
 impl Clusters {
@@ -100,17 +103,19 @@ impl Clusters {
 pub(crate) async fn clusters(database: &Database, table: &str) -> Result<Clusters, Error> {
     // An outer join: a row also where none is noted yet.
     let sql = "SELECT c.incarnation, c.cluster, c.first_seq, c.first_xid, s.system_identifier AS current, \
-               pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS next_xid \
+               pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS next_xid, pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS oldest_running \
                FROM pg_control_system() s LEFT JOIN event_clusters c ON c.event_table = $1 ORDER BY c.incarnation";
     let (since, mut turns) = (Instant::now(), 0);
     loop {
         let rows: Vec<Row> = all(database.reader(), sql, [table.into()]).await?;
-        let Some(Row { current, next_xid, .. }) = rows.first().copied() else { return Err(Error::corrupt("the cluster has no identifier")) };
+        let Some(Row { current, next_xid, oldest_running, .. }) = rows.first().copied() else {
+            return Err(Error::corrupt("the cluster has no identifier"));
+        };
         let lived =
             |row: Row| Some(Lived { incarnation: row.incarnation?, cluster: row.cluster?, first_seq: row.first_seq?, first_xid: row.first_xid? });
         let known: Vec<Lived> = rows.into_iter().filter_map(lived).collect();
         if known.last().is_some_and(|last| last.cluster == current) {
-            return Ok(Clusters { lived: known, next_xid });
+            return Ok(Clusters { lived: known, next_xid, oldest_running });
         }
         if note_move(database, table, known.last().copied(), current).await? {
             turns += 1;
@@ -195,7 +200,7 @@ mod tests {
     #[test]
     fn a_cursor_that_the_store_cannot_have_given_has_no_place() {
         let lived = |incarnation, cluster| Lived { incarnation, cluster, first_seq: 0, first_xid: 0 };
-        let clusters = Clusters { lived: vec![lived(0, 5), lived(1, 4)], next_xid: 700 };
+        let clusters = Clusters { lived: vec![lived(0, 5), lived(1, 4)], next_xid: 700, oldest_running: 700 };
         let cursor = |incarnation, cluster, xid| Cursor { incarnation, xid, seq: 1, cluster };
         assert_eq!(clusters.place(Cursor::default()), Some((0, (0, 0))));
         assert_eq!(clusters.place(cursor(0, 0, 900)), Some((0, (900, 1))), "of before clusters were noted");

@@ -2,13 +2,15 @@
 //! twice is known to every inbox. And the lag: how old the oldest event is that is not published yet.
 
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
-use lastro_database::{Database, Error, execute, one};
+use lastro_database::{Database, Error, Transaction, execute, one};
 use metrics::{counter, gauge};
 use redis::aio::MultiplexedConnection;
 use sea_orm::FromQueryResult;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::bus::BusError;
@@ -38,6 +40,8 @@ pub struct Relay {
     /// The service's database.
     database: Database,
     bus: RedisBus,
+    /// Where the cursor was when nothing more was found, and up to where that is sure.
+    quiet: Mutex<Option<(Cursor, Cursor)>>,
     /// The highest lag since it was measured last, in microseconds: one that is over quickly shows as well.
     peak_us: AtomicI64,
 }
@@ -50,6 +54,8 @@ struct Known {
     untrimmed: u64,
     /// Whether somebody else adds entries, so that a new epoch must begin.
     is_spoilt: bool,
+    /// The text of the marker that this relay was about to leave in Redis when it published last.
+    attempted: String,
 }
 
 #[derive(FromQueryResult)]
@@ -60,13 +66,13 @@ struct Locked {
 impl Relay {
     /// Publishes an event store to a bus.
     pub fn new(store: EventStore, database: &Database, bus: &RedisBus) -> Self {
-        Self { store, database: database.clone(), bus: bus.clone(), peak_us: AtomicI64::new(0) }
+        Self { store, database: database.clone(), bus: bus.clone(), quiet: Mutex::default(), peak_us: AtomicI64::new(0) }
     }
 
     /// Publishes until told to stop.
     pub async fn run(&self, stop: CancellationToken) {
         let (mut known, mut pauses) = (Known { untrimmed: TRIM_AFTER_BYTES, ..Known::default() }, PAUSES.build());
-        let wake = self.bus.stored();
+        let wake = self.bus.stored(self.store.topic);
         loop {
             let stored = wake.notified();
             let pause = match self.round(&mut known).await {
@@ -79,6 +85,8 @@ impl Relay {
                 Err(error) => {
                     tracing::warn!(%error, topic = self.store.topic, "events cannot be published; they wait in the event store");
                     known.connection = None;
+                    // The database may be another one now, set back to an earlier state.
+                    *self.quiet.lock().unwrap_or_else(PoisonError::into_inner) = None;
                     pauses.next().unwrap_or(POLL_INTERVAL)
                 }
             };
@@ -93,11 +101,15 @@ impl Relay {
     /// Measures the lag until told to stop: apart from publishing, which may be what hangs.
     pub async fn measure(&self, stop: CancellationToken) {
         let lag = gauge!("lastro_relay_lag_seconds", "topic" => self.store.topic);
+        let (mut last, mut measured) = (Duration::ZERO, Instant::now());
         loop {
             match self.lag().await {
-                Ok(age) => lag.set(age.as_secs_f64()),
+                Ok(age) => (last, measured) = (age, Instant::now()),
                 Err(error) => tracing::debug!(%error, topic = self.store.topic, "the lag cannot be measured"),
             }
+            // While it cannot be measured, what was stored just after the last time may be as old as that.
+            let unmeasured = measured.elapsed();
+            lag.set((last + if unmeasured > MEASURE_EVERY { unmeasured } else { Duration::ZERO }).as_secs_f64());
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(MEASURE_EVERY) => {}
@@ -108,7 +120,7 @@ impl Relay {
     /// The age of the oldest event that is not published, also of one that waits for an older transaction to end; of the oldest since it was asked for
     /// last.
     pub async fn lag(&self) -> Result<Duration, Error> {
-        let oldest = self.store.oldest_after(&self.database, self.cursor().await?).await?;
+        let oldest = self.store.oldest_after(&self.database, self.beyond_quiet(self.cursor().await?)).await?;
         let now = oldest.map_or(0, |recorded_us| now_us() - recorded_us);
         Ok(Duration::from_micros(now.max(self.peak_us.swap(0, Ordering::Relaxed)).max(0).unsigned_abs()))
     }
@@ -116,6 +128,12 @@ impl Relay {
     async fn cursor(&self) -> Result<Cursor, Error> {
         let sql = "SELECT incarnation, cluster, xid, seq FROM relay_cursors WHERE topic = $1";
         Ok(one(self.database.reader(), sql, [self.store.topic.into()]).await?.unwrap_or_default())
+    }
+
+    /// The place from which to read on after a cursor: further on, where it is known that nothing lies in between.
+    fn beyond_quiet(&self, cursor: Cursor) -> Cursor {
+        let quiet = *self.quiet.lock().unwrap_or_else(PoisonError::into_inner);
+        quiet.filter(|(after, _)| *after == cursor).map_or(cursor, |(_, up_to)| up_to)
     }
 
     /// Publishes one batch; how many events.
@@ -139,6 +157,11 @@ impl Relay {
         };
         let ours = self.cursor().await?;
         let (marker, read) = redis_streams::published(connection, topic).await?;
+        if let Some(marker) = marker.filter(|marker| marker.cursor > ours && read == known.attempted && !known.is_spoilt) {
+            // Redis did what it was asked to, and its answer or our own commit was lost.
+            self.keep_cursor(turn, marker.cursor).await?;
+            return Ok(1);
+        }
         let before = match marker.filter(|_| !known.is_spoilt) {
             // Redis may have lost the last second of what it was given. The earlier of the two cursors misses nothing.
             Some(marker) if marker.cursor <= ours => marker,
@@ -153,7 +176,7 @@ impl Relay {
                 redis_streams::new_epoch(begin)
             }
         };
-        let mut events = self.store.after(&self.database, before.cursor, BATCH).await?;
+        let (mut events, next) = self.store.read(&self.database, self.beyond_quiet(before.cursor), BATCH).await?;
         // Redis gets them in one message.
         let mut bytes = 0;
         let fits = |(_, event): &&(Cursor, Event)| {
@@ -163,8 +186,11 @@ impl Relay {
         };
         let fitting = events.iter().take_while(fits).count();
         events.truncate(fitting);
-        let Some((last, _)) = events.last() else { return Ok(0) };
-        let after = match redis_streams::publish(connection, topic, &read, before, &events).await? {
+        let Some((last, _)) = events.last() else {
+            *self.quiet.lock().unwrap_or_else(PoisonError::into_inner) = Some((before.cursor, next));
+            return Ok(0);
+        };
+        let after = match redis_streams::publish(connection, topic, &read, before, &events, &mut known.attempted).await? {
             Published::Yes(after) => after,
             Published::Moved => return Ok(0),
             Published::Foreign(which) => {
@@ -176,20 +202,24 @@ impl Relay {
         };
         known.is_spoilt = false;
         known.untrimmed += after.bytes.iter().sum::<u64>().saturating_sub(before.bytes.iter().sum());
+        // What is published again does not move it back: the marker says how far that has come.
+        self.keep_cursor(turn, ours.max(*last)).await?;
+        if known.untrimmed >= TRIM_AFTER_BYTES {
+            redis_streams::trim(connection, &self.bus, topic, &after).await?;
+            known.untrimmed = 0;
+        }
+        Ok(events.len())
+    }
+
+    /// Stores how far the relay has published, in the transaction of its turn where there is one.
+    async fn keep_cursor(&self, turn: Option<Transaction>, cursor: Cursor) -> Result<(), Error> {
         let sql = "INSERT INTO relay_cursors (topic, incarnation, cluster, xid, seq) VALUES ($1, $2, $3, $4, $5) \
                    ON CONFLICT (topic) DO UPDATE SET incarnation = excluded.incarnation, cluster = excluded.cluster, xid = excluded.xid, seq = excluded.seq";
         let tx = match turn {
             Some(tx) => tx,
             None => self.database.begin().await?,
         };
-        // What is published again does not move it back: the marker says how far that has come.
-        let furthest = ours.max(*last);
-        execute(&tx, sql, [topic.into(), furthest.incarnation.into(), furthest.cluster.into(), furthest.xid.into(), furthest.seq.into()]).await?;
-        tx.commit().await.map_err(Error::from)?;
-        if known.untrimmed >= TRIM_AFTER_BYTES {
-            redis_streams::trim(connection, &self.bus, topic, &after).await?;
-            known.untrimmed = 0;
-        }
-        Ok(events.len())
+        execute(&tx, sql, [self.store.topic.into(), cursor.incarnation.into(), cursor.cluster.into(), cursor.xid.into(), cursor.seq.into()]).await?;
+        Ok(tx.commit().await?)
     }
 }

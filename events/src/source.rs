@@ -59,8 +59,8 @@ impl Near {
 impl Fetch for Near {
     fn after(&self, cursor: Cursor, limit: u32) -> Given<'_, Page> {
         Box::pin(async move {
-            let found = self.store.after(&self.database, cursor, limit).await.map_err(|error| SourceError(error.to_string()))?;
-            let (next, has_more) = (found.last().map_or(cursor, |(cursor, _)| *cursor), found.len() >= limit as usize);
+            let (found, next) = self.store.read(&self.database, cursor, limit).await.map_err(|error| SourceError(error.to_string()))?;
+            let has_more = found.len() >= limit as usize;
             Ok(Page { events: found.into_iter().map(|(_, event)| event).collect(), cursor: next, has_more })
         })
     }

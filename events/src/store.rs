@@ -160,12 +160,20 @@ impl EventStore {
     /// Up to `limit` events after a cursor, in the order in which no later call can find one before. A cursor that the store does not know, since it
     /// is of a cluster in which the store never lived, is as good as none: reading begins anew.
     pub async fn after(&self, database: &Database, cursor: Cursor, limit: u32) -> Result<Vec<(Cursor, Event)>, Error> {
-        self.select(database, cursor, Horizon::Complete, limit).await
+        Ok(self.read(database, cursor, limit).await?.0)
+    }
+
+    /// As [`after`](Self::after), with the place from which to read on. After events it is the cursor of the last one. Where none are left it is as far
+    /// as it is sure that none will come any more: a reader that keeps it in memory does not look through what lies before again and again.
+    pub(crate) async fn read(&self, database: &Database, cursor: Cursor, limit: u32) -> Result<(Vec<(Cursor, Event)>, Cursor), Error> {
+        let (found, end) = self.select(database, cursor, Horizon::Complete, limit).await?;
+        let next = found.last().map_or(end.max(cursor), |(last, _)| *last);
+        Ok((found, next))
     }
 
     /// As [`after`](Self::after), with what is committed and may have others before it that are not yet. Whoever goes on from there misses them.
     pub async fn visible_after(&self, database: &Database, cursor: Cursor, limit: u32) -> Result<Vec<(Cursor, Event)>, Error> {
-        self.select(database, cursor, Horizon::Visible, limit).await
+        Ok(self.select(database, cursor, Horizon::Visible, limit).await?.0)
     }
 
     /// When the oldest event after a cursor was recorded, Unix microseconds: also of one that [`after`](Self::after) does not give yet. None when
@@ -187,7 +195,8 @@ impl EventStore {
         Ok(place.map_or(Cursor { xid: 0, seq: 0, ..cursor }, |place| Cursor { xid: place.xid, seq: place.seq, ..cursor }))
     }
 
-    async fn select(&self, database: &Database, cursor: Cursor, horizon: Horizon, limit: u32) -> Result<Vec<(Cursor, Event)>, Error> {
+    /// The events, and the place before which none can come any more.
+    async fn select(&self, database: &Database, cursor: Cursor, horizon: Horizon, limit: u32) -> Result<(Vec<(Cursor, Event)>, Cursor), Error> {
         if !database.is_postgres() {
             let sql = format!("SELECT {NO_XID} AS xid, {COLUMNS} FROM {} WHERE seq > $1 ORDER BY seq LIMIT {limit}", self.table);
             let mut rows: Vec<Row> = all(database.reader(), &sql, [cursor.seq.into()]).await?;
@@ -196,7 +205,8 @@ impl EventStore {
                 note_unknown(cursor);
                 rows = all(database.reader(), &sql, [0_i64.into()]).await?;
             }
-            return rows.into_iter().map(|row| Ok((Cursor { seq: row.seq, ..Cursor::default() }, row.event()?))).collect();
+            let event = |row: Row| Ok((Cursor { seq: row.seq, ..Cursor::default() }, row.event()?));
+            return Ok((rows.into_iter().map(event).collect::<Result<_, Error>>()?, Cursor::default()));
         }
         let clusters = clusters(database, self.table).await?;
         let (first, mut after) = clusters.place(cursor).unwrap_or_else(|| {
@@ -208,13 +218,18 @@ impl EventStore {
             let next = clusters.lived.get(index + 1);
             // Whatever the cluster before had counted up to.
             after = after.max((lived.first_xid - 1, i64::MAX));
-            // In the cluster of today something earlier may be committed yet, up to the horizon. Of those before everything is here.
-            let complete = if next.is_none() && horizon == Horizon::Complete { "AND xid < pg_snapshot_xmin(pg_current_snapshot())" } else { "" };
+            // In the cluster of today something earlier may be committed yet, up to the horizon. Of those before everything is here. And rows of those
+            // before may name transactions that this one has not begun: nobody is to look through them.
+            let bound = match (next, horizon) {
+                (Some(_), _) => "",
+                (None, Horizon::Complete) => "AND xid < pg_snapshot_xmin(pg_current_snapshot())",
+                (None, Horizon::Visible) => "AND xid < pg_snapshot_xmax(pg_current_snapshot())",
+            };
             let left = limit as usize - found.len();
             // xid8 goes through text: it is unsigned, and 2^63 transactions are far away. `+ 0` keeps the planner from taking the two bounds for a
             // narrow range: without statistics it would read and sort all that is left for each page, and not read on in the index.
             let sql = format!(
-                "SELECT xid::text::bigint AS xid, {COLUMNS} FROM {} WHERE (xid, seq) > ($1::text::xid8, $2) AND seq >= $3 AND seq + 0 < $4 {complete} \
+                "SELECT xid::text::bigint AS xid, {COLUMNS} FROM {} WHERE (xid, seq) > ($1::text::xid8, $2) AND seq >= $3 AND seq + 0 < $4 {bound} \
                  ORDER BY {0}.xid, seq LIMIT {left}",
                 self.table
             );
@@ -230,7 +245,14 @@ impl EventStore {
             }
             after = (0, 0);
         }
-        Ok(found)
+        // Asked before the events were: what had ended by then was seen.
+        let end = clusters.lived.last().map(|last| Cursor {
+            incarnation: last.incarnation,
+            cluster: last.cluster,
+            xid: clusters.oldest_running - 1,
+            seq: i64::MAX,
+        });
+        Ok((found, end.unwrap_or_default()))
     }
 }
 

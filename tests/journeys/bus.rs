@@ -47,6 +47,8 @@ pub fn trials() -> Vec<Trial> {
                 commits_that_cross(&rig).await?;
                 what_keeps_failing_takes_its_aggregate_along_and_nobody_else(&rig).await?;
                 what_is_foreign_is_put_aside(&rig).await?;
+                a_group_that_is_set_forward(&rig).await?;
+                a_stream_that_is_deleted(&rig).await?;
                 entries_that_are_deleted(&rig).await?;
                 a_reader_that_was_away(&rig).await?;
                 redis_is_bounded_by_bytes(&rig).await?;
@@ -72,17 +74,23 @@ struct Rig {
     _folder: tempfile::TempDir,
 }
 
-/// What was applied, by aggregate.
+/// What was applied, by aggregate: versions and ids.
 #[derive(Clone, Default)]
 struct Seen {
-    seen: Arc<Mutex<HashMap<Uuid, Vec<i64>>>>,
+    seen: Arc<Mutex<HashMap<Uuid, Vec<(i64, Uuid)>>>>,
     /// Whether poison does no harm any more.
     antidote: Arc<AtomicBool>,
 }
 
 impl Seen {
     fn of(&self, aggregate: Uuid) -> Vec<i64> {
-        self.seen.lock().expect("not poisoned").get(&aggregate).cloned().unwrap_or_default()
+        let seen = self.seen.lock().expect("not poisoned");
+        seen.get(&aggregate).map(|seen| seen.iter().map(|(version, _)| *version).collect()).unwrap_or_default()
+    }
+
+    /// The id of the event that was applied last.
+    fn last_of(&self, aggregate: Uuid) -> Option<Uuid> {
+        self.seen.lock().expect("not poisoned").get(&aggregate)?.last().map(|(_, id)| *id)
     }
 
     async fn wait_for(&self, aggregate: Uuid, versions: std::ops::RangeInclusive<i64>) -> Result<()> {
@@ -103,7 +111,7 @@ impl Handler for Seen {
 
     fn applied(&self, events: &[Event]) {
         let mut seen = self.seen.lock().expect("not poisoned");
-        events.iter().for_each(|event| seen.entry(event.aggregate_id).or_default().push(event.version));
+        events.iter().for_each(|event| seen.entry(event.aggregate_id).or_default().push((event.version, event.id)));
     }
 }
 
@@ -151,7 +159,7 @@ impl Rig {
         let tx = self.database.begin().await?;
         let event = STORE.append(&tx, aggregate, new_event(payload)).await?;
         tx.commit().await?;
-        self.bus.wake();
+        self.bus.wake(STORE.topic);
         Ok(event)
     }
 
@@ -181,9 +189,14 @@ struct Count {
     count: i64,
 }
 
+/// The key of a stream.
+fn stream_key(shard: u128) -> String {
+    format!("lastro:{{{}}}:stream:{shard}", STORE.topic)
+}
+
 /// The key of an aggregate's stream.
 fn stream_of(aggregate: Uuid) -> String {
-    format!("lastro:{{{}}}:stream:{}", STORE.topic, aggregate.as_u128() % 4)
+    stream_key(aggregate.as_u128() % 4)
 }
 
 impl Drop for Rig {
@@ -256,7 +269,7 @@ async fn commits_that_cross(rig: &Rig) -> Result<()> {
         rig.publish(quick, b"").await?;
         tokio::time::sleep(Duration::from_millis(300)).await;
         late.commit().await?;
-        rig.bus.wake();
+        rig.bus.wake(STORE.topic);
         rig.seen.wait_for(slow, 1..=1).await?;
         rig.seen.wait_for(quick, 1..=1).await?;
     }
@@ -292,7 +305,7 @@ async fn what_keeps_failing_takes_its_aggregate_along_and_nobody_else(rig: &Rig)
     rig.wait_for_count("SELECT count(*) AS count FROM inbox_parked", 0).await
 }
 
-/// Entries that are no events, events whose publisher does not know them, and events that were changed on their way.
+/// Entries that are no events, events that the relay did not add, and events of another relay whose publisher does not know them.
 async fn what_is_foreign_is_put_aside(rig: &Rig) -> Result<()> {
     let Some(mut redis) = rig.redis().await? else { return Ok(()) };
     let aggregate = Uuid::now_v7();
@@ -303,23 +316,79 @@ async fn what_is_foreign_is_put_aside(rig: &Rig) -> Result<()> {
         rig.publish(aggregate, b"").await?;
     }
     rig.seen.wait_for(aggregate, 1..=4).await?;
-    // Of an aggregate that nobody knows, ahead of its stream.
+    // The next event of a known aggregate, by somebody who is not the relay: it must not take the place of the true one.
+    let forged = new_event(b"").at(aggregate, 5, &lastro_events::event::GENESIS);
+    add_to_redis(&mut redis, "*", &forged).await?;
+    let fifth = rig.publish(aggregate, b"").await?;
+    rig.seen.wait_for(aggregate, 1..=5).await?;
+    assert_eq!(rig.seen.last_of(aggregate), Some(fifth.id));
+    // Two installations share a Redis: the other one's relay counts as ours does. Of an aggregate that nobody here knows, ahead of its stream.
     let stranger = new_event(b"").at(Uuid::now_v7(), 7, &lastro_events::event::GENESIS);
-    let mut command = redis::cmd("XADD");
-    command
-        .arg(stream_of(stranger.aggregate_id))
-        .arg("*")
-        .arg("id")
-        .arg(stranger.id.as_bytes())
-        .arg("aggregate")
-        .arg(stranger.aggregate_id.as_bytes());
-    command.arg("version").arg(7).arg("kind").arg(&stranger.kind).arg("payload").arg(&stranger.payload).arg("correlation").arg("x");
-    command.arg("causation").arg(Uuid::nil().as_bytes()).arg("recorded").arg(1).arg("digest").arg(&stranger.digest).arg("hash").arg(&stranger.hash);
-    command.query_async::<()>(&mut redis).await?;
+    let marker_key = format!("lastro:{{{}}}:marker", STORE.topic);
+    let marker: String = redis::cmd("GET").arg(&marker_key).query_async(&mut redis).await?;
+    let mut parts: Vec<String> = marker.split(' ').map(str::to_owned).collect();
+    let shard = (stranger.aggregate_id.as_u128() % 4) as usize;
+    let added = parts[2 + shard].parse::<u64>()? + 1;
+    parts[2 + shard] = added.to_string();
+    redis::cmd("SET").arg(&marker_key).arg(parts.join(" ")).query_async::<()>(&mut redis).await?;
+    add_to_redis(&mut redis, &format!("{}-{added}", parts[1]), &stranger).await?;
     rig.wait_for_count("SELECT count(*) AS count FROM dead_events", 1).await?;
     rig.wait_for_count("SELECT count(*) AS count FROM inbox_parked", 0).await?;
     rig.publish(aggregate, b"").await?;
-    rig.seen.wait_for(aggregate, 1..=5).await
+    rig.seen.wait_for(aggregate, 1..=6).await
+}
+
+/// Adds an event to its stream as the relay would.
+async fn add_to_redis(redis: &mut redis::aio::MultiplexedConnection, id: &str, event: &Event) -> Result<()> {
+    let mut command = redis::cmd("XADD");
+    command.arg(stream_of(event.aggregate_id)).arg(id).arg("id").arg(event.id.as_bytes()).arg("aggregate").arg(event.aggregate_id.as_bytes());
+    command.arg("version").arg(event.version).arg("kind").arg(&event.kind).arg("payload").arg(&event.payload).arg("correlation").arg("x");
+    command.arg("causation").arg(Uuid::nil().as_bytes()).arg("recorded").arg(1).arg("digest").arg(&event.digest).arg("hash").arg(&event.hash);
+    Ok(command.query_async::<()>(redis).await?)
+}
+
+/// Set forward by somebody while entries wait: the group was given nothing by that.
+async fn a_group_that_is_set_forward(rig: &Rig) -> Result<()> {
+    let Some(mut redis) = rig.redis().await? else { return Ok(()) };
+    rig.stop_consumer().await;
+    let aggregates: Vec<Uuid> = (0..8).map(|_| Uuid::now_v7()).collect();
+    for aggregate in &aggregates {
+        rig.publish(*aggregate, b"").await?;
+    }
+    wait_for_lag(rig, Duration::from_secs(10), |lag| lag == 0.0).await?;
+    for shard in 0..4 {
+        redis::cmd("XGROUP").arg("SETID").arg(stream_key(shard)).arg(GROUP).arg("$").query_async::<()>(&mut redis).await?;
+    }
+    rig.start_consumer();
+    for aggregate in &aggregates {
+        rig.seen.wait_for(*aggregate, 1..=1).await?;
+    }
+    Ok(())
+}
+
+/// One stream of four is deleted while its reader runs and while it does not.
+async fn a_stream_that_is_deleted(rig: &Rig) -> Result<()> {
+    let Some(mut redis) = rig.redis().await? else { return Ok(()) };
+    let aggregates: Vec<Uuid> = (0..8).map(|_| Uuid::now_v7()).collect();
+    for is_running in [true, false] {
+        if !is_running {
+            rig.stop_consumer().await;
+        }
+        for aggregate in aggregates.iter().chain(&aggregates) {
+            rig.publish(*aggregate, b"").await?;
+        }
+        redis::cmd("DEL").arg(stream_of(aggregates[0])).query_async::<()>(&mut redis).await?;
+        for aggregate in &aggregates {
+            rig.publish(*aggregate, b"").await?;
+        }
+        if !is_running {
+            rig.start_consumer();
+        }
+        for aggregate in &aggregates {
+            rig.seen.wait_for(*aggregate, 1..=if is_running { 3 } else { 6 }).await?;
+        }
+    }
+    Ok(())
 }
 
 /// The last event of an aggregate, so that no gap tells of it, and one with a later one.
@@ -332,7 +401,7 @@ async fn entries_that_are_deleted(rig: &Rig) -> Result<()> {
     }
     tokio::time::sleep(Duration::from_millis(500)).await;
     for shard in 0..4 {
-        let stream = format!("lastro:{{{}}}:stream:{shard}", STORE.topic);
+        let stream = stream_key(shard);
         let last: Vec<(String, redis::Value)> =
             redis::cmd("XREVRANGE").arg(&stream).arg("+").arg("-").arg("COUNT").arg(3).query_async(&mut redis).await?;
         // The last one and the third last one: at the end, and in the middle.
@@ -360,7 +429,7 @@ async fn a_reader_that_was_away(rig: &Rig) -> Result<()> {
     if let Some(mut redis) = rig.redis().await? {
         tokio::time::sleep(Duration::from_millis(500)).await;
         for shard in 0..4 {
-            let stream = format!("lastro:{{{}}}:stream:{shard}", STORE.topic);
+            let stream = stream_key(shard);
             let mut read = redis::cmd("XREADGROUP");
             read.arg("GROUP").arg(GROUP).arg("somebody that died").arg("COUNT").arg(3).arg("STREAMS").arg(&stream).arg(">");
             // Where the streams have begun anew meanwhile, there is no group.
@@ -385,13 +454,13 @@ async fn redis_is_bounded_by_bytes(rig: &Rig) -> Result<()> {
         let large = |aggregate: &Uuid| (*aggregate, new_event(&[aggregate.as_bytes().as_slice(), &vec![round; 20_000]].concat()));
         STORE.append_all(&tx, aggregates.iter().map(large).collect()).await?;
         tx.commit().await?;
-        rig.bus.wake();
+        rig.bus.wake(STORE.topic);
     }
     // 20 MB were published.
     wait_for_lag(rig, Duration::from_secs(20), |lag| lag == 0.0).await?;
     let mut bytes = 0;
     for shard in 0..4 {
-        let stream = format!("lastro:{{{}}}:stream:{shard}", STORE.topic);
+        let stream = stream_key(shard);
         bytes +=
             redis::cmd("MEMORY").arg("USAGE").arg(stream).arg("SAMPLES").arg(0).query_async::<Option<u64>>(&mut redis).await?.unwrap_or_default();
     }

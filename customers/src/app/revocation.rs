@@ -8,6 +8,7 @@ use lastro_proto::customers::events::v1::{SessionRevoked, TokensRevoked, user_ev
 use uuid::Uuid;
 
 use super::{App, tell};
+use crate::EVENTS;
 use crate::Error;
 use crate::store::sessions;
 use crate::store::users::{self, User};
@@ -37,7 +38,7 @@ impl App {
         let committed = tokio::spawn(async move {
             tx.commit().await.map_err(lastro_database::Error::from)?;
             known.insert(revoked);
-            bus.wake();
+            bus.wake(EVENTS.topic);
             Ok(())
         });
         committed.await.map_err(lastro_database::Error::corrupt)?

@@ -4,20 +4,22 @@ use std::sync::Arc;
 
 use tokio::sync::Notify;
 
+use super::wakes::Wakes;
+
 /// The bus within one process.
 #[derive(Clone, Default)]
 pub struct EmbeddedBus {
-    stored: Arc<Notify>,
+    wakes: Wakes,
 }
 
 impl EmbeddedBus {
-    /// Wakes every reader.
-    pub fn wake(&self) {
-        self.stored.notify_waiters();
+    /// Wakes the readers of a topic.
+    pub fn wake(&self, topic: &'static str) {
+        self.stored(topic).notify_waiters();
     }
 
-    /// Resolves when something is stored from now on.
-    pub(crate) fn stored_by_anybody(&self) -> tokio::sync::futures::Notified<'_> {
-        self.stored.notified()
+    /// Notified when something of a topic is stored, by anybody in this process.
+    pub(crate) fn stored(&self, topic: &'static str) -> Arc<Notify> {
+        self.wakes.of(topic)
     }
 }

@@ -15,10 +15,11 @@ use std::time::Duration;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncCommands as _, AsyncConnectionConfig, Client, Script, Value};
 use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use super::BusError;
+use super::wakes::Wakes;
 use crate::event::{Event, digest};
 use crate::inbox::{SHARDS, now_us};
 use crate::store::Cursor;
@@ -32,6 +33,8 @@ const BATCH: usize = 100;
 const BLOCK: Duration = Duration::from_millis(500);
 /// What a consumer took and never acknowledged is given to another after so long.
 const CLAIM_AFTER: Duration = Duration::from_secs(15);
+/// How long a reader waits before it looks again when nothing was published yet.
+const UNMARKED_PAUSE: Duration = Duration::from_millis(100);
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
 
 static PUBLISH: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("publish.lua")));
@@ -42,7 +45,7 @@ static CLAIM: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("clai
 #[derive(Clone)]
 pub struct RedisBus {
     client: Client,
-    stored: Arc<Notify>,
+    wakes: Wakes,
     /// Of each topic.
     bytes_max: u64,
 }
@@ -50,16 +53,17 @@ pub struct RedisBus {
 impl RedisBus {
     /// A bus on the server of a `redis://` URL, with so many bytes of each topic. Connects when first used.
     pub fn new(url: &str, bytes_max: u64) -> Result<Self, BusError> {
-        Ok(Self { client: Client::open(url)?, stored: Arc::default(), bytes_max })
+        Ok(Self { client: Client::open(url)?, wakes: Wakes::default(), bytes_max })
     }
 
-    /// Wakes the relay.
-    pub fn wake(&self) {
-        self.stored.notify_waiters();
+    /// Wakes the relay of a topic.
+    pub fn wake(&self, topic: &'static str) {
+        self.stored(topic).notify_waiters();
     }
 
-    pub(crate) fn stored(&self) -> Arc<Notify> {
-        self.stored.clone()
+    /// Notified when something of a topic is stored by this process.
+    pub(crate) fn stored(&self, topic: &'static str) -> Arc<Notify> {
+        self.wakes.of(topic)
     }
 
     pub(crate) async fn connect(&self) -> Result<MultiplexedConnection, BusError> {
@@ -75,8 +79,9 @@ impl RedisBus {
     pub(crate) async fn observe(&self, topic: &'static str, group: &'static str) -> Result<Observation, BusError> {
         let mut connection = self.connect().await?;
         make_groups(&mut connection, topic, group).await?;
+        // All of it at one moment: what is claimed in between would be neither pending nor counted.
         let mut pipeline = redis::pipe();
-        pipeline.get(marker_key(topic)).get(losses_key(topic, group));
+        pipeline.atomic().get(marker_key(topic)).get(losses_key(topic, group)).hgetall(given_key(topic, group));
         for shard in 0..SHARDS {
             pipeline.cmd("XINFO").arg("STREAM").arg(stream_key(topic, shard));
             pipeline.cmd("XINFO").arg("GROUPS").arg(stream_key(topic, shard));
@@ -87,9 +92,12 @@ impl RedisBus {
         let marker: Option<String> = redis::from_redis_value(next())?;
         let marker = marker.and_then(|text| text.parse::<Marker>().ok());
         let losses: Option<u64> = redis::from_redis_value(next())?;
+        let given: HashMap<String, String> = redis::from_redis_value(next())?;
         let mut shards = Vec::with_capacity(SHARDS as usize);
-        for _ in 0..SHARDS {
-            shards.push(Shard::read(next(), next(), next(), group)?);
+        for shard in 0..SHARDS {
+            let given = marker.zip(given.get(&stream_key(topic, shard))).map_or(EntryId::default(), |(marker, noted)| given_in(marker.epoch, noted));
+            let shard = Shard::read(next(), next(), next(), group)?;
+            shards.push(Shard { delivered: shard.delivered.min(given), ..shard });
         }
         Ok(Observation { marker, losses: losses.unwrap_or_default(), shards })
     }
@@ -111,6 +119,17 @@ fn marker_key(topic: &str) -> String {
 /// How often something of a group was lost in a way that leaves no other trace.
 fn losses_key(topic: &str, group: &str) -> String {
     format!("lastro:{{{topic}}}:losses:{group}")
+}
+
+/// The last entry of each stream that a group was given, with the epoch in which that was. Redis keeps such an id itself, which anybody may set.
+fn given_key(topic: &str, group: &str) -> String {
+    format!("lastro:{{{topic}}}:given:{group}")
+}
+
+/// What was noted there, if that was in this epoch.
+fn given_in(epoch: u64, noted: &str) -> EntryId {
+    let given = noted.split_once(' ').filter(|(of, _)| of.parse() == Ok(epoch));
+    given.and_then(|(_, id)| id.parse().ok()).unwrap_or_default()
 }
 
 /// The keys of versions up to 0.1.0, which counted nothing.
@@ -215,13 +234,15 @@ pub(crate) fn new_epoch(cursor: Cursor) -> Marker {
     Marker { cursor, epoch: (now_us() / 1000).unsigned_abs(), added: [0; SHARDS as usize], bytes: [0; SHARDS as usize] }
 }
 
-/// Adds events and moves the marker, all or nothing. `read` is the marker's text as it was read, `before` what it says or a new epoch's.
+/// Adds events and moves the marker, all or nothing. `read` is the marker's text as it was read, `before` what it says or a new epoch's; `attempted`
+/// is set to the text that it has afterwards, before it is tried.
 pub(crate) async fn publish(
     connection: &mut MultiplexedConnection,
     topic: &str,
     read: &str,
     before: Marker,
     events: &[(Cursor, Event)],
+    attempted: &mut String,
 ) -> Result<Published, BusError> {
     let Some((last, _)) = events.last() else { return Ok(Published::Yes(before)) };
     let begins_epoch = before.added == [0; SHARDS as usize];
@@ -238,7 +259,8 @@ pub(crate) async fn publish(
         after.bytes[shard] += bytes_of(event);
         entries.push((shard + 1, after.end_of(shard), *cursor, event, after.bytes[shard]));
     }
-    invocation.arg(read).arg(after.to_string()).arg(u8::from(begins_epoch)).arg(ENTRIES_MAX);
+    *attempted = after.to_string();
+    invocation.arg(read).arg(&*attempted).arg(u8::from(begins_epoch)).arg(ENTRIES_MAX);
     for (stream, id, cursor, event, bytes) in entries {
         let causation_id = event.causation_id.unwrap_or(Uuid::nil());
         invocation.arg(stream).arg(id.to_string()).arg(24);
@@ -383,8 +405,8 @@ impl Observation {
             }
             let end_of = |marker: Option<Marker>| marker.map(|marker| marker.end_of(index)).unwrap_or_default();
             let (end, covered) = (end_of(self.marker), end_of(earlier.marker));
-            // A stream to which nothing was added in this epoch may be any other's.
-            if end.n > 0 && now.last < end {
+            // What was there at the earlier look has been read from the event store since, whatever became of it.
+            if end > covered && now.last < end {
                 return Some("redis lost entries at the end of a stream");
             }
             // What was published at the earlier look has been read from the event store since.
@@ -435,9 +457,9 @@ pub(crate) struct Delivered {
 
 impl Subscription {
     /// The next entries; waits a while when there are none, and may give none. Where entries are gone that the group has not been given, none is given
-    /// unless holes may be passed.
-    pub async fn next(&mut self, passes_holes: bool) -> Result<Delivered, BusError> {
-        let result = self.read(passes_holes).await;
+    /// until what was published up to behind them has been read from the event store: `covered`.
+    pub async fn next(&mut self, covered: Option<Marker>) -> Result<Delivered, BusError> {
+        let result = self.read(covered).await;
         if result.is_err() {
             self.connection = None;
         }
@@ -454,7 +476,7 @@ impl Subscription {
         Ok(connection)
     }
 
-    async fn read(&mut self, passes_holes: bool) -> Result<Delivered, BusError> {
+    async fn read(&mut self, covered: Option<Marker>) -> Result<Delivered, BusError> {
         let mut connection = self.connection().await?;
         if self.claimed.is_none_or(|at| at.elapsed() > CLAIM_AFTER / 3) {
             self.claimed = Some(Instant::now());
@@ -464,18 +486,22 @@ impl Subscription {
             }
         }
         let mut invocation = READ.prepare_invoke();
+        invocation.key(marker_key(self.topic)).key(given_key(self.topic, self.group)).key(losses_key(self.topic, self.group));
         (0..SHARDS).for_each(|shard| {
             invocation.key(stream_key(self.topic, shard));
         });
-        invocation.arg(self.group).arg(&self.member).arg(BATCH).arg(u8::from(passes_holes));
+        invocation.arg(self.group).arg(&self.member).arg(BATCH);
+        (0..SHARDS as usize).for_each(|shard| {
+            invocation.arg(covered.map_or(EntryId::default(), |covered| covered.end_of(shard)).to_string());
+        });
         let mut answer: std::vec::IntoIter<Value> = invocation.invoke_async::<Vec<Value>>(&mut connection).await?.into_iter();
         let how: String = redis::from_redis_value(answer.next().unwrap_or(Value::Nil))?;
         let mut delivered = Delivered::default();
         match how.as_str() {
             "hole" => delivered.has_hole = true,
+            // Nothing was published yet, or the relay is about to begin anew.
+            "unmarked" => sleep(UNMARKED_PAUSE).await,
             "lost" => {
-                // Every replica is to learn of it, also if this one dies now.
-                let _: u64 = connection.incr(losses_key(self.topic, self.group), 1).await?;
                 make_groups(&mut connection, self.topic, self.group).await?;
                 delivered.has_hole = true;
             }
@@ -484,10 +510,8 @@ impl Subscription {
                 self.wait(&mut connection, &given).await?;
             }
             _ => {
-                for stream in answer {
-                    let (stream, entries): (String, Vec<(String, Value)>) = redis::from_redis_value(stream)?;
-                    delivered.add(&stream, entries);
-                }
+                let marker: String = redis::from_redis_value(answer.next().unwrap_or(Value::Nil))?;
+                self.add(&mut delivered, &marker, answer)?;
             }
         }
         Ok(delivered)
@@ -508,20 +532,44 @@ impl Subscription {
     /// Takes over what another member left, or this one in an earlier life.
     async fn claim(&self, connection: &mut MultiplexedConnection) -> Result<Delivered, BusError> {
         let mut invocation = CLAIM.prepare_invoke();
-        invocation.key(losses_key(self.topic, self.group));
+        invocation.key(marker_key(self.topic)).key(losses_key(self.topic, self.group));
         (0..SHARDS).for_each(|shard| {
             invocation.key(stream_key(self.topic, shard));
         });
         invocation.arg(self.group).arg(&self.member).arg(CLAIM_AFTER.as_millis() as u64).arg(BATCH);
-        let answer: Result<Vec<(String, Vec<(String, Value)>)>, _> = invocation.invoke_async(connection).await;
         let mut claimed = Delivered::default();
-        match answer {
-            Ok(answer) => answer.into_iter().for_each(|(stream, entries)| claimed.add(&stream, entries)),
+        match invocation.invoke_async::<Vec<Value>>(connection).await {
+            Ok(answer) => {
+                let mut answer = answer.into_iter();
+                let marker: String = redis::from_redis_value(answer.next().unwrap_or(Value::Nil))?;
+                self.add(&mut claimed, &marker, answer)?;
+            }
             // A stream or its group is not there: reading tells.
             Err(error) if error.code() == Some("NOGROUP") || error.to_string().contains("NOGROUP") => {}
             Err(error) => return Err(error.into()),
         }
         Ok(claimed)
+    }
+
+    /// Takes entries apart, given the marker of the same moment.
+    fn add(&self, delivered: &mut Delivered, marker: &str, answer: impl Iterator<Item = Value>) -> Result<(), BusError> {
+        let marker: Option<Marker> = marker.parse().ok();
+        for stream in answer {
+            let (stream, entries): (String, Vec<(String, Value)>) = redis::from_redis_value(stream)?;
+            let shard = (0..SHARDS).find(|shard| stream_key(self.topic, *shard) == stream);
+            // What the relay has added, it counted.
+            let end = marker.zip(shard).map(|(marker, shard)| marker.end_of(shard as usize));
+            let is_ours = |id: &str| end.zip(id.parse().ok()).is_some_and(|(end, id): (EntryId, EntryId)| id.epoch == end.epoch && id <= end);
+            for (id, fields) in entries {
+                let read = if is_ours(&id) { event(fields) } else { Err("it was not added by the relay".to_owned()) };
+                match read {
+                    Ok(event) => delivered.events.push(event),
+                    Err(what) => delivered.malformed.push(format!("{what}, in the entry {id} of {stream}")),
+                }
+                delivered.ids.entry(stream.clone()).or_default().push(id);
+            }
+        }
+        Ok(())
     }
 
     /// Tells Redis that entries are done with. Entries that are never acknowledged are delivered again.
@@ -531,22 +579,15 @@ impl Subscription {
         }
         let mut connection = self.connection().await?;
         let mut pipeline = redis::pipe();
+        pipeline.atomic();
+        if !delivered.malformed.is_empty() {
+            // Afterwards nothing else tells that something may be missing, and every replica has to know.
+            pipeline.incr(losses_key(self.topic, self.group), 1).ignore();
+        }
         for (stream, ids) in &delivered.ids {
             pipeline.xack(stream, self.group, ids).ignore();
         }
         Ok(pipeline.query_async::<()>(&mut connection).await?)
-    }
-}
-
-impl Delivered {
-    fn add(&mut self, stream: &str, entries: Vec<(String, Value)>) {
-        for (id, fields) in entries {
-            match event(fields) {
-                Ok(event) => self.events.push(event),
-                Err(what) => self.malformed.push(format!("{what}, in the entry {id} of {stream}")),
-            }
-            self.ids.entry(stream.to_owned()).or_default().push(id);
-        }
     }
 }
 

@@ -4,6 +4,7 @@ use lastro_mesh::call::Call;
 use uuid::Uuid;
 
 use super::App;
+use crate::ACCOUNT_EVENTS;
 use crate::Error;
 use crate::store::account_events::Cause;
 use crate::store::{accounts, operations, users};
@@ -21,6 +22,6 @@ pub async fn close_accounts(app: &App, call: &Call, user_id: &str) -> Result<(),
     let open: Vec<Uuid> = open.iter().map(|balance| balance.account_id).collect();
     accounts::close(&tx, &open, Cause { correlation_id: call.correlation_id.as_str(), event_id: None }).await?;
     tx.commit().await.map_err(lastro_database::Error::from)?;
-    app.bus.wake();
+    app.bus.wake(ACCOUNT_EVENTS.topic);
     Ok(())
 }

@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::App;
+use crate::ACCOUNT_EVENTS;
 use crate::domain::account::Account;
 use crate::store::account_events::Cause;
 use crate::store::accounts::{self, AccountWithBalance, Key};
@@ -59,7 +60,7 @@ pub async fn create_account(app: &App, call: &Call, caller: &Caller, request: Cr
     }
     tx.commit().await.map_err(lastro_database::Error::from)?;
     app.note_cleared(currency);
-    app.bus.wake();
+    app.bus.wake(ACCOUNT_EVENTS.topic);
     Ok(Opened { account: AccountWithBalance { account, posted: Minor::ZERO, held: Minor::ZERO }, replayed: false })
 }
 

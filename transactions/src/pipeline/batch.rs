@@ -20,6 +20,7 @@ use uuid::Uuid;
 use super::decision::{self, Origin, Settled};
 use super::stripes::Stripes;
 use super::{Accepted, BATCH_MAX, Job, NewOperation, Refused, Settler};
+use crate::EVENTS;
 use crate::domain::ledger::{Balance, Balances};
 use crate::domain::operation::{Operation, is_to_be_settled};
 use crate::store::ledger::{BalanceChange, Ledger, Lock, Writes};
@@ -286,7 +287,7 @@ impl Settler {
             Err(error) if error.kind == Kind::Unavailable => self.read_back(&stored, error).await?,
             committed => committed?,
         }
-        self.bus.wake();
+        self.bus.wake(EVENTS.topic);
         if stored.iter().any(|operation| is_to_be_settled(operation.state)) {
             self.unsettled.notify_one();
         }

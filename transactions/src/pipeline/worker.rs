@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::Settler;
 use super::batch::changed;
 use super::decision::{self, Origin, Settled};
+use crate::EVENTS;
 use crate::domain::operation::{Head, Operation, State, is_to_be_settled};
 use crate::store::ledger::{Claim, ClaimedOperation, DeadLetter, Ledger, Lock, OperationChange, Writes};
 
@@ -138,7 +139,7 @@ impl Settler {
         let all = claimed.iter().zip(operations.iter()).zip(settled);
         writes.updated = all.filter(|(_, settled)| *settled).map(|((claimed, one), _)| change(claimed, &one.operation)).collect();
         ledger.commit(&writes).await?;
-        self.bus.wake();
+        self.bus.wake(EVENTS.topic);
         self.settled.notify_waiters();
         Ok(true)
     }
