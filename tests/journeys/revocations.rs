@@ -250,8 +250,7 @@ async fn waits_grow(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-/// A user with very many accounts is deleted within the time of a call.
-/// More than a statement can have parameters.
+/// A user with more accounts than a statement can have parameters is deleted within the time of a call.
 async fn many_accounts_are_closed_at_once(rig: &Rig) -> Result<()> {
     let api = rig.server.api();
     let Someone { id, token, .. } = api.someone().await?;
