@@ -73,8 +73,10 @@ pub async fn over_grpc(channel: &Channel, someone: &Someone, key: &str, accounts
     match TransactionsServiceClient::new(channel.clone()).create_transaction(request).await {
         Ok(made) => Outcome::Accepted(made.into_inner().id),
         Err(status) if is_refusal(&status) => Outcome::Refused(format!("gRPC: {}", status.message())),
-        // tonic's client calls its own deadline CANCELLED.
-        Err(status) if matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled) => Outcome::Late,
+        Err(status) if status.code() == Code::DeadlineExceeded => Outcome::Late,
+        // tonic's client calls its own deadline CANCELLED, and so it calls a request that it never sent since the connection was closing.
+        Err(status) if status.code() == Code::Cancelled && status.message() == "operation was canceled" => Outcome::Elsewhere,
+        Err(status) if status.code() == Code::Cancelled => Outcome::Late,
         Err(status) if format!("{status:?}").contains("GoAway(b\"\", NO_ERROR, Remote)") => Outcome::Elsewhere,
         Err(status) => Outcome::Broken(format!("{status:?}")),
     }
