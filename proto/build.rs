@@ -2,6 +2,8 @@
 //! the method table and the sources that `lastro proto` writes. Pure Rust: no `protoc` on the machine.
 #![allow(clippy::disallowed_methods, reason = "a build script is told everything by its environment")]
 
+#[path = "build/offered.rs"]
+mod offered;
 #[path = "build/openapi.rs"]
 mod openapi;
 #[path = "build/words.rs"]
@@ -14,8 +16,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+use offered::Rest;
 use prost::Message as _;
-use prost_reflect::{DescriptorPool, DynamicMessage, Kind, MessageDescriptor, MethodDescriptor, ReflectMessage as _, Value};
+use prost_reflect::{DescriptorPool, DynamicMessage, Kind, MessageDescriptor, MethodDescriptor};
 use protox::file::{ChainFileResolver, GoogleFileResolver, IncludeFileResolver};
 
 /// Our files; what they import is found.
@@ -73,8 +76,8 @@ fn main() -> Result<()> {
         .fail_on_runtime_only(true)
         .compile()?;
     write_checks(&pool, &out)?;
-    write_rest(&descriptors, &out)?;
-    openapi::complete(&pool, &out)?;
+    offered::write(&pool, &out)?;
+    openapi::write(&pool, &out)?;
     write_tree(&pool, &out)?;
     write_permissions(&pool, &out)?;
     write_methods(&pool, &out)
@@ -236,16 +239,6 @@ fn rust_module(segment: &str) -> String {
     if segment == "type" { "r#type".to_owned() } else { segment.to_owned() }
 }
 
-fn write_rest(descriptors: &[u8], out: &Path) -> Result<()> {
-    use rest_over_grpc::build::{DescriptorOptions, Generator, OpenApiInfo, ServiceDefinition};
-    let options = DescriptorOptions::new().extern_path(".google.protobuf.Timestamp", TIMESTAMP).extern_path(".google.protobuf", "::pbjson_types");
-    let info = OpenApiInfo::new("Lastro", std::env::var("CARGO_PKG_VERSION")?);
-    let mut generator = Generator::builder().emit_tonic_bridge(false).emit_openapi_spec(Some(info)).build();
-    generator.add_all(ServiceDefinition::from_fds(descriptors, &options)?);
-    generator.write(out)?;
-    Ok(())
-}
-
 /// A module of the generated code: the files that it includes, and the modules within it by name.
 #[derive(Default)]
 struct Module {
@@ -271,28 +264,23 @@ impl Module {
     }
 }
 
-/// The module tree of the generated code, as the packages are named, and the list of the OpenAPI documents: a new package needs no line elsewhere.
+/// The module tree of the generated code, as the packages are named: a new package needs no line elsewhere.
 fn write_tree(pool: &DescriptorPool, out: &Path) -> Result<()> {
     let packages: BTreeSet<String> = pool.files().map(|file| file.package_name().to_owned()).collect();
-    let (mut tree, mut documents) = (Module::default(), String::from("&[\n"));
+    let mut tree = Module::default();
     for package in &packages {
         // The validation names messages of google.api, which the annotations are made of; of the others' packages nothing else is used.
         let endings: &[&str] = match package.as_str() {
             "google.api" => &[".rs"],
-            ours if ours.starts_with("lastro.") => &[".rs", ".serde.rs", ".rest.rs"],
+            ours if ours.starts_with("lastro.") => &[".rs", ".serde.rs"],
             _ => continue,
         };
         let path: Vec<String> = package.split('.').map(rust_module).collect();
         let files = endings.iter().map(|ending| format!("{}{ending}", path.join(".")));
         tree.at(&path).includes = files.filter(|file| out.join(file).exists()).collect();
-        if out.join(format!("{package}.openapi.json")).exists() {
-            writeln!(documents, "include_str!(concat!(env!(\"OUT_DIR\"), \"/{package}.openapi.json\")),")?;
-        }
     }
-    documents.push(']');
     let mut code = String::new();
     tree.write(&mut code)?;
-    fs::write(out.join("openapi.rs"), documents)?;
     fs::write(out.join("tree.rs"), code)?;
     Ok(())
 }
@@ -302,7 +290,8 @@ fn write_methods(pool: &DescriptorPool, out: &Path) -> Result<()> {
     let mut table = String::from("&[\n");
     for service in pool.services() {
         for method in service.methods() {
-            let (http_method, http_path, body) = http_rule(&method).unwrap_or_default();
+            let (http_method, http_path, body) = offered::http_rule(&method).unwrap_or_default();
+            let rest = Rest::of(&method);
             ensure!(body.is_empty() || body == "*", "{}: only body: \"*\" is read, or no body at all", method.full_name());
             let option = extension(&method, "lastro.type.v1.access").context("an access annotation")?;
             let option = |name: &str| option.get_field_by_name(name).map(std::borrow::Cow::into_owned);
@@ -324,13 +313,19 @@ fn write_methods(pool: &DescriptorPool, out: &Path) -> Result<()> {
                 method.method_descriptor_proto().options.as_ref().is_some_and(|options| options.idempotency_level.unwrap_or_default() != 0);
             writeln!(
                 table,
-                "    Method {{ service: {:?}, name: {:?}, path: \"/{}/{}\", access: {access}, http_method: {http_method:?}, http_path: {http_path:?}, retry_safe: {retry_safe}, \
+                "    Method {{ service: {:?}, name: {:?}, path: \"/{}/{}\", access: {access}, http_method: {http_method:?}, http_path: {http_path:?}, \
+                 success: Success::{}, takes_idempotency_key: {}, takes_wait: {}, reasons: &{:?}, streams: {}, retry_safe: {retry_safe}, \
                  takes_body: {}, path_fields: &{path_fields:?}, query: &[{query}], input: {:?}, class: Class::{class}, \
                  request_bytes_max: {} }},",
                 service.full_name(),
                 method.name(),
                 service.full_name(),
                 method.name(),
+                rest.success_variant(),
+                rest.takes_idempotency_key,
+                rest.takes_wait,
+                rest.reasons,
+                method.is_server_streaming(),
                 !body.is_empty(),
                 method.input().full_name(),
                 request_kb_max * 1024,
@@ -397,27 +392,16 @@ fn rest_fields(method: &MethodDescriptor, http_path: &str, body: &str) -> Result
         if http_path.contains(&format!("{{{}}}", field.name())) {
             in_path.push(field.json_name().to_owned());
         } else if !http_path.is_empty() && body.is_empty() {
-            let scalar = !field.is_list() && !field.is_map() && !matches!(field.kind(), Kind::Message(_));
-            ensure!(scalar, "{}: only scalar fields are read from a query", field.full_name());
-            let is_number = field.kind() == Kind::Int32;
-            write!(query, "Parameter {{ name: {:?}, proto_name: {:?}, is_number: {is_number} }}, ", field.json_name(), field.name())?;
+            let form = match field.kind() {
+                Kind::Int32 => "Number",
+                Kind::Bool => "Bool",
+                Kind::String | Kind::Enum(_) => "Text",
+                Kind::Message(of) if of.full_name() == "google.protobuf.Timestamp" => "Text",
+                _ => "",
+            };
+            ensure!(!form.is_empty() && !field.is_list(), "{}: such a field is not read from a query", field.full_name());
+            write!(query, "Parameter {{ name: {:?}, proto_name: {:?}, form: Form::{form} }}, ", field.json_name(), field.name())?;
         }
     }
     Ok((in_path, query))
-}
-
-/// Method, path and body of the REST route.
-fn http_rule(method: &MethodDescriptor) -> Option<(String, String, String)> {
-    let rule = extension(method, "google.api.http")?;
-    let body = rule.get_field_by_name("body").and_then(|body| body.as_str().map(str::to_owned)).unwrap_or_default();
-    ["get", "put", "post", "delete", "patch"].iter().find_map(|verb| {
-        let field = rule.descriptor().get_field_by_name(verb)?;
-        if !rule.has_field(&field) {
-            return None;
-        }
-        match rule.get_field(&field).into_owned() {
-            Value::String(path) => Some((verb.to_uppercase(), path, body.clone())),
-            _ => None,
-        }
-    })
 }

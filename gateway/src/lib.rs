@@ -1,20 +1,16 @@
-//! The gateway: HTTP/JSON to gRPC from the annotations in the protos, OpenAPI, and the edge's security. Knows no rule of the services;
-//! their errors pass through as problem+json.
+//! The gateway: HTTP/JSON to gRPC from the annotations in the protos, OpenAPI, and the edge's security. Knows no rule of the services, nor which
+//! there are; their errors pass through as problem+json.
 
-mod body;
+mod answer;
 mod docs;
 mod edge;
-mod headers;
-mod json_path;
 mod limits;
 mod openapi;
 mod problem;
-mod query;
 mod rest;
-mod routes;
 mod serve;
-mod words;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use lastro_mesh::health::Health;
@@ -27,15 +23,10 @@ pub use serve::serve;
 /// The service's name in logs and metrics.
 pub const NAME: &str = "gateway";
 
-/// The services that REST offers.
-pub const NEEDS: [&str; 2] = ["customers", "transactions"];
-
 /// What the gateway is made of.
 pub struct Settings {
-    /// The way to customers.
-    pub customers: Outbound,
-    /// The way to transactions.
-    pub transactions: Outbound,
+    /// The ways to the services, by the packages that they serve. What they serve by no way that is here is no route.
+    pub channels: HashMap<&'static str, Outbound>,
     /// Tells users apart for their rate limit; the services verify every token themselves.
     pub verifier: Arc<TokenVerifier>,
     /// How many requests are taken.

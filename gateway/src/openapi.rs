@@ -1,131 +1,167 @@
-//! `/openapi.json`: what the contracts generate, joined, with what only REST has: true statuses, problem+json, security, headers.
+//! `/openapi.json`: the document that is made from the contracts, with what REST adds: statuses, problem+json, security, headers.
+
+use std::collections::BTreeMap;
 
 use lastro_mesh::identity::Access;
-use lastro_proto::OPENAPI;
-use lastro_proto::methods::{METHODS, Method};
+use lastro_mesh::status::{self, Fixer, Reason};
+use lastro_proto::methods::{METHODS, Method, Success};
+use lastro_proto::{OPENAPI, reasons};
 use serde_json::{Map, Value, json};
+
+/// Where the API is, seen from the document: nothing else is sure, since whoever runs it gives it a name.
+const SERVER: &str = "/";
 
 /// The OpenAPI 3.1 document.
 pub fn document() -> Value {
-    let mut document = Value::Null;
-    for one in OPENAPI {
-        merge(&mut document, serde_json::from_str(one).unwrap_or_default());
-    }
+    let mut document: Value = serde_json::from_str(OPENAPI).unwrap_or_default();
     document["info"]["description"] = json!(
         "Money that moves: users, accounts, transactions. Amounts are decimal strings, times RFC 3339 UTC, errors problem+json (RFC 9457). \
          A path without a version, /api/…, means the current one."
     );
+    document["servers"] = json!([{ "url": SERVER, "description": "Where this document comes from." }]);
     document["components"]["securitySchemes"] = json!({ "bearer": { "type": "http", "scheme": "bearer", "bearerFormat": "JWT" } });
     document["components"]["schemas"]["Problem"] = problem_schema();
-    // Its key may come in a header.
-    let required = document["components"]["schemas"]["lastro.transactions.v1.CreateTransactionRequest"].get_mut("required");
-    required.and_then(Value::as_array_mut).into_iter().for_each(|required| required.retain(|name| name != "externalId"));
+    document["components"]["headers"] = json!({
+        "X-Correlation-Id": header("The id of this request, in every log line of it: the caller's, if it sent one that may be kept."),
+        "Location": header("Where the thing is."),
+        "Preference-Applied": header("That the header `Prefer` was heeded: `wait=5`."),
+        "Retry-After": { "description": "Seconds after which the same request may work.", "schema": { "type": "integer", "minimum": 1 } },
+        "Allow": header("The methods that the resource takes."),
+    });
     for method in METHODS.iter().filter(|method| !method.http_path.is_empty()) {
-        let verb = method.http_method.to_lowercase();
-        if let Some(operation) = document.get_mut("paths").and_then(|paths| paths.get_mut(method.http_path)).and_then(|path| path.get_mut(&verb)) {
-            complete(operation, method);
-        }
+        complete(&mut document, method);
     }
     document
 }
 
-/// Adds what is missing; objects are joined.
-fn merge(into: &mut Value, other: Value) {
-    match (into, other) {
-        (Value::Object(into), Value::Object(other)) => {
-            for (key, value) in other {
-                merge(into.entry(key).or_insert(Value::Null), value);
-            }
-        }
-        (into @ Value::Null, other) => *into = other,
-        _ => {}
-    }
+fn header(description: &str) -> Value {
+    json!({ "description": description, "schema": { "type": "string" } })
 }
 
-fn complete(operation: &mut Value, method: &Method) {
-    if method.access == Access::Public {
-        operation["security"] = json!([]);
-    } else {
-        operation["security"] = json!([{ "bearer": [] }]);
-    }
-    let success = operation["responses"].get("200").cloned().unwrap_or_else(|| json!({ "description": "Done." }));
+fn complete(document: &mut Value, method: &Method) {
+    let verb = method.http_method.to_lowercase();
+    let Some(operation) = document.get_mut("paths").and_then(|paths| paths.get_mut(method.http_path)?.get_mut(&verb)) else { return };
+    operation["security"] = if method.access == Access::Public { json!([]) } else { json!([{ "bearer": [] }]) };
+    let success = operation["responses"]["200"].take();
     let mut responses = Map::new();
     for (status, description) in successes(method) {
-        let mut response = success.clone();
+        let mut response = if *status == "204" { json!({}) } else { success.clone() };
         response["description"] = json!(description);
-        if *status == "204" {
-            response = json!({ "description": description });
-        }
+        response["headers"]["X-Correlation-Id"] = refer("headers", "X-Correlation-Id");
         if matches!(*status, "201" | "202") {
-            response["headers"]["Location"] = json!({ "description": "Where it is.", "schema": { "type": "string" } });
+            response["headers"]["Location"] = refer("headers", "Location");
+        }
+        if method.takes_wait {
+            response["headers"]["Preference-Applied"] = refer("headers", "Preference-Applied");
         }
         responses.insert((*status).to_owned(), response);
     }
-    let problem = json!({
-        "description": "A problem (RFC 9457): 400 a broken rule, 401 no valid token, 403 a missing permission, 404 none or somebody else's, \
-                        409 or 422 a conflict, 429 too many requests, 503 busy or away.",
-        "content": { "application/problem+json": { "schema": { "$ref": "#/components/schemas/Problem" } } }
-    });
-    let mut problems = vec!["400", "429", "503"];
-    if method.access != Access::Public {
-        problems.extend(["401", "403"]);
+    let mut by_status: BTreeMap<u16, Vec<&Reason>> = BTreeMap::new();
+    for reason in reasons_of(method) {
+        by_status.entry(reason.http_status).or_default().push(reason);
     }
-    if method.http_path.contains('{') || method.name == "CreateTransaction" {
-        problems.push("404");
+    for (status, reasons) in by_status {
+        let said: Vec<String> = reasons.iter().map(|reason| format!("`{}`: {}.", reason.name, reason.title)).collect();
+        let is_temporary = reasons.iter().any(|reason| reason.fixer == Fixer::Time);
+        responses.insert(status.to_string(), problem(&said.join("\n\n"), is_temporary));
     }
-    match method.name {
-        "CreateTransaction" => problems.push("422"),
-        "CreateUser" | "CreateAccount" => problems.extend(["409", "422"]),
-        "UpdateUser" | "DeleteUser" => problems.push("409"),
-        "Login" | "Refresh" => problems.push("401"),
-        _ => {}
-    }
-    for status in problems.into_iter().chain(["default"]) {
-        responses.insert(status.to_owned(), problem.clone());
-    }
+    responses.insert("default".to_owned(), problem("Any other problem (RFC 9457): its `reason` says which.", true));
     operation["responses"] = Value::Object(responses);
-    if successes(method).iter().any(|(status, _)| *status == "201") {
-        let header = |name: &str, description: &str| json!({ "name": name, "in": "header", "required": false, "description": description, "schema": { "type": "string" } });
-        let parameters = operation["parameters"].as_array().cloned().unwrap_or_default();
-        let mut added = vec![header("Idempotency-Key", "In place of externalId; if both are given they must be the same.")];
-        if method.name == "CreateTransaction" {
-            added.push(header("Prefer", "`wait=5`: answer when the outcome is known, after 5 seconds at the latest; at most 30. Beats the body."));
-        }
-        operation["parameters"] = Value::Array(parameters.into_iter().chain(added).collect());
+
+    let mut parameters = operation["parameters"].as_array().cloned().unwrap_or_default();
+    let mut add = |name: &str, description: &str| {
+        parameters.push(json!({ "name": name, "in": "header", "required": false, "description": description, "schema": { "type": "string" } }));
+    };
+    if method.takes_idempotency_key {
+        add("Idempotency-Key", "In place of `externalId`; if both are given they must be the same.");
+    }
+    if method.takes_wait {
+        add("Prefer", "`wait=5`: answer when the outcome is known, after 5 seconds at the latest; at most 30. Beats the body.");
+    }
+    if method.streams {
+        add("Last-Event-ID", "In place of `lastEventId`: the id of the last event that was received, after which the stream goes on.");
+    }
+    if !parameters.is_empty() {
+        operation["parameters"] = Value::Array(parameters);
+    }
+    if method.takes_idempotency_key {
+        // The key may come in the header.
+        let schema = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].as_str().unwrap_or_default();
+        let pointer = schema.trim_start_matches('#').to_owned();
+        let required = document.pointer_mut(&pointer).and_then(|schema| schema.get_mut("required")).and_then(Value::as_array_mut);
+        required.into_iter().for_each(|required| required.retain(|name| name != "externalId"));
     }
 }
 
+fn refer(kind: &str, name: &str) -> Value {
+    json!({ "$ref": format!("#/components/{kind}/{name}") })
+}
+
+fn problem(description: &str, is_temporary: bool) -> Value {
+    let mut problem = json!({
+        "description": description,
+        "headers": { "X-Correlation-Id": refer("headers", "X-Correlation-Id") },
+        "content": { "application/problem+json": { "schema": refer("schemas", "Problem") } },
+    });
+    if is_temporary {
+        problem["headers"]["Retry-After"] = refer("headers", "Retry-After");
+    }
+    problem
+}
+
+/// Why a call may be refused: what its method says, and what every call may be refused for.
+fn reasons_of(method: &Method) -> Vec<&'static Reason> {
+    let own = method.reasons.iter().filter_map(|name| reasons::by_name(name));
+    let mut all = vec![&status::INVALID_ARGUMENT, &status::RATE_LIMITED, &status::INTERNAL, &status::UNAVAILABLE, &status::DEADLINE_EXCEEDED];
+    if method.access != Access::Public {
+        all.extend([&status::UNAUTHENTICATED, &status::PERMISSION_DENIED]);
+    }
+    if method.takes_body {
+        all.extend([&reasons::MALFORMED_JSON, &reasons::UNSUPPORTED_MEDIA_TYPE, &status::BODY_TOO_LARGE, &status::BODY_TOO_SLOW]);
+    }
+    all.into_iter().chain(own).collect()
+}
+
 fn successes(method: &Method) -> &'static [(&'static str, &'static str)] {
-    match method.name {
-        "CreateUser" | "CreateAccount" => &[("200", "A repetition, by its idempotency key, of a call that made it."), ("201", "Made.")],
-        "DeleteUser" => &[("204", "Gone.")],
-        "CreateTransaction" => &[
-            ("200", "A repetition of a transaction whose outcome is known."),
-            ("201", "The outcome was waited for and is known; it may be REJECTED."),
+    match method.success {
+        Success::Created => &[("200", "A repetition, by its idempotency key, of a call that made it."), ("201", "Made.")],
+        Success::NoContent => &[("204", "Done.")],
+        Success::Accepted => &[
+            ("200", "A repetition of a call whose outcome is known."),
+            ("201", "The outcome was waited for and is known; `state` tells it, and it may be a refusal."),
             ("202", "Durably accepted."),
         ],
-        _ => &[("200", "Done.")],
+        Success::Ok if method.streams => &[
+            ("200", "Events, as they happen: `id` and `data` each, which is the message."),
+            ("204", "The stream ended with the event that was named."),
+        ],
+        Success::Ok => &[("200", "Done.")],
     }
 }
 
 fn problem_schema() -> Value {
+    let names: Vec<&str> = reasons::all().map(|reason| reason.name).collect();
     json!({
         "type": "object",
-        "description": "RFC 9457.",
+        "description": "Why a request was refused (RFC 9457).",
         "required": ["type", "title", "status", "detail", "reason", "correlationId", "errors"],
         "properties": {
-            "type": { "type": "string", "format": "uri" },
-            "title": { "type": "string" },
-            "status": { "type": "integer" },
-            "detail": { "type": "string" },
-            "reason": { "type": "string", "enum": lastro_proto::reasons::all().map(|reason| reason.name).collect::<Vec<_>>() },
-            "correlationId": { "type": "string" },
+            "type": { "type": "string", "format": "uri", "description": "Stands for the reason." },
+            "title": { "type": "string", "description": "The reason in one sentence." },
+            "status": { "type": "integer", "description": "The HTTP status." },
+            "detail": { "type": "string", "description": "What is wrong this time." },
+            "reason": { "type": "string", "description": "Why, for programs. New ones may be added.", "examples": names },
+            "correlationId": { "type": "string", "description": "The id of the request, in every log line of it." },
             "errors": {
                 "type": "array",
+                "description": "The fields at fault.",
                 "items": {
                     "type": "object",
                     "required": ["field", "description"],
-                    "properties": { "field": { "type": "string" }, "description": { "type": "string" } }
+                    "properties": {
+                        "field": { "type": "string", "description": "Its path in the request." },
+                        "description": { "type": "string", "description": "What it must be." }
+                    }
                 }
             }
         }
@@ -154,14 +190,14 @@ mod tests {
     fn the_rules_and_the_words_of_the_contracts_are_there() {
         let document = document();
         let schemas = &document["components"]["schemas"];
-        let create = &schemas["lastro.transactions.v1.CreateTransactionRequest"];
+        let create = &schemas["CreateTransactionRequest"];
         assert_eq!(create["required"], json!(["type", "amount"]), "the key may come in a header");
         assert_eq!(create["additionalProperties"], json!(false));
         assert_eq!(create["properties"]["type"]["enum"], json!(["DEPOSIT", "WITHDRAWAL", "TRANSFER"]));
         assert_eq!(create["properties"]["externalId"]["maxLength"], json!(128));
         assert_eq!(create["properties"]["metadata"]["propertyNames"]["minLength"], json!(1));
         assert_eq!(create["properties"]["metadata"]["additionalProperties"]["maxLength"], json!(500));
-        let update = &schemas["lastro.customers.v1.UpdateUserRequest"];
+        let update = &schemas["UpdateUserRequest"];
         assert_eq!((update.get("required"), update["properties"].get("id")), (None, None), "the id is in the path, and nothing has to change");
         assert_eq!(update["properties"]["roles"]["items"]["enum"], json!(["USER", "ADMIN", "PROVIDER"]));
         let list = &document["paths"]["/api/v1/transactions"]["get"]["parameters"][0];
@@ -171,7 +207,7 @@ mod tests {
         );
         assert_eq!(document["paths"]["/api/v1/users/{id}"]["get"]["parameters"][0]["schema"]["format"], json!("uuid"));
         // Every field of every message says what it is.
-        for (name, schema) in schemas.as_object().expect("schemas").iter().filter(|(name, _)| name.starts_with("lastro.")) {
+        for (name, schema) in schemas.as_object().expect("schemas") {
             assert!(schema["description"].is_string(), "{name}");
             for (field, property) in schema["properties"].as_object().into_iter().flatten() {
                 assert!(property["description"].is_string(), "{name}.{field}");

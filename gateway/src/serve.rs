@@ -3,7 +3,6 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use http_body_util::Full;
 use hyper::service::service_fn;
 use lastro_mesh::serve::Listener;
 use lastro_mesh::supervise::{Work, keep_running};
@@ -35,11 +34,11 @@ pub async fn serve(gateway: Gateway, listener: Listener, stop: CancellationToken
         }
     };
     tokio::spawn(forget);
-    lastro_mesh::serve::serve(listener, stop, move |peer| {
-        let gateway = gateway.clone();
+    lastro_mesh::serve::serve(listener, stop.clone(), move |peer| {
+        let (gateway, stop) = (gateway.clone(), stop.clone());
         service_fn(move |request| {
-            let (gateway, peer) = (gateway.clone(), peer.clone());
-            async move { Ok::<_, Infallible>(gateway.0.handle(request, &peer).await.map(Full::new)) }
+            let (gateway, peer, stop) = (gateway.clone(), peer.clone(), stop.clone());
+            async move { Ok::<_, Infallible>(gateway.0.handle(request, &peer, &stop).await) }
         })
     })
     .await;

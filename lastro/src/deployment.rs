@@ -11,7 +11,7 @@ use prost::Message as _;
 use prost_types::{FileDescriptorProto, FileDescriptorSet};
 use serde_json::json;
 
-use crate::services::{IDENTITY, SERVICES, called_by};
+use crate::services::{IDENTITY, SERVICES, called_by, offered_over_rest};
 
 /// Where each file goes, and what it is made from.
 const FILES: [(&str, &str); 4] = [
@@ -34,7 +34,7 @@ pub fn write(dir: &Path) -> Result<()> {
 /// Prints what whoever deploys services needs to know of them.
 #[allow(clippy::print_stdout, reason = "what the command was asked for")]
 pub fn list() {
-    println!("{:#}", json!({ "services": services(), "gateway": { "name": lastro_gateway::NAME, "calls": lastro_gateway::NEEDS } }));
+    println!("{:#}", json!({ "services": services(), "gateway": { "name": lastro_gateway::NAME, "calls": offered_over_rest() } }));
 }
 
 fn services() -> serde_json::Value {
@@ -103,7 +103,7 @@ fn comment(file: &FileDescriptorProto, path: &[i32]) -> String {
 fn render(name: &str, template: &str) -> Result<String> {
     let mut environment = Environment::new();
     environment.set_undefined_behavior(minijinja::UndefinedBehavior::Strict);
-    let values = context! { services => Serde(services()), topics => Serde(topics()?), gateway_calls => lastro_gateway::NEEDS };
+    let values = context! { services => Serde(services()), topics => Serde(topics()?), gateway_calls => offered_over_rest().to_vec() };
     // The engine leaves out the last line break of a template.
     Ok(environment.render_named_str(name, template, values).with_context(|| format!("the template of {name} cannot be filled in"))? + "\n")
 }

@@ -43,13 +43,13 @@ pub struct CallLimits {
 }
 
 /// The inbound stack of one service.
-pub fn inbound(service: &'static Service, verifier: &Arc<TokenVerifier>, limits: CallLimits) -> Inbound {
-    stack(service.name, methods_of(service), verifier, limits)
+pub fn inbound(service: &'static Service, verifier: &Arc<TokenVerifier>, limits: CallLimits, stop: &CancellationToken) -> Inbound {
+    stack(service.name, methods_of(service), verifier, limits, stop)
 }
 
 /// The inbound stack of what every listener has beside its services: health and reflection.
-pub fn inbound_common(verifier: &Arc<TokenVerifier>, limits: CallLimits) -> Inbound {
-    stack("lastro", std::iter::empty(), verifier, limits)
+pub fn inbound_common(verifier: &Arc<TokenVerifier>, limits: CallLimits, stop: &CancellationToken) -> Inbound {
+    stack("lastro", std::iter::empty(), verifier, limits, stop)
 }
 
 fn stack(
@@ -57,6 +57,7 @@ fn stack(
     methods: impl Iterator<Item = &'static methods::Method> + Clone,
     verifier: &Arc<TokenVerifier>,
     limits: CallLimits,
+    stop: &CancellationToken,
 ) -> Inbound {
     let own = || methods.clone();
     Inbound {
@@ -65,6 +66,8 @@ fn stack(
         verifier: verifier.clone(),
         concurrency_max: limits.concurrency_max,
         request_bytes_max: Arc::new(own().map(|method| (method.path, method.request_bytes_max)).chain([HEALTH_CHECK]).collect()),
+        streaming: Arc::new(own().filter(|method| method.streams).map(|method| method.path).collect()),
+        stop: stop.clone(),
         timeout_default: limits.deadline_max,
         timeout_max: limits.deadline_max,
         metrics: Arc::new(MethodMetrics::new(name, own().map(|method| method.path))),

@@ -7,9 +7,11 @@ mod revocations;
 pub mod run;
 
 use std::collections::HashMap;
+use std::sync::LazyLock;
 
 use lastro_events::bus::Bus;
 use lastro_events::{EventStore, Source, Topic};
+use lastro_mesh::outbound::Outbound;
 use lastro_migrations::Rights;
 use lastro_proto::methods::{METHODS, Method};
 use lastro_service::Service;
@@ -68,6 +70,25 @@ pub fn methods_of(service: &'static Service) -> impl Iterator<Item = &'static Me
     let has_events = !service.publishes.is_empty() || !service.reads.is_empty();
     let packages = move || service.packages.iter().chain(service.internal).copied().chain(has_events.then_some(PACKAGE));
     METHODS.iter().filter(move |method| packages().any(|package| method.service.rsplit_once('.').is_some_and(|(of, _)| of == package)))
+}
+
+/// The names of the services that REST offers methods of.
+pub fn offered_over_rest() -> &'static [&'static str] {
+    static NAMES: LazyLock<Vec<&str>> = LazyLock::new(|| {
+        let offered = SERVICES.iter().filter(|service| methods_of(service).any(|method| !method.http_path.is_empty()));
+        offered.map(|service| service.name).collect()
+    });
+    &NAMES
+}
+
+/// The gateway's ways to the packages that services serve, by the ways to the services.
+pub fn channels_of_gateway(channel: impl Fn(&'static str) -> Outbound) -> HashMap<&'static str, Outbound> {
+    let offered = SERVICES.iter().filter(|service| offered_over_rest().contains(&service.name));
+    let of_one = |service: &&'static Service| {
+        let channel = channel(service.name);
+        service.packages.iter().map(move |package| (*package, channel.clone())).collect::<Vec<_>>()
+    };
+    offered.flat_map(of_one).collect()
 }
 
 /// What the role of a service may do with its tables.
@@ -153,8 +174,12 @@ mod tests {
     }
 
     #[test]
-    fn the_gateway_reaches_every_service_that_rest_offers() {
-        let offered = SERVICES.iter().filter(|service| methods_of(service).any(|method| !method.http_path.is_empty()));
-        assert_eq!(offered.map(|service| service.name).collect::<Vec<_>>(), lastro_gateway::NEEDS);
+    fn the_gateway_reaches_every_method_that_rest_offers() {
+        for method in METHODS.iter().filter(|method| !method.http_path.is_empty()) {
+            let (package, _) = method.service.rsplit_once('.').expect("a package");
+            let serves = |service: &&&Service| service.packages.contains(&package);
+            let serving = SERVICES.iter().find(serves).unwrap_or_else(|| panic!("{}: nobody serves its package to clients", method.path));
+            assert!(offered_over_rest().contains(&serving.name), "{}", method.path);
+        }
     }
 }

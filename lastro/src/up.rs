@@ -23,7 +23,7 @@ use crate::process::{Process, Telemetry, bind};
 use crate::routes::{Common, Dispatch, inbound, inbound_common, keys_of, outbound};
 use crate::services::policy::parsed_policy;
 use crate::services::run::keep_fresh;
-use crate::services::{IDENTITY, SERVICES, by_name, readers_of, topics_of};
+use crate::services::{IDENTITY, SERVICES, by_name, channels_of_gateway, readers_of, topics_of};
 use crate::storage::Storage;
 
 /// Runs until SIGTERM or Ctrl-C.
@@ -73,7 +73,7 @@ pub async fn up(settings: UpSettings) -> Result<()> {
         };
         let verifier = Arc::new(verifier);
         keep_fresh(&process, &verifier);
-        let inbound = inbound(service, &verifier, settings.call_limits());
+        let inbound = inbound(service, &verifier, settings.call_limits(), &process.stop);
         places[service.name].set(inbound.wrap(lastro_service::events::add_to(all, service, storage.of(service), readers_of)));
         outside.extend(Dispatch::public_of(service, &inbound.wrap(public)));
         jobs.into_iter().for_each(|job| process.keep_working(service.name, job));
@@ -82,8 +82,7 @@ pub async fn up(settings: UpSettings) -> Result<()> {
     let gateway_verifier = Arc::new(TokenVerifier::new(keys_of(channel(lastro_gateway::NAME, IDENTITY)), None, revoked));
     keep_fresh(&process, &gateway_verifier);
     let gateway = Gateway::new(lastro_gateway::Settings {
-        customers: channel(lastro_gateway::NAME, lastro_customers::NAME),
-        transactions: channel(lastro_gateway::NAME, lastro_transactions::NAME),
+        channels: channels_of_gateway(|service| channel(lastro_gateway::NAME, service)),
         verifier: gateway_verifier.clone(),
         limits: settings.rate_limits,
         concurrency_max: settings.concurrency_max,
@@ -91,7 +90,7 @@ pub async fn up(settings: UpSettings) -> Result<()> {
         health: process.health.clone(),
     });
     let common = Common::new();
-    let others = inbound_common(&gateway_verifier, settings.call_limits()).wrap(common.routes(settings.reflection)?);
+    let others = inbound_common(&gateway_verifier, settings.call_limits(), &process.stop).wrap(common.routes(settings.reflection)?);
     let dispatch = Dispatch { services: outside, rest: others };
 
     let listening = Listening { rest: rest.local_addr()?, grpc: grpc.local_addr()?, ops: operations.local_addr()? };

@@ -56,6 +56,8 @@ pub struct Call {
     pub address: Option<IpAddr>,
     /// True when the caller asked to wait for an outcome: not a slow call to a breaker, and no bulkhead slot.
     pub waits: bool,
+    /// True for a call whose answers come as long as its caller likes: its deadline, if it set none itself, is for the first of them.
+    pub streams: bool,
     /// What the call holds of the service that handles it.
     pub slot: Slot,
 }
@@ -71,6 +73,7 @@ impl Call {
             token: None,
             address: None,
             waits: false,
+            streams: false,
             slot: Slot::default(),
         }
     }

@@ -6,16 +6,18 @@ mod deadline;
 mod frame;
 mod heartbeat;
 mod identity;
+mod lasting;
 mod receive;
 mod shed;
 mod telemetry;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Request, Response};
+use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tower::util::BoxCloneSyncService;
 use tower::{Service, ServiceBuilder};
@@ -40,6 +42,10 @@ pub struct Inbound {
     pub concurrency_max: usize,
     /// The largest request message of each method, in bytes. What is not listed streams, and is not received beforehand.
     pub request_bytes_max: Arc<HashMap<&'static str, usize>>,
+    /// The methods that answer again and again.
+    pub streaming: Arc<HashSet<&'static str>>,
+    /// Ends streams when the process is told to stop.
+    pub stop: CancellationToken,
     /// The deadline of a caller that set none.
     pub timeout_default: Duration,
     /// The longest deadline that is kept.
@@ -65,11 +71,18 @@ impl Inbound {
             // Outside of the deadline, which guards until the head of the answer, and inside of what judges its end.
             .layer_fn(|inner| heartbeat::Heartbeat { inner })
             // Before any waiting, so that waiting counts.
-            .layer_fn(|inner| deadline::Deadline { inner, timeout_default: self.timeout_default, timeout_max: self.timeout_max })
+            .layer_fn(|inner| deadline::Deadline {
+                inner,
+                timeout_default: self.timeout_default,
+                timeout_max: self.timeout_max,
+                streaming: self.streaming.clone(),
+            })
             // Outside of the slots: who sends a request by halves must not hold one.
             .layer_fn(|inner| receive::Receive::new(inner, self.request_bytes_max.clone()))
             // Before anything that costs, such as a signature.
             .layer_fn(|inner| shed::Shed::new(inner, self.concurrency_max))
+            // Inside of the slots, which are for what ends soon.
+            .layer_fn(|inner| lasting::Lasting::new(inner, self.streaming.clone(), self.stop.clone()))
             // Last: validation follows in the codec when the handler's request is decoded.
             .layer_fn(|inner| identity::Identity { inner, access: self.access.clone(), verifier: self.verifier.clone() })
             .service(service);

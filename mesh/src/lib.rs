@@ -15,6 +15,7 @@ pub mod outcome;
 pub mod page;
 pub mod private_headers;
 pub mod serve;
+mod shares;
 pub mod shutdown;
 pub mod status;
 pub mod supervise;

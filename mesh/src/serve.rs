@@ -83,6 +83,8 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// What one HTTP/2 connection may send before it is read: of a part of Lastro, and of somebody else.
 const WINDOW_BYTES: u32 = 1 << 20;
 const WINDOW_OF_OTHERS_BYTES: u32 = 1 << 18;
+/// Calls at once on one HTTP/2 connection of another part of Lastro, which has few connections and bounds its calls itself.
+const STREAMS_OF_OURS: u32 = 20_000;
 /// Headers of a request together: as HTTP/2 counts them, which is what gRPC takes by default, and as HTTP/1.1 sends them, with the request's line.
 const HEADERS_BYTES_MAX: u32 = 8 * 1024;
 const HTTP1_HEAD_BYTES_MAX: usize = 32 * 1024;
@@ -271,7 +273,10 @@ impl Connection {
 }
 
 fn builder(streams: u32, ours: Ours) -> auto::Builder<TokioExecutor> {
-    let window_bytes = if ours == Ours::Yes { WINDOW_BYTES } else { WINDOW_OF_OTHERS_BYTES };
+    let (window_bytes, streams) = match ours {
+        Ours::Yes => (WINDOW_BYTES, streams.max(STREAMS_OF_OURS)),
+        Ours::No => (WINDOW_OF_OTHERS_BYTES, streams),
+    };
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(HTTP1_HEAD_BYTES_MAX);
     builder

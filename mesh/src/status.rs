@@ -81,6 +81,8 @@ reasons! {
     BODY_TOO_LARGE: OutOfRange, 413, Caller, "The request body is too large";
     /// The request did not come within 10 s.
     BODY_TOO_SLOW: DeadlineExceeded, 408, Caller, "The request body did not come in time";
+    /// The reader of a stream did not take what came for half a minute.
+    SLOW_READER: ResourceExhausted, 429, Caller, "The stream was read too slowly";
     /// The caller went away.
     CANCELLED: Cancelled, 499, Caller, "The caller cancelled";
 }

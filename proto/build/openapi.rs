@@ -1,36 +1,238 @@
-//! Completes the OpenAPI documents with what only the contracts know: what each field means (its comment) and which values it takes (its
-//! validation rules). A rule that is not known here stops the build, so that no document promises more than the services take.
+//! The OpenAPI document of what REST offers, from the contracts alone: paths, parameters, what each field means (its comment) and which values it
+//! takes (its validation rules). A rule that is not known here stops the build, so that no document promises more than the services take.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use prost_reflect::{DescriptorPool, DynamicMessage, EnumDescriptor, FieldDescriptor, Kind, MessageDescriptor, MethodDescriptor, Value};
 use prost_types::FileDescriptorProto;
 use serde_json::{Map, Value as Json, json};
 
-/// Every document in the folder.
-pub fn complete(pool: &DescriptorPool, out: &Path) -> Result<()> {
-    let inputs = inputs(pool);
-    for entry in fs::read_dir(out)? {
-        let path = entry?.path();
-        if !path.to_string_lossy().ends_with(".openapi.json") {
-            continue;
+use crate::offered::http_rule;
+
+/// Writes `openapi.json`.
+pub fn write(pool: &DescriptorPool, out: &Path) -> Result<()> {
+    let offered: Vec<MethodDescriptor> =
+        pool.services().flat_map(|service| service.methods().collect::<Vec<_>>()).filter(|method| http_rule(method).is_some()).collect();
+    let schemas = Schemas::new(pool, &offered)?;
+    let (mut paths, mut tags) = (Map::new(), Vec::new());
+    for method in &offered {
+        let (verb, path, _) = http_rule(method).context("a route")?;
+        let tag = tag(method);
+        if !tags.iter().any(|one: &Json| one["name"] == tag) {
+            let service = method.parent_service();
+            let file = service.parent_file();
+            tags.push(json!({ "name": tag, "description": comment(file.file_descriptor_proto(), service.path()).unwrap_or_default() }));
         }
-        let mut document: Json = serde_json::from_str(&fs::read_to_string(&path)?)?;
-        let schemas = document["components"]["schemas"].as_object_mut().context("schemas")?;
-        for (name, schema) in schemas.iter_mut() {
-            if let Some(message) = pool.get_message_by_name(name).filter(|message| message.package_name().starts_with("lastro.")) {
-                complete_message(schema, &message, inputs.contains(name)).with_context(|| name.clone())?;
-            } else if let Some(one) = pool.get_enum_by_name(name) {
-                complete_enum(schema, &one);
+        let operation = schemas.operation(method).with_context(|| method.full_name().to_owned())?;
+        let taken = paths.entry(path).or_insert_with(|| json!({}));
+        ensure!(taken.get(verb.to_lowercase()).is_none(), "{}: another method has its route", method.full_name());
+        taken[verb.to_lowercase()] = operation;
+    }
+    let document = json!({
+        "openapi": "3.1.0",
+        "info": { "title": "Lastro", "version": std::env::var("CARGO_PKG_VERSION")? },
+        "tags": tags,
+        "paths": paths,
+        "components": { "schemas": schemas.all(&offered)? },
+    });
+    fs::write(out.join("openapi.json"), serde_json::to_string_pretty(&document)?)?;
+    Ok(())
+}
+
+/// `UsersService` is `Users`.
+fn tag(method: &MethodDescriptor) -> String {
+    method.parent_service().name().trim_end_matches("Service").to_owned()
+}
+
+/// The names of messages and enums in the document.
+struct Schemas {
+    /// By full name.
+    names: BTreeMap<String, String>,
+    messages: Vec<MessageDescriptor>,
+    enums: Vec<EnumDescriptor>,
+    inputs: BTreeSet<String>,
+}
+
+impl Schemas {
+    /// Of everything that the methods take and answer.
+    fn new(pool: &DescriptorPool, offered: &[MethodDescriptor]) -> Result<Self> {
+        let mut open: Vec<MessageDescriptor> = offered.iter().flat_map(|method| [method.input(), method.output()]).collect();
+        let (mut messages, mut enums) = (BTreeMap::new(), BTreeMap::new());
+        while let Some(message) = open.pop() {
+            let is_ours = message.full_name().starts_with("lastro.");
+            if !is_ours || messages.contains_key(message.full_name()) {
+                continue;
+            }
+            let mut note = |kind: &Kind| match kind {
+                Kind::Message(of) => open.push(of.clone()),
+                Kind::Enum(one) => {
+                    enums.insert(one.full_name().to_owned(), one.clone());
+                }
+                _ => {}
+            };
+            for field in message.fields() {
+                match field.kind() {
+                    Kind::Message(entry) if entry.is_map_entry() => note(&entry.map_entry_value_field().kind()),
+                    kind => note(&kind),
+                }
+            }
+            messages.insert(message.full_name().to_owned(), message);
+        }
+        let mut names = BTreeMap::new();
+        let all =
+            messages.values().map(|one| (one.full_name(), one.package_name())).chain(enums.values().map(|one| (one.full_name(), one.package_name())));
+        for (full_name, package) in all {
+            // `lastro.transactions.v1.Transaction.State` is TransactionState.
+            let short: String = full_name.strip_prefix(package).unwrap_or(full_name).split('.').collect();
+            let other = names.values().any(|name| *name == short);
+            ensure!(!other, "{full_name}: another message that REST shows has the name {short}");
+            names.insert(full_name.to_owned(), short);
+        }
+        Ok(Self { names, messages: messages.into_values().collect(), enums: enums.into_values().collect(), inputs: inputs(pool) })
+    }
+
+    fn reference(&self, full_name: &str) -> Result<Json> {
+        let name = self.names.get(full_name).with_context(|| format!("{full_name} has no schema"))?;
+        Ok(json!({ "$ref": format!("#/components/schemas/{name}") }))
+    }
+
+    fn operation(&self, method: &MethodDescriptor) -> Result<Json> {
+        let (_, path, body) = http_rule(method).context("a route")?;
+        let file = method.parent_file();
+        let text = comment(file.file_descriptor_proto(), method.path()).context("a comment")?;
+        let media = if method.is_server_streaming() { "text/event-stream" } else { "application/json" };
+        let mut operation = json!({
+            "operationId": method.name(),
+            "summary": first_sentence(&text),
+            "description": text,
+            "tags": [tag(method)],
+            "responses": { "200": { "content": { media: { "schema": self.reference(method.output().full_name())? } } } },
+        });
+        let (mut parameters, mut needs_body) = (Vec::new(), false);
+        for field in method.input().fields() {
+            let in_path = is_in_path(&path, &field);
+            if !in_path && !body.is_empty() {
+                needs_body |= is_required(&field);
+                continue;
+            }
+            let mut schema = self.of_field(&field)?;
+            // A parameter is described as a whole.
+            let description = schema.as_object_mut().and_then(|schema| schema.remove("description")).unwrap_or_default();
+            let place = if in_path { "path" } else { "query" };
+            let required = in_path || is_required(&field);
+            parameters.push(json!({ "name": field.json_name(), "in": place, "required": required, "description": description, "schema": schema }));
+        }
+        if !parameters.is_empty() {
+            operation["parameters"] = json!(parameters);
+        }
+        if !body.is_empty() {
+            // A body that may be empty need not be there.
+            let schema = self.reference(method.input().full_name())?;
+            operation["requestBody"] = json!({ "required": needs_body, "content": { "application/json": { "schema": schema } } });
+        }
+        Ok(operation)
+    }
+
+    /// The schemas that the operations refer to.
+    fn all(&self, offered: &[MethodDescriptor]) -> Result<Map<String, Json>> {
+        let mut all = Map::new();
+        for message in &self.messages {
+            let of_route = offered.iter().find(|method| method.input() == *message);
+            let (path, body) = of_route.and_then(http_rule).map(|(_, path, body)| (path, body)).unwrap_or_default();
+            if of_route.is_some() && body.is_empty() {
+                // All of it stands in the path and the query.
+                continue;
+            }
+            let schema = self.of_message(message, &path).with_context(|| message.full_name().to_owned())?;
+            all.insert(self.names[message.full_name()].clone(), schema);
+        }
+        for one in &self.enums {
+            all.insert(self.names[one.full_name()].clone(), of_enum(one));
+        }
+        Ok(all)
+    }
+
+    /// A message, without what stands in the path.
+    fn of_message(&self, message: &MessageDescriptor, path: &str) -> Result<Json> {
+        let is_input = self.inputs.contains(message.full_name());
+        let (mut properties, mut required) = (Map::new(), Vec::new());
+        for field in message.fields().filter(|field| !is_in_path(path, field)) {
+            properties.insert(field.json_name().to_owned(), self.of_field(&field).with_context(|| field.name().to_owned())?);
+            // Answers carry every field, but for messages and choices that are not there.
+            let is_always_there = !is_input && !field.supports_presence();
+            if is_always_there || (is_input && is_required(&field)) {
+                required.push(json!(field.json_name()));
             }
         }
-        complete_operations(&mut document, pool)?;
-        fs::write(&path, serde_json::to_string_pretty(&document)?)?;
+        let mut schema = json!({ "type": "object", "properties": properties });
+        if !required.is_empty() {
+            schema["required"] = json!(required);
+        }
+        if is_input {
+            schema["additionalProperties"] = json!(false);
+        }
+        describe(&mut schema, comment(message.parent_file().file_descriptor_proto(), message.path()));
+        Ok(schema)
     }
-    Ok(())
+
+    fn of_field(&self, field: &FieldDescriptor) -> Result<Json> {
+        let mut schema = if field.is_map() {
+            let entry = field.kind().as_message().context("an entry")?.clone();
+            json!({ "type": "object", "additionalProperties": self.of_kind(&entry.map_entry_value_field().kind())? })
+        } else if field.is_list() {
+            json!({ "type": "array", "items": self.of_kind(&field.kind())? })
+        } else {
+            self.of_kind(&field.kind())?
+        };
+        if let Some(rules) = rules(field) {
+            apply(&mut schema, &rules, Some(&field.kind()))?;
+        }
+        let file = field.parent_message().parent_file();
+        describe(&mut schema, comment(file.file_descriptor_proto(), field.path()));
+        Ok(schema)
+    }
+
+    /// As protobuf's JSON mapping has it.
+    fn of_kind(&self, kind: &Kind) -> Result<Json> {
+        Ok(match kind {
+            Kind::Bool => json!({ "type": "boolean" }),
+            Kind::String => json!({ "type": "string" }),
+            Kind::Bytes => json!({ "type": "string", "format": "byte" }),
+            Kind::Int32 | Kind::Sint32 | Kind::Sfixed32 => json!({ "type": "integer", "format": "int32" }),
+            Kind::Uint32 | Kind::Fixed32 => json!({ "type": "integer", "format": "int64", "minimum": 0 }),
+            Kind::Int64 | Kind::Sint64 | Kind::Sfixed64 => json!({ "type": "string", "format": "int64" }),
+            Kind::Uint64 | Kind::Fixed64 => json!({ "type": "string", "format": "uint64" }),
+            Kind::Float | Kind::Double => bail!("no contract has floating point"),
+            Kind::Enum(one) => self.reference(one.full_name())?,
+            Kind::Message(of) => match of.full_name() {
+                "google.protobuf.Timestamp" => json!({ "type": "string", "format": "date-time" }),
+                "google.protobuf.Duration" => json!({ "type": "string", "pattern": "^-?[0-9]+([.][0-9]{1,9})?s$" }),
+                other => self.reference(other)?,
+            },
+        })
+    }
+}
+
+fn of_enum(one: &EnumDescriptor) -> Json {
+    let file = one.parent_file();
+    let of = |path: &[i32]| comment(file.file_descriptor_proto(), path).unwrap_or_default();
+    let values: Vec<String> = one.values().map(|value| format!("`{}`: {}", value.name(), of(value.path()))).collect();
+    let names: Vec<String> = one.values().map(|value| value.name().to_owned()).collect();
+    let mut schema = json!({ "type": "string", "enum": names });
+    describe(&mut schema, Some([vec![of(one.path())], values].concat().join("\n\n")));
+    schema
+}
+
+fn is_in_path(path: &str, field: &FieldDescriptor) -> bool {
+    path.contains(&format!("{{{}}}", field.name()))
+}
+
+/// Up to the first full stop before a space, without it.
+fn first_sentence(text: &str) -> &str {
+    text.split_once(". ").map_or(text, |(first, _)| first).split("\n\n").next().unwrap_or_default().trim_end_matches('.')
 }
 
 /// Messages that come from clients: fields that are not in them are refused.
@@ -45,73 +247,6 @@ pub fn inputs(pool: &DescriptorPool) -> BTreeSet<String> {
     found
 }
 
-fn complete_message(schema: &mut Json, message: &MessageDescriptor, is_input: bool) -> Result<()> {
-    describe(schema, comment(message.parent_file().file_descriptor_proto(), message.path()));
-    let mut required = Vec::new();
-    for field in message.fields() {
-        let Some(property) = schema["properties"].get_mut(field.json_name()) else { continue };
-        complete_field(property, &field).with_context(|| field.name().to_owned())?;
-        if is_required(&field) {
-            required.push(json!(field.json_name()));
-        }
-    }
-    if !required.is_empty() {
-        schema["required"] = Json::Array(required);
-    }
-    if is_input {
-        schema["additionalProperties"] = json!(false);
-    }
-    Ok(())
-}
-
-fn complete_enum(schema: &mut Json, one: &EnumDescriptor) {
-    let file = one.parent_file();
-    let of = |path: &[i32]| comment(file.file_descriptor_proto(), path).unwrap_or_default();
-    let values: Vec<String> = one.values().map(|value| format!("`{}`: {}", value.name(), of(value.path()))).collect();
-    describe(schema, Some([vec![of(one.path())], values].concat().join("\n\n")));
-}
-
-/// What each operation does, and the rules of its parameters.
-fn complete_operations(document: &mut Json, pool: &DescriptorPool) -> Result<()> {
-    let methods: Vec<MethodDescriptor> = pool.services().flat_map(|service| service.methods().collect::<Vec<_>>()).collect();
-    let paths = document["paths"].as_object_mut().context("paths")?;
-    let mut in_paths = Vec::new();
-    for operation in paths.values_mut().filter_map(Json::as_object_mut).flat_map(Map::values_mut) {
-        let name = operation["operationId"].as_str().context("an operationId")?.to_owned();
-        let method = methods.iter().find(|method| method.name() == name).with_context(|| name.clone())?;
-        let file = method.parent_file();
-        describe(operation, comment(file.file_descriptor_proto(), method.path()));
-        operation["tags"] = json!([method.parent_service().name().trim_end_matches("Service")]);
-        for parameter in operation.get_mut("parameters").and_then(Json::as_array_mut).into_iter().flatten() {
-            let field = method.input().fields().find(|field| parameter["name"] == field.json_name() || parameter["name"] == field.name());
-            let field = field.with_context(|| format!("{name}: {}", parameter["name"]))?;
-            complete_field(&mut parameter["schema"], &field)?;
-            // A parameter is described as a whole.
-            let description = parameter["schema"].as_object_mut().and_then(|schema| schema.remove("description"));
-            parameter["description"] = description.unwrap_or_default();
-            if parameter["in"] == "path" {
-                in_paths.push((method.input().full_name().to_owned(), field.json_name().to_owned()));
-            }
-        }
-        // A body that may be empty need not be there.
-        let needs_body = method.input().fields().any(|field| is_required(&field) && !in_paths.iter().any(|(_, path)| path == field.json_name()));
-        if operation.get("requestBody").is_some() {
-            operation["requestBody"]["required"] = json!(needs_body);
-        }
-    }
-    for (message, field) in in_paths {
-        if let Some(schema) = document["components"]["schemas"].get_mut(&message) {
-            schema["properties"].as_object_mut().map(|properties| properties.remove(&field));
-            let required: Vec<Json> = schema["required"].as_array().into_iter().flatten().filter(|name| **name != field).cloned().collect();
-            schema.as_object_mut().map(|schema| schema.remove("required"));
-            if !required.is_empty() {
-                schema["required"] = Json::Array(required);
-            }
-        }
-    }
-    Ok(())
-}
-
 fn describe(schema: &mut Json, text: Option<String>) {
     if let Some(text) = text.filter(|text| !text.is_empty()) {
         schema["description"] = json!(text);
@@ -122,7 +257,36 @@ fn describe(schema: &mut Json, text: Option<String>) {
 fn comment(file: &FileDescriptorProto, path: &[i32]) -> Option<String> {
     let location = file.source_code_info.as_ref()?.location.iter().find(|location| location.path == path)?;
     let paragraphs = location.leading_comments().trim().split("\n\n").map(|text| text.split_whitespace().collect::<Vec<_>>().join(" "));
-    Some(paragraphs.collect::<Vec<_>>().join("\n\n"))
+    Some(in_json(&paragraphs.collect::<Vec<_>>().join("\n\n")))
+}
+
+/// A comment names fields as the contract does; JSON writes `external_id` as `externalId`.
+fn in_json(text: &str) -> String {
+    let mut written = String::with_capacity(text.len());
+    for (index, part) in text.split('`').enumerate() {
+        if index > 0 {
+            written.push('`');
+        }
+        let is_name = index % 2 == 1
+            && part.contains('_')
+            && part.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_.".contains(&byte));
+        if !is_name {
+            written.push_str(part);
+            continue;
+        }
+        let mut upper = false;
+        for character in part.chars() {
+            match character {
+                '_' => upper = true,
+                _ if upper => {
+                    written.push(character.to_ascii_uppercase());
+                    upper = false;
+                }
+                _ => written.push(character),
+            }
+        }
+    }
+    written
 }
 
 pub fn rules(field: &FieldDescriptor) -> Option<DynamicMessage> {
@@ -134,20 +298,6 @@ pub fn rules(field: &FieldDescriptor) -> Option<DynamicMessage> {
 /// The fields that are set.
 fn set_fields(message: &DynamicMessage) -> Vec<(String, Value)> {
     message.fields().map(|(field, value)| (field.name().to_owned(), value.clone())).collect()
-}
-
-fn complete_field(schema: &mut Json, field: &FieldDescriptor) -> Result<()> {
-    if let Kind::Message(message) = field.kind()
-        && message.full_name() == "google.protobuf.Duration"
-    {
-        schema["pattern"] = json!("^-?[0-9]+([.][0-9]{1,9})?s$");
-    }
-    if let Some(rules) = rules(field) {
-        apply(schema, &rules, Some(&field.kind()))?;
-    }
-    let file = field.parent_message().parent_file();
-    describe(schema, comment(file.file_descriptor_proto(), field.path()));
-    Ok(())
 }
 
 /// The rules of a field, of an item, or of a key, in the words of JSON Schema.

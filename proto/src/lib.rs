@@ -1,7 +1,8 @@
 //! The contracts of Lastro, generated from `proto/lastro/**/*.proto`: messages with their JSON, clients, servers, validation,
-//! REST routes, the OpenAPI document, the table of methods, and the registry of reasons that errors carry.
+//! what REST offers, the OpenAPI document, the table of methods, and the registry of reasons that errors carry.
 
 pub mod methods;
+pub mod offered;
 pub mod permissions;
 pub mod reasons;
 pub mod time;
@@ -14,13 +15,6 @@ mod generated {
     include!(concat!(env!("OUT_DIR"), "/checks.rs"));
 }
 pub use generated::lastro::*;
-
-/// REST routes to every annotated method, over implementations of the generated `…Service` traits.
-#[allow(missing_docs, clippy::all, clippy::pedantic)]
-pub mod rest {
-    use super::generated::lastro;
-    include!(concat!(env!("OUT_DIR"), "/transcoder.rest.rs"));
-}
 
 /// Every file with its imports, encoded as a `google.protobuf.FileDescriptorSet`.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
@@ -42,5 +36,5 @@ pub fn must_be(message: &str, path: &str) -> Option<&'static str> {
 /// Name and text of every public proto file and of its imports.
 pub const SOURCES: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/sources.rs"));
 
-/// The OpenAPI document of each package that REST offers, as generated; the gateway joins and completes them.
-pub const OPENAPI: &[&str] = include!(concat!(env!("OUT_DIR"), "/openapi.rs"));
+/// The OpenAPI document of what REST offers: paths, parameters and schemas. The gateway completes it with what it adds itself.
+pub const OPENAPI: &str = include_str!(concat!(env!("OUT_DIR"), "/openapi.json"));

@@ -18,6 +18,16 @@ pub struct Method {
     pub http_method: &'static str,
     /// Path template of the REST route, or empty.
     pub http_path: &'static str,
+    /// The status of a success over REST.
+    pub success: Success,
+    /// Whether the header `Idempotency-Key` may carry the idempotency key.
+    pub takes_idempotency_key: bool,
+    /// Whether the header `Prefer` may say for how long to wait.
+    pub takes_wait: bool,
+    /// The reasons that it may be refused for, beside those that every call may be.
+    pub reasons: &'static [&'static str],
+    /// Whether it answers again and again.
+    pub streams: bool,
     /// Whether a second call does no harm: `idempotency_level` in the proto.
     pub retry_safe: bool,
     /// Whether the REST route reads the whole message from the body (`body: "*"`). Then nothing of it comes from the query.
@@ -41,8 +51,32 @@ pub struct Parameter {
     pub name: &'static str,
     /// Its name in the proto, which is read as well: `page_size`.
     pub proto_name: &'static str,
-    /// Whether it is a whole number of 32 bits.
-    pub is_number: bool,
+    /// How it is written.
+    pub form: Form,
+}
+
+/// How a parameter is written in a query, and then in JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// A whole number of 32 bits.
+    Number,
+    /// `true` or `false`.
+    Bool,
+    /// Anything else: in JSON it is a string.
+    Text,
+}
+
+/// The status of a success over REST: `Rest.Success` in the contracts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Success {
+    /// 200.
+    Ok,
+    /// 201 with a `Location`, or 200 for a repetition.
+    Created,
+    /// 204, without a body.
+    NoContent,
+    /// 202 as long as the outcome is not known or was not waited for, then 201; 200 for a repetition that has it.
+    Accepted,
 }
 
 /// With which other methods a method is judged by a breaker. An unknown one is a write.

@@ -140,7 +140,7 @@ pub async fn somebody_elses_things_are_not_found(world: &World) -> Result<()> {
         assert_eq!(strip(theirs.body), strip(none.body), "nobody can tell somebody else's from none");
         checked.push(method.name);
     }
-    assert_eq!(checked.len(), 6, "{checked:?}");
+    assert!(checked.len() >= 7, "{checked:?}");
     // What is named in a body.
     let mine = api.account(&stranger.token, "BRL").await?;
     for source in [account.clone(), uuid::Uuid::now_v7().to_string()] {

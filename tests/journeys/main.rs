@@ -24,6 +24,7 @@ mod rest;
 mod revocations;
 mod sessions;
 mod stores;
+mod streams;
 mod tokens;
 mod traces;
 mod transfers;
@@ -165,6 +166,7 @@ fn main() {
         sessions: refresh_rotates, reused_refresh_token_ends_the_session, the_last_traded_refresh_token_may_come_again,
             a_token_that_was_never_given_ends_nothing, attempts_are_counted_before_they_are_made, a_user_with_40000_sessions_can_be_disabled,
             the_oldest_session_goes, no_revocation_is_forgotten, logout_is_dead_everywhere, password_change_ends_sessions, logins_are_throttled;
+        streams: a_stream_ends_with_its_transaction, changes_come_as_they_happen;
         tokens: forged_and_stale_tokens_are_refused;
         transfers: deposit_transfer_withdraw, lacking_funds_is_an_answer, a_hundred_withdrawals_one_wins, amounts_that_are_none, waits,
             histories_and_events, what_others_may_see;
@@ -184,6 +186,7 @@ fn main() {
     trials.extend(pipeline::trials());
     trials.extend(revocations::trials());
     trials.extend(stores::trials());
+    trials.extend(streams::trials());
     trials.extend(cli::trials());
     for kind in [Kind::Embedded, Kind::Stack] {
         let shared = shared.clone();

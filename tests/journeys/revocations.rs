@@ -257,7 +257,7 @@ async fn many_accounts_are_closed_at_once(rig: &Rig) -> Result<()> {
     let mut hand = rig.session().await?;
     let many = format!(
         "WITH made AS (INSERT INTO accounts (id, owner_id, currency_code, display_name, system, create_time_us) \
-         SELECT gen_random_uuid(), '{id}', 'BRL', '', false, 0 FROM generate_series(1, 70000) RETURNING id) \
+         SELECT gen_random_uuid(), '{id}', 'BRL', '', false, 0 FROM generate_series(1, 66000) RETURNING id) \
          INSERT INTO balances (account_id, posted, held, version, system, closed) SELECT id, 0, 0, 0, false, false FROM made; ANALYZE"
     );
     sqlx::raw_sql(sqlx::AssertSqlSafe(many)).execute(&mut hand).await?;

@@ -8,6 +8,7 @@ pub mod get_transaction;
 pub mod list_accounts;
 pub mod list_transaction_events;
 pub mod list_transactions;
+pub mod watch_transaction;
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,6 +31,7 @@ use quick_cache::sync::Cache;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use uuid::Uuid;
 
+use self::watch_transaction::Watched;
 use crate::domain::account::Account;
 use crate::pipeline::Pipeline;
 use crate::{Error, Settings, store};
@@ -59,6 +61,8 @@ pub struct App {
     pub(crate) settings: Settings,
     /// Places for calls that wait for an outcome.
     pub(crate) waiting: Semaphore,
+    /// The transactions that somebody watches.
+    pub(crate) watched: Arc<Watched>,
     /// The turns of each user at long pages, which cost more than anything else that one may ask for.
     lists: Turns<Uuid>,
     accounts: Cache<Uuid, Arc<Account>>,
@@ -88,6 +92,7 @@ impl App {
             revoked,
             settings,
             waiting: Semaphore::new(WAITING_MAX),
+            watched: Arc::default(),
             lists: Turns::new(LONG_PAGES_PER_USER),
         })
     }

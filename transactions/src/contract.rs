@@ -98,6 +98,17 @@ pub const fn state_to_wire(state: State) -> transaction::State {
     }
 }
 
+/// Where an operation stands after an event of this kind; None for a kind that this version does not know.
+pub fn state_after(kind: &str) -> Option<State> {
+    match kind {
+        "SUBMITTED" => Some(State::Pending),
+        "PROCESSING" => Some(State::Retrying),
+        "COMPLETED" => Some(State::Completed),
+        "REJECTED" => Some(State::Rejected),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;

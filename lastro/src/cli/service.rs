@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches as _};
 use lastro_database::PostgresUrl;
-use lastro_gateway::NEEDS;
 use lastro_mesh::config::{Invalid, Problems, Setting};
 use lastro_mesh::identity::Policy;
 use lastro_mesh::serve::{ConnectionLimits, Security};
@@ -17,7 +16,7 @@ use lastro_service::{Service, Settings};
 
 use super::groups::{BusGroup, ConnectionsGroup, GatewayGroup, read_postgres_url};
 use crate::routes::CallLimits;
-use crate::services::called_by;
+use crate::services::{called_by, offered_over_rest};
 
 /// What every process is told.
 #[derive(Args)]
@@ -336,7 +335,7 @@ impl ServiceSettings {
 
 /// Adds to the command of the gateway where the services are.
 pub fn gateway_command(command: Command) -> Command {
-    add_places(command, &NEEDS, |_| None)
+    add_places(command, offered_over_rest(), |_| None)
 }
 
 impl GatewaySettings {
@@ -344,7 +343,7 @@ impl GatewaySettings {
     pub fn read(args: GatewayArgs, matches: &ArgMatches) -> Result<Self, Invalid> {
         let mut problems = Problems::default();
         let rest = problems.take_address("--rest", &args.rest);
-        let places = read_places(matches, &mut problems, &NEEDS);
+        let places = read_places(matches, &mut problems, offered_over_rest());
         let process = args.process.read(&mut problems, rest, &places.values().flatten().cloned().collect::<Vec<_>>());
         let rate_limits = args.edge.read_limits(&mut problems);
         problems.check()?;

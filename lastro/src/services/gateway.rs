@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 
 use anyhow::Result;
-use lastro_gateway::{Gateway, NAME, NEEDS};
+use lastro_gateway::{Gateway, NAME};
 use lastro_mesh::identity::Revocations;
 use lastro_mesh::outbound::Far;
 
-use super::IDENTITY;
 use super::run::{connection, keep_fresh, listener, start, verifier};
+use super::{IDENTITY, channels_of_gateway, offered_over_rest};
 use crate::cli::GatewaySettings;
 use crate::process::bind;
 use crate::routes::{keys_of, outbound};
@@ -16,12 +16,13 @@ use crate::routes::{keys_of, outbound};
 /// Runs until SIGTERM or Ctrl-C.
 pub async fn run(settings: GatewaySettings) -> Result<()> {
     let process = start(NAME, &settings.process).await?;
-    let connections: HashMap<&'static str, Far> = NEEDS
-        .map(|target| (target, connection(target, settings.places.get(target).map(Vec::as_slice).unwrap_or_default(), &settings.process)))
-        .into();
+    let connections: HashMap<&'static str, Far> = offered_over_rest()
+        .iter()
+        .map(|target| (*target, connection(target, settings.places.get(target).map(Vec::as_slice).unwrap_or_default(), &settings.process)))
+        .collect();
     // Ready when it knows where to send calls. Whether they are answered there is for each call to find out: a gateway that left because one
     // service is away would take the others along.
-    for target in NEEDS {
+    for target in offered_over_rest().iter().copied() {
         let (check, found) = (Box::leak(format!("{target} found").into_boxed_str()), connections[target].found());
         let waited = process.until_it_works(check, || {
             let mut found = found.clone();
@@ -36,8 +37,7 @@ pub async fn run(settings: GatewaySettings) -> Result<()> {
     let verifier = verifier(NAME, keys_of(channel(IDENTITY)), &settings.process, Revocations::default());
     keep_fresh(&process, &verifier);
     let gateway = Gateway::new(lastro_gateway::Settings {
-        customers: channel(lastro_customers::NAME),
-        transactions: channel(lastro_transactions::NAME),
+        channels: channels_of_gateway(channel),
         verifier,
         limits: settings.rate_limits,
         concurrency_max: settings.process.concurrency_max,

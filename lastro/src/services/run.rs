@@ -80,7 +80,7 @@ pub async fn run(service: &'static Service, matches: &ArgMatches) -> Result<()> 
     }
     jobs.into_iter().for_each(|job| process.keep_working(service.name, job));
     let all = lastro_service::events::add_to(all, service, &database, readers_of);
-    let serving = inbound(service, &verifier, settings.process.call_limits()).wrap(all);
+    let serving = inbound(service, &verifier, settings.process.call_limits(), &process.stop).wrap(all);
     serve_grpc(process, service, serving, &verifier, &settings).await?;
     database.close().await;
     Ok(())
@@ -157,7 +157,7 @@ async fn serve_grpc(
     settings: &ServiceSettings,
 ) -> Result<()> {
     let common = Common::new();
-    let others = crate::routes::inbound_common(verifier, settings.process.call_limits()).wrap(common.routes(settings.reflection)?);
+    let others = crate::routes::inbound_common(verifier, settings.process.call_limits(), &process.stop).wrap(common.routes(settings.reflection)?);
     let dispatch = Dispatch { services: Dispatch::all_of(service, &serving), rest: others };
     let listener = listener(bind("--grpc", settings.grpc).await?, &settings.process, true);
     tracing::info!(address = %settings.grpc, "ready to serve");

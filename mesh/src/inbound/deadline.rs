@@ -1,7 +1,9 @@
 //! The caller's deadline: `grpc-timeout`, or the default. tonic's own timeout answers CANCELLED; callers expect DEADLINE_EXCEEDED.
 
+use std::collections::HashSet;
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -20,7 +22,12 @@ pub(super) struct Deadline<S> {
     pub inner: S,
     pub timeout_default: Duration,
     pub timeout_max: Duration,
+    /// Methods that stream: their deadline is for the end of the stream, and may be as far away as their caller likes.
+    pub streaming: Arc<HashSet<&'static str>>,
 }
+
+/// A stream whose caller set no deadline ends after so long, and its caller goes on with another one.
+const STREAM_MAX: Duration = Duration::from_hours(24);
 
 impl<S> Service<Request<Body>> for Deadline<S>
 where
@@ -36,7 +43,9 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let streams = self.streaming.contains(request.uri().path());
         let timeout = match request.headers().get(GRPC_TIMEOUT) {
+            None if streams => STREAM_MAX,
             None => self.timeout_default,
             Some(header) => match parse(header).filter(|_| !is_ambiguous(request.headers(), GRPC_TIMEOUT)) {
                 Some(timeout) => timeout,
@@ -49,7 +58,7 @@ where
         // Who asks for more gets this much: nobody holds anything for a day.
         let deadline = Instant::now() + timeout.min(self.timeout_max);
         if let Some(call) = request.extensions_mut().get_mut::<Call>() {
-            call.deadline = deadline;
+            call.deadline = if streams { Instant::now() + timeout } else { deadline };
         }
         let answer = self.inner.call(request);
         Box::pin(async move {

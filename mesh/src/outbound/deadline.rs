@@ -1,5 +1,5 @@
 //! The absolute deadline of a call: the caller's or the client's timeout, whichever ends first. Covers attempts, waiting and the body,
-//! tells the next service what is left, and answers DEADLINE_EXCEEDED.
+//! tells the next service what is left, and answers DEADLINE_EXCEEDED. Of a call that streams only the head of the answer has to come by then.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -43,14 +43,15 @@ where
         if let Some(call) = request.extensions_mut().get_mut::<Call>() {
             call.deadline = deadline;
         }
+        let streams = request.extensions().get::<Call>().is_some_and(|call| call.streams);
         let left_us = deadline.saturating_duration_since(now).as_micros().min(99_999_999);
-        if let Ok(header) = HeaderValue::from_str(&format!("{left_us}u")) {
+        if let Some(header) = HeaderValue::from_str(&format!("{left_us}u")).ok().filter(|_| !streams) {
             request.headers_mut().insert("grpc-timeout", header);
         }
         let answer = self.inner.call(request);
         Box::pin(async move {
             match tokio::time::timeout_at(deadline, answer).await {
-                Ok(Ok(response)) if response.headers().contains_key("grpc-status") => Ok(response),
+                Ok(Ok(response)) if streams || response.headers().contains_key("grpc-status") => Ok(response),
                 Ok(Ok(response)) => Ok(response.map(|body| Body::new(Timed { body, sleep: Box::pin(sleep_until(deadline)), ended: false }))),
                 Ok(Err(never)) => match never {},
                 Err(_) => Ok(exceeded().into_http()),

@@ -101,7 +101,7 @@ where
             let (parts, body) = request.into_parts();
             let deadline = parts.extensions.get::<Call>().map(|call| call.deadline);
             let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
-            let waits = parts.extensions.get::<Call>().is_some_and(|call| call.waits);
+            let waits = parts.extensions.get::<Call>().is_some_and(|call| call.waits && !call.streams);
             let (mut refused, mut early): (Option<Response<Body>>, Option<Response<Body>>) = (None, None);
             // Whether an earlier attempt may have been done, for all that is known.
             let mut maybe_done = false;

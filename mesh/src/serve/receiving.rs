@@ -2,9 +2,8 @@
 //! costs nothing; one that is not yet takes a place among the incomplete ones, of which an address has so many and a listener so many. What is large
 //! takes from a budget that all requests of a listener share, until it is answered. So neither half messages nor large ones fill the memory.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -13,7 +12,7 @@ use http_body::Body;
 use http_body_util::BodyExt as _;
 use tokio::time::{Instant, timeout_at};
 
-use super::limited_address;
+use crate::shares::{Place, Shares};
 
 /// What is only thrown away is not waited for so long.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
@@ -58,63 +57,6 @@ pub struct Receiving {
     streams: Arc<Shares>,
     /// In units of [`SMALL_BYTES`].
     budget: Arc<Shares>,
-}
-
-/// So many of something, of which each address has at most a share.
-#[derive(Debug)]
-struct Shares {
-    per_address: usize,
-    in_all: usize,
-    taken: Mutex<Taken>,
-}
-
-#[derive(Debug, Default)]
-struct Taken {
-    by_address: HashMap<IpAddr, usize>,
-    in_all: usize,
-}
-
-/// Some of them, until it is dropped.
-#[derive(Debug)]
-pub struct Place {
-    address: Option<IpAddr>,
-    count: usize,
-    shares: Arc<Shares>,
-}
-
-impl Shares {
-    fn new(per_address: usize, in_all: usize) -> Arc<Self> {
-        Arc::new(Self { per_address, in_all, taken: Mutex::default() })
-    }
-
-    /// So many, if they are there. Of an unknown address only the limit in all counts.
-    fn take(self: &Arc<Self>, address: Option<IpAddr>, count: usize) -> Option<Place> {
-        let address = address.map(limited_address);
-        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let from_it = address.and_then(|address| taken.by_address.get(&address).copied()).unwrap_or_default();
-        if taken.in_all + count > self.in_all || address.is_some() && from_it + count > self.per_address {
-            return None;
-        }
-        taken.in_all += count;
-        if let Some(address) = address {
-            taken.by_address.insert(address, from_it + count);
-        }
-        Some(Place { address, count, shares: self.clone() })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut taken = self.shares.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        taken.in_all -= self.count;
-        let Some(address) = self.address else { return };
-        if let Some(count) = taken.by_address.get_mut(&address) {
-            *count -= self.count;
-            if *count == 0 {
-                taken.by_address.remove(&address);
-            }
-        }
-    }
 }
 
 /// A whole message, with what it holds of the budget until it is dropped.
@@ -227,7 +169,7 @@ impl Receiving {
     /// Takes what a message of so many bytes needs beyond what it holds already.
     fn budget_for(&self, bytes: usize, address: Option<IpAddr>, held: &mut Vec<Place>) -> Result<(), NotReceived> {
         let units = if bytes > SMALL_BYTES { bytes.div_ceil(SMALL_BYTES) } else { 0 };
-        let missing = units.saturating_sub(held.iter().map(|place| place.count).sum());
+        let missing = units.saturating_sub(held.iter().map(Place::count).sum());
         if missing > 0 {
             held.push(self.budget.take(address, missing).ok_or(NotReceived::NoRoom)?);
         }
@@ -260,10 +202,7 @@ mod tests {
     }
 
     fn is_empty(receiving: &Receiving) -> bool {
-        [&receiving.incomplete, &receiving.budget].iter().all(|shares| {
-            let taken = shares.taken.lock().expect("not poisoned");
-            taken.in_all == 0 && taken.by_address.is_empty()
-        })
+        [&receiving.incomplete, &receiving.budget].iter().all(|shares| shares.is_unused())
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::{BoxStream, try_unfold};
 use lastro_events::Event;
 use lastro_mesh::call::Call;
 use lastro_mesh::identity::User as Caller;
@@ -15,7 +17,7 @@ use lastro_proto::transactions::v1::transaction::Settlement;
 use lastro_proto::transactions::v1::transactions_service_server::TransactionsService;
 use lastro_proto::transactions::v1::{
     CreateTransactionRequest, GetTransactionRequest, ListTransactionEventsRequest, ListTransactionEventsResponse, ListTransactionsRequest,
-    ListTransactionsResponse, Transaction, TransactionEvent,
+    ListTransactionsResponse, Transaction, TransactionEvent, WatchTransactionRequest, WatchTransactionResponse,
 };
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
@@ -26,6 +28,7 @@ use crate::app::create_transaction::create_transaction;
 use crate::app::get_transaction::get_transaction;
 use crate::app::list_transaction_events::list_transaction_events;
 use crate::app::list_transactions::list_transactions;
+use crate::app::watch_transaction::watch_transaction;
 use crate::contract::{state_to_wire, type_from_wire, type_to_wire};
 use crate::domain::operation::Operation;
 use crate::domain::submission;
@@ -34,6 +37,20 @@ pub struct Transactions(pub Arc<App>);
 
 #[tonic::async_trait]
 impl TransactionsService for Transactions {
+    type WatchTransactionStream = BoxStream<'static, Result<WatchTransactionResponse, Status>>;
+
+    async fn watch_transaction(&self, request: Request<WatchTransactionRequest>) -> Result<Response<Self::WatchTransactionStream>, Status> {
+        let caller = Call::of(&request)?.user()?.clone();
+        let message = request.into_inner();
+        let watching = watch_transaction(&self.0, &caller, &message.id, message.last_event_id.as_deref()).await?;
+        let changes = try_unfold((watching, caller), |(mut watching, caller)| async {
+            let Some(change) = watching.next().await? else { return Ok(None) };
+            let answer = WatchTransactionResponse { event_id: change.event_id.to_string(), transaction: Some(wire(change.operation, &caller)) };
+            Ok(Some((answer, (watching, caller))))
+        });
+        Ok(Response::new(changes.boxed()))
+    }
+
     async fn create_transaction(&self, request: Request<CreateTransactionRequest>) -> Result<Response<Transaction>, Status> {
         let call = Call::of(&request)?.clone();
         let caller = call.user()?;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
+use lastro_database::rows::all_of_ids;
 use lastro_database::{Error, Transaction, all, execute, one, select_all};
 use lastro_mesh::page::{BYTES_MAX, Page};
 use lastro_money::{Amount, Currency, Minor};
@@ -183,6 +184,17 @@ fn metadata_from_text(text: &str) -> Result<BTreeMap<String, String>, Error> {
 /// One operation.
 pub async fn get(on: &impl ConnectionTrait, id: Uuid) -> Result<Option<Operation>, Error> {
     one::<Row>(on, &format!("SELECT {} FROM operations WHERE id = $1", *COLUMNS), [id.into()]).await?.map(Row::read).transpose()
+}
+
+/// How far these operations have come: the versions of their last events.
+pub async fn versions(on: &impl ConnectionTrait, ids: &[Uuid]) -> Result<Vec<(Uuid, i64)>, Error> {
+    #[derive(FromQueryResult)]
+    struct Version {
+        id: Uuid,
+        version: i64,
+    }
+    let rows: Vec<Version> = all_of_ids(on, "SELECT id, version FROM operations WHERE id {ids}", ids, []).await?;
+    Ok(rows.into_iter().map(|row| (row.id, row.version)).collect())
 }
 
 /// The operations with these keys, (owner, external id) each, as many of them as exist.

@@ -1,4 +1,4 @@
-//! The JSON of a request, read strictly by the contract of its method before the transcoder reads it: every name once, whichever of a field's
+//! The JSON of a request, read strictly by the contract of its method before it becomes a message: every name once, whichever of a field's
 //! two names it is; nothing that the message does not have, or that stands in the path; and `null` for what is not given.
 //!
 //! Names are looked at with the schema of the message in the OpenAPI document. A name in a map is the client's own, and stands once as well.
@@ -14,26 +14,41 @@ use lastro_proto::reasons::MALFORMED_JSON;
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-use crate::{json_path, openapi, problem};
+use super::json_path;
+use crate::{openapi, problem};
 
 static DOCUMENT: LazyLock<Value> = LazyLock::new(openapi::document);
 
 /// Longer names are cut where an error repeats them.
 const NAME_SHOWN_MAX: usize = 100;
 
-/// The body as the transcoder is to read it. What is no JSON at all passes as it is, to be refused in the words of the one who reads it.
-pub fn read(method: &Method, body: Bytes) -> Result<Bytes, Problem> {
+/// The request message as JSON: the body, with the fields that stand in the path and in the query. What is no JSON at all passes as it is, to be
+/// refused in the words of the one who reads it.
+pub fn read(method: &Method, body: Bytes, fields: [Map<String, Value>; 2]) -> Result<Bytes, Problem> {
+    let fields = || fields.into_iter().flatten();
     if !method.takes_body {
         let empty = body.iter().all(u8::is_ascii_whitespace) || serde_json::from_slice::<Map<String, Value>>(&body).is_ok_and(|body| body.is_empty());
-        return if empty { Ok(Bytes::new()) } else { Err(Problem::new(&MALFORMED_JSON, "this method takes no body; send none")) };
+        if !empty {
+            return Err(Problem::new(&MALFORMED_JSON, "this method takes no body; send none"));
+        }
+        return Ok(Value::Object(fields().collect()).to_string().into());
     }
-    if body.is_empty() {
-        return Ok(body);
-    }
+    let body = if body.is_empty() { Bytes::from_static(b"{}") } else { body };
     let Some(mut value) = parse(&body)? else { return Ok(body) };
-    let schema = &DOCUMENT["components"]["schemas"][method.input];
-    let changed = keep_the_contract(&mut value, schema, method, &mut Vec::new())?;
+    let mut changed = keep_the_contract(&mut value, schema_of(method), method, &mut Vec::new())?;
+    if let Value::Object(members) = &mut value {
+        for (name, value) in fields() {
+            members.insert(name, value);
+            changed = true;
+        }
+    }
     Ok(if changed { value.to_string().into() } else { body })
+}
+
+/// The schema of a method's request message.
+fn schema_of(method: &Method) -> &'static Value {
+    let operation = &DOCUMENT["paths"][method.http_path][method.http_method.to_lowercase()];
+    &operation["requestBody"]["content"]["application/json"]["schema"]
 }
 
 /// None for what is no JSON.
@@ -193,7 +208,8 @@ mod tests {
     use super::*;
 
     fn read_as(name: &str, json: &'static str) -> Result<Bytes, Problem> {
-        read(METHODS.iter().find(|method| method.name == name).expect("a method"), Bytes::from_static(json.as_bytes()))
+        let method = METHODS.iter().find(|method| method.name == name).expect("a method");
+        read(method, Bytes::from_static(json.as_bytes()), [Map::new(), Map::new()])
     }
 
     #[test]

@@ -5,21 +5,24 @@ use lastro_proto::methods::Method;
 use lastro_proto::reasons::MALFORMED_JSON;
 use tonic_types::FieldViolation;
 
-use crate::json_path;
+use super::json_path;
 
 /// Longer paths are cut where an error repeats them.
 const PATH_SHOWN_MAX: usize = 200;
-/// What the transcoder puts before the words of the parser.
-const NOT_A_MESSAGE: &str = "request did not match the expected message: ";
-const NOT_JSON: &str = "invalid request body JSON: ";
 
-/// Says which field, if the message or the place in it tells, and what it must be.
-pub fn malformed(method: &Method, message: &str, body: &[u8]) -> Problem {
-    let what = message.rsplit_once(" at line ").map_or(message, |(what, _)| what).trim_start_matches(NOT_A_MESSAGE);
-    if let Some(why) = what.strip_prefix(NOT_JSON) {
-        let at = json_path::place(message).map(|(line, column)| format!(", at line {line}, column {column}")).unwrap_or_default();
-        return Problem::new(&MALFORMED_JSON, format!("the request body is not JSON: {}{at}", why.replace("EOF while", "it ends while")));
+/// Says which field, if the error or the place in it tells, and what it must be.
+pub fn unreadable(method: &Method, error: &serde_json::Error, body: &[u8]) -> Problem {
+    let message = error.to_string();
+    if error.is_data() {
+        return malformed(method, &message, body);
     }
+    let why = message.rsplit_once(" at line ").map_or(message.as_str(), |(why, _)| why).replace("EOF while", "it ends while");
+    let at = format!("at line {}, column {}", error.line(), error.column());
+    Problem::new(&MALFORMED_JSON, format!("the request body is not JSON: {why}, {at}"))
+}
+
+fn malformed(method: &Method, message: &str, body: &[u8]) -> Problem {
+    let what = message.rsplit_once(" at line ").map_or(message, |(what, _)| what);
     let at = json_path::place(message).map(|(line, column)| json_path::path_at(body, line, column)).unwrap_or_default();
     // Names are the client's own; an answer repeats so much of them.
     let cut = |text: &str| text.chars().take(PATH_SHOWN_MAX).collect::<String>();
@@ -36,8 +39,7 @@ pub fn malformed(method: &Method, message: &str, body: &[u8]) -> Problem {
         (cut(&at), description)
     };
     if field.is_empty() {
-        let detail = if body.is_empty() { what.to_owned() } else { format!("the request body {description}") };
-        return Problem::new(&MALFORMED_JSON, detail);
+        return Problem::new(&MALFORMED_JSON, format!("the request body {description}"));
     }
     let detail = format!("{field}: {description}");
     Problem { fields: vec![FieldViolation::new(field, description)], ..Problem::new(&MALFORMED_JSON, detail) }
@@ -132,9 +134,12 @@ mod tests {
             pair("number", "must be a whole number")
         );
         assert_eq!(transfer("invalid type: integer `5`, expected struct X at line 1 column 1", "5"), pair("", "the request body must be an object"));
+        let not_json = serde_json::from_str::<serde_json::Value>("{").expect_err("half an object");
+        let method = METHODS.iter().find(|one| one.name == "CreateTransaction").expect("a method");
+        let problem = unreadable(method, &not_json, b"{");
         assert_eq!(
-            transfer("invalid request body JSON: EOF while parsing an object at line 1 column 1", "{"),
-            pair("", "the request body is not JSON: it ends while parsing an object, at line 1, column 1")
+            (problem.fields.len(), problem.detail.as_str()),
+            (0, "the request body is not JSON: it ends while parsing an object, at line 1, column 1")
         );
     }
 }

@@ -1,39 +1,31 @@
-//! The query of a request, read once: by the contract of its route, each parameter once and under one of its two names. What the transcoder
-//! gets is written anew from what was read, so that both cannot read it differently.
+//! The query of a request: read by the contract of its method, each parameter once and under one of its two names.
 
 use std::borrow::Cow;
 
 use lastro_mesh::status::Problem;
-use lastro_proto::methods::{Method, Parameter};
+use lastro_proto::methods::{Form, Method, Parameter};
+use serde_json::{Map, Value};
 
 use crate::problem;
 
 /// Longer names are cut where an error repeats them.
 const NAME_SHOWN_MAX: usize = 100;
 
-/// The query as the transcoder is to read it: empty, or beginning with `?`.
-pub fn read(method: &Method, query: &str) -> Result<String, Problem> {
-    let mut values: Vec<Option<String>> = vec![None; method.query.len()];
+/// The fields that stand in the query, as in JSON.
+pub fn read(method: &Method, query: &str) -> Result<Map<String, Value>, Problem> {
+    let mut fields = Map::new();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         let name = decode(name).unwrap_or(Cow::Borrowed(name));
-        let index = method.query.iter().position(|one| one.name == name || one.proto_name == name);
+        let parameter = method.query.iter().find(|one| one.name == name || one.proto_name == name);
         // The first mistake ends it, so that a long query costs no more than a short one.
-        let index = index.ok_or_else(|| not_taken(method, &name))?;
-        let parameter = &method.query[index];
-        if values[index].is_some() {
+        let parameter = parameter.ok_or_else(|| not_taken(method, &name))?;
+        if fields.contains_key(parameter.name) {
             return Err(Problem::field(parameter.name, "is given twice; send it once"));
         }
-        values[index] = Some(read_value(parameter, value)?);
+        fields.insert(parameter.name.to_owned(), read_value(parameter, value)?);
     }
-    let mut written = form_urlencoded::Serializer::new(String::new());
-    for (parameter, value) in method.query.iter().zip(values) {
-        if let Some(value) = value {
-            written.append_pair(parameter.name, &value);
-        }
-    }
-    let written = written.finish();
-    Ok(if written.is_empty() { written } else { format!("?{written}") })
+    Ok(fields)
 }
 
 fn not_taken(method: &Method, name: &str) -> Problem {
@@ -49,12 +41,13 @@ fn not_taken(method: &Method, name: &str) -> Problem {
     Problem::field(shown, why)
 }
 
-fn read_value(parameter: &Parameter, value: &str) -> Result<String, Problem> {
+fn read_value(parameter: &Parameter, value: &str) -> Result<Value, Problem> {
     let value = decode(value).ok_or_else(|| Problem::field(parameter.name, "must be percent-encoded UTF-8"))?;
-    if parameter.is_number && value.parse::<i32>().is_err() {
-        return Err(Problem::field(parameter.name, "must be a whole number"));
+    match parameter.form {
+        Form::Number => value.parse::<i32>().map(Value::from).map_err(|_| Problem::field(parameter.name, "must be a whole number")),
+        Form::Bool => value.parse::<bool>().map(Value::from).map_err(|_| Problem::field(parameter.name, "must be true or false")),
+        Form::Text => Ok(value.into_owned().into()),
     }
-    Ok(value.into_owned())
 }
 
 /// `%XX` stands for a byte and `+` for a space. None where a `%` begins no escape, or where the bytes are not UTF-8.
@@ -95,14 +88,15 @@ mod tests {
     #[test]
     fn a_parameter_is_read_once_under_either_of_its_names() {
         for (query, read_as) in [
-            ("", ""),
-            ("&&", ""),
-            ("pageSize=2&ownerId=x", "?pageSize=2&ownerId=x"),
-            ("page_size=2", "?pageSize=2"),
-            ("page%53ize=%32", "?pageSize=2"),
-            ("pageToken=a%2Bb+c", "?pageToken=a%2Bb+c"),
+            ("", "{}"),
+            ("&&", "{}"),
+            ("pageSize=2&ownerId=x", r#"{"pageSize":2,"ownerId":"x"}"#),
+            ("page_size=2", r#"{"pageSize":2}"#),
+            ("page%53ize=%32", r#"{"pageSize":2}"#),
+            ("pageToken=a%2Bb+c", r#"{"pageToken":"a+b c"}"#),
         ] {
-            assert_eq!(read(method("ListAccounts"), query).expect(query), read_as);
+            let expected: Map<String, Value> = serde_json::from_str(read_as).expect("JSON");
+            assert_eq!(read(method("ListAccounts"), query).expect(query), expected);
         }
         for query in ["pageSize=1&pageSize=2", "pageSize=1&pageSize=1", "pageSize=1&page_size=2", "pageSize=1&page%5fsize=2", "pageSize=%zz"] {
             assert_eq!(refused("ListAccounts", query), "pageSize", "{query}");

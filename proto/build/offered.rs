@@ -1,0 +1,175 @@
+//! The methods that REST offers, as the gateway needs them: what the annotations `google.api.http` and `lastro.type.v1.rest` say of each, and a type
+//! for each with what depends on its messages. What an annotation asks of a message that has no such field stops the build.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+use prost_reflect::{DescriptorPool, DynamicMessage, EnumValueDescriptor, Kind, MessageDescriptor, MethodDescriptor, ReflectMessage as _, Value};
+
+use crate::{extension, rust_path};
+
+/// The annotation `lastro.type.v1.rest` of a method.
+#[derive(Debug, Default)]
+pub struct Rest {
+    /// `CREATED`, or empty for 200.
+    pub success: String,
+    pub location: String,
+    pub takes_idempotency_key: bool,
+    pub takes_wait: bool,
+    pub reasons: Vec<String>,
+}
+
+impl Rest {
+    pub fn of(method: &MethodDescriptor) -> Self {
+        let Some(rest) = extension(method, "lastro.type.v1.rest") else { return Self::default() };
+        let success = enum_name(&rest, "success").filter(|name| !name.ends_with("UNSPECIFIED")).unwrap_or_default();
+        let value = |name: &str| rest.get_field_by_name(name).map(std::borrow::Cow::into_owned);
+        let is = |name: &str| value(name).and_then(|value| value.as_bool()).unwrap_or_default();
+        let listed = value("reasons");
+        Self {
+            success,
+            location: value("location").and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default(),
+            takes_idempotency_key: is("takes_idempotency_key"),
+            takes_wait: is("takes_wait"),
+            reasons: listed.as_ref().and_then(Value::as_list).into_iter().flatten().filter_map(|one| one.as_str().map(str::to_owned)).collect(),
+        }
+    }
+
+    /// As the value of `Method::success`.
+    pub fn success_variant(&self) -> &'static str {
+        match self.success.as_str() {
+            "CREATED" => "Created",
+            "NO_CONTENT" => "NoContent",
+            "ACCEPTED" => "Accepted",
+            _ => "Ok",
+        }
+    }
+}
+
+fn enum_name(message: &DynamicMessage, field: &str) -> Option<String> {
+    let field = message.descriptor().get_field_by_name(field)?;
+    let number = message.get_field(&field).as_enum_number()?;
+    Some(field.kind().as_enum()?.get_value(number)?.name().to_owned())
+}
+
+/// Method, path and body of the REST route.
+pub fn http_rule(method: &MethodDescriptor) -> Option<(String, String, String)> {
+    let rule = extension(method, "google.api.http")?;
+    let body = rule.get_field_by_name("body").and_then(|body| body.as_str().map(str::to_owned)).unwrap_or_default();
+    ["get", "put", "post", "delete", "patch"].iter().find_map(|verb| {
+        let field = rule.descriptor().get_field_by_name(verb)?;
+        if !rule.has_field(&field) {
+            return None;
+        }
+        match rule.get_field(&field).into_owned() {
+            Value::String(path) => Some((verb.to_uppercase(), path, body.clone())),
+            _ => None,
+        }
+    })
+}
+
+/// The type of each method that REST offers, and the visit of all of them. `index` is a method's place in the table of all.
+pub fn write(pool: &DescriptorPool, out: &Path) -> Result<()> {
+    let (mut code, mut visits) = (String::new(), String::new());
+    let mut operations: BTreeMap<String, String> = BTreeMap::new();
+    let methods = pool.services().flat_map(|service| service.methods().collect::<Vec<_>>());
+    for (index, method) in methods.enumerate().filter(|(_, method)| http_rule(method).is_some()) {
+        let name = method.full_name().to_owned();
+        let other = operations.insert(method.name().to_owned(), name.clone());
+        ensure!(other.is_none(), "{name} and {other:?}: the name of a method is its operationId, and must be unique among what REST offers");
+        ensure!(!method.is_client_streaming(), "{name}: a request over REST is one message");
+        let rest = Rest::of(&method);
+        write_one(&mut code, index, &method, &rest).with_context(|| name.clone())?;
+        let visit = if method.is_server_streaming() { "streaming" } else { "unary" };
+        writeln!(visits, "visitor.{visit}::<M{index}>();")?;
+    }
+    writeln!(code, "/// Visits every method that REST offers.\npub fn visit(visitor: &mut impl Visitor) {{\n{visits}}}")?;
+    fs::write(out.join("offered.rs"), code)?;
+    Ok(())
+}
+
+fn write_one(code: &mut String, index: usize, method: &MethodDescriptor, rest: &Rest) -> Result<()> {
+    let (input, output) = (method.input(), method.output());
+    let (request, answer) = (in_crate(&input), in_crate(&output));
+    let mut items = String::new();
+    if rest.takes_idempotency_key {
+        need(&input, "external_id", |kind| *kind == Kind::String)?;
+        writeln!(items, "fn external_id(request: &mut {request}) -> Option<&mut String> {{ Some(&mut request.external_id) }}")?;
+    }
+    if rest.takes_wait {
+        need(&input, "wait", |kind| kind.as_message().is_some_and(|of| of.full_name() == "google.protobuf.Duration"))?;
+        writeln!(items, "fn wait(request: &mut {request}) -> Option<&mut Option<::pbjson_types::Duration>> {{ Some(&mut request.wait) }}")?;
+    }
+    ensure!(rest.location.is_empty() || ["CREATED", "ACCEPTED"].contains(&rest.success.as_str()), "only what is made or accepted has a location");
+    if !rest.location.is_empty() {
+        let (mut template, mut fields) = (String::new(), String::new());
+        for part in rest.location.split_inclusive('}') {
+            let Some((literal, field)) = part.strip_suffix('}').and_then(|part| part.split_once('{')) else {
+                template.push_str(part);
+                continue;
+            };
+            need(&output, field, |kind| *kind == Kind::String)?;
+            write!(template, "{literal}{{}}")?;
+            write!(fields, ", answer.{field}")?;
+        }
+        writeln!(items, "fn location(answer: &{answer}) -> Option<String> {{ Some(format!({template:?}{fields})) }}")?;
+    }
+    if ["CREATED", "ACCEPTED"].contains(&rest.success.as_str()) {
+        need(&output, "replayed", |kind| *kind == Kind::Bool)?;
+        writeln!(items, "fn is_replayed(answer: &{answer}) -> bool {{ answer.replayed }}")?;
+    }
+    if rest.success == "ACCEPTED" {
+        need(&output, "state", |kind| kind.as_enum().is_some())?;
+        let arms = progress(&output)?;
+        writeln!(items, "fn progress(answer: &{answer}) -> Progress {{ match answer.state {{ {arms} _ => Progress::Unspecified }} }}")?;
+    }
+    if method.is_server_streaming() {
+        need(&output, "event_id", |kind| *kind == Kind::String)?;
+        need(&input, "last_event_id", |kind| *kind == Kind::String)?;
+        let is_optional = input.get_field_by_name("last_event_id").is_some_and(|field| field.supports_presence());
+        ensure!(is_optional, "last_event_id is optional");
+        writeln!(items, "fn event_id(answer: &{answer}) -> &str {{ &answer.event_id }}")?;
+        writeln!(items, "fn last_event_id(request: &mut {request}) -> Option<&mut Option<String>> {{ Some(&mut request.last_event_id) }}")?;
+    }
+    writeln!(
+        code,
+        "/// `{}`.\npub struct M{index};\n\nimpl Offered for M{index} {{\nconst METHOD: &'static Method = &METHODS[{index}];\ntype Request = {request};\n\
+         type Answer = {answer};\n{items}}}\n",
+        method.full_name()
+    )?;
+    Ok(())
+}
+
+/// The message from the root of the crate.
+fn in_crate(message: &MessageDescriptor) -> String {
+    rust_path(message).replacen("lastro::", "crate::", 1)
+}
+
+fn need(message: &MessageDescriptor, field: &str, is_kind: impl Fn(&Kind) -> bool) -> Result<()> {
+    let found = message.get_field_by_name(field).is_some_and(|field| is_kind(&field.kind()) && !field.is_list());
+    ensure!(found, "the annotation needs a field {field} of the right type in {}", message.full_name());
+    Ok(())
+}
+
+/// The arms of a match over the numbers of the states that are decided or final.
+fn progress(answer: &MessageDescriptor) -> Result<String> {
+    let state = answer.get_field_by_name("state").and_then(|field| field.kind().as_enum().cloned()).context("a state")?;
+    let of = |value: &EnumValueDescriptor| {
+        let options = value.options();
+        let mut all = options.extensions();
+        all.find(|(extension, _)| extension.full_name() == "lastro.type.v1.progress").and_then(|(_, value)| value.as_enum_number())
+    };
+    let mut arms = String::new();
+    for value in state.values() {
+        match of(&value) {
+            Some(1) => write!(arms, "{} => Progress::Decided, ", value.number())?,
+            Some(2) => write!(arms, "{} => Progress::Final, ", value.number())?,
+            _ => {}
+        }
+    }
+    ensure!(arms.contains("Final"), "no state of {} is final", state.full_name());
+    Ok(arms)
+}
