@@ -10,7 +10,7 @@ use crate::load::{self, Calls, Kind};
 use crate::report;
 use crate::setup::{Bench, Rich, Stores};
 
-/// Transfers, reads over gRPC and REST, and the latency of an idle system; who begins changes with each round.
+/// Transfers, reads and pages over gRPC and REST, and the latency of an idle system; who begins changes with each round.
 pub async fn measure(other: &Path, wants: impl Fn(&str) -> bool, rounds: usize, span: Duration, accounts: usize) -> Result<()> {
     println!("making {accounts} accounts for each …");
     let (stores, its_stores) = (Postgres::start()?, Postgres::start()?);
@@ -22,9 +22,21 @@ pub async fn measure(other: &Path, wants: impl Fn(&str) -> bool, rounds: usize, 
                 .await?;
         }
     }
+    if wants("pages") {
+        let (theirs, ours) = (load::with_histories(&theirs.rich, 400).await?, load::with_histories(&ours.rich, 400).await?);
+        for kind in [Kind::PageOverGrpc, Kind::PageOverRest] {
+            in_turns(kind.name(), rounds, [&theirs, &ours], async |rich| load::measure(rich, kind, 64, span).await, Calls::per_second).await?;
+        }
+    }
     if wants("idle") {
-        let one = async |rich: &Rich| load::one_at_a_time(rich, 200, Duration::from_millis(20)).await;
-        in_turns("p50 in ms of one transfer on an idle system", rounds, [&theirs.rich, &ours.rich], one, Calls::p50_ms).await?;
+        for (kind, what) in [
+            (Kind::Transfer, "one transfer on an idle system"),
+            (Kind::GetOverGrpc, "one read over gRPC on an idle system"),
+            (Kind::GetOverRest, "one read over REST on an idle system"),
+        ] {
+            let one = async |rich: &Rich| load::one_at_a_time(rich, kind, 200, Duration::from_millis(20)).await;
+            in_turns(&format!("p50 in ms of {what}"), rounds, [&theirs.rich, &ours.rich], one, Calls::p50_ms).await?;
+        }
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use http::{HeaderValue, Uri};
 use lastro_proto::transactions::v1::accounts_service_client::AccountsServiceClient;
 use lastro_proto::transactions::v1::transaction::{State, Type};
 use lastro_proto::transactions::v1::transactions_service_client::TransactionsServiceClient;
-use lastro_proto::transactions::v1::{CreateTransactionRequest, GetAccountRequest, Transaction};
+use lastro_proto::transactions::v1::{CreateTransactionRequest, GetAccountRequest, ListTransactionsRequest, Transaction};
 use lastro_proto::r#type::v1::Money;
 use tonic::Request;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -29,6 +29,9 @@ pub enum Kind {
     Transfer,
     GetOverGrpc,
     GetOverRest,
+    /// Of 50 transactions of an account.
+    PageOverGrpc,
+    PageOverRest,
 }
 
 impl Kind {
@@ -37,6 +40,8 @@ impl Kind {
             Self::Transfer => "settled transfers",
             Self::GetOverGrpc => "reads of an account over gRPC",
             Self::GetOverRest => "reads of an account over REST",
+            Self::PageOverGrpc => "pages of 50 transactions over gRPC",
+            Self::PageOverRest => "pages of 50 transactions over REST",
         }
     }
 }
@@ -96,14 +101,23 @@ impl Caller {
                 AccountsServiceClient::new(self.channel.clone()).get_account(request).await?;
                 Ok(())
             }
-            Kind::GetOverRest => {
-                let url = format!("{}/api/v1/accounts/{}", self.rest_base, self.account());
-                let answer = self.rest.get(url).header("authorization", self.bearer.to_str()?).send().await?;
-                anyhow::ensure!(answer.status().is_success(), "{}", answer.status());
-                answer.bytes().await?;
+            Kind::GetOverRest => self.get(&format!("/api/v1/accounts/{}", self.account())).await,
+            Kind::PageOverGrpc => {
+                let account_id = Some(self.account().to_owned());
+                let request = self.request(ListTransactionsRequest { page_size: 50, account_id, ..ListTransactionsRequest::default() });
+                let page = TransactionsServiceClient::new(self.channel.clone()).list_transactions(request).await?.into_inner();
+                anyhow::ensure!(page.transactions.len() == 50, "a page of {}", page.transactions.len());
                 Ok(())
             }
+            Kind::PageOverRest => self.get(&format!("/api/v1/transactions?pageSize=50&accountId={}", self.account())).await,
         }
+    }
+
+    async fn get(&self, path: &str) -> Result<()> {
+        let answer = self.rest.get(format!("{}{path}", self.rest_base)).header("authorization", self.bearer.to_str()?).send().await?;
+        anyhow::ensure!(answer.status().is_success(), "{}", answer.status());
+        answer.bytes().await?;
+        Ok(())
     }
 
     async fn transfer(&self) -> Result<()> {
@@ -120,8 +134,8 @@ impl Caller {
         let message = CreateTransactionRequest {
             external_id: key.to_owned(),
             r#type: Type::Transfer as i32,
-            source_account_id: source.to_owned(),
-            destination_account_id: destination.to_owned(),
+            source_account_id: Some(source.to_owned()),
+            destination_account_id: Some(destination.to_owned()),
             amount: Some(Money { currency_code: "BRL".to_owned(), amount: "0.01".to_owned() }),
             wait: Some(pbjson_types::Duration { seconds: 10, nanos: 0 }),
             ..CreateTransactionRequest::default()
@@ -200,14 +214,35 @@ pub async fn measure(rich: &Rich, kind: Kind, number: usize, span: Duration) -> 
     Ok(all)
 }
 
-/// Single transfers with pauses between: what one costs when nothing else happens.
-pub async fn one_at_a_time(rich: &Rich, number: usize, pause: Duration) -> Result<Calls> {
+/// Gives so many of the accounts histories of a page at least: those alone, to read them.
+pub async fn with_histories(rich: &Rich, accounts: usize) -> Result<Rich> {
+    let few = Rich { accounts: rich.accounts.iter().take(accounts).cloned().collect(), ..rich.clone() };
+    let tasks = callers(&few, 64).await?.into_iter().enumerate().map(|(index, caller)| {
+        tokio::spawn(async move {
+            let all = caller.accounts.clone();
+            // Each transfer is in the histories of two.
+            for (number, source) in all.iter().enumerate().filter(|(number, _)| number % 64 == index) {
+                for _ in 0..26 {
+                    caller.move_money(&uuid::Uuid::new_v4().to_string(), source, &all[(number + 1) % all.len()]).await?;
+                }
+            }
+            anyhow::Ok(())
+        })
+    });
+    for task in tasks.collect::<Vec<_>>() {
+        task.await??;
+    }
+    Ok(few)
+}
+
+/// Single calls with pauses between: what one costs when nothing else happens.
+pub async fn one_at_a_time(rich: &Rich, kind: Kind, number: usize, pause: Duration) -> Result<Calls> {
     let caller = callers(rich, 1).await?.remove(0);
     let (mut calls, begun) = (Calls::new(), Instant::now());
     for _ in 0..number {
         tokio::time::sleep(pause).await;
         let started = Instant::now();
-        caller.call(Kind::Transfer).await?;
+        caller.call(kind).await?;
         calls.latency_us.saturating_record(started.elapsed().as_micros() as u64);
     }
     calls.span = begun.elapsed();

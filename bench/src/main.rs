@@ -39,10 +39,10 @@ struct Options {
     /// Accounts that transfers move money between.
     #[arg(long, default_value_t = 10_000)]
     accounts: usize,
-    /// Only this part: transfers, callers, idle, reads, fairness, events, embedded, stack, against.
+    /// Only this part: transfers, callers, idle, reads, pages, fairness, events, embedded, stack, against.
     #[arg(long)]
     only: Option<String>,
-    /// Another lastro, to measure beside this one in turns: transfers, reads and idle latency, on the same PostgreSQL.
+    /// Another lastro, to measure beside this one in turns: transfers, reads, pages and idle latency, on the same PostgreSQL.
     #[arg(long, value_name = "PATH")]
     against: Option<std::path::PathBuf>,
     /// Leave pgbench out; there are no ratios then.
@@ -97,12 +97,19 @@ async fn main() -> Result<()> {
         }
     }
     if wants("idle") {
-        let calls = load::one_at_a_time(&bench.rich, 300, Duration::from_millis(20)).await?;
+        let calls = load::one_at_a_time(&bench.rich, Kind::Transfer, 300, Duration::from_millis(20)).await?;
         println!("settling one transfer on an idle system: {calls}");
     }
     if wants("reads") {
         for kind in [Kind::GetOverGrpc, Kind::GetOverRest] {
             let calls = measure(&bench.rich, kind, 64, span).await?;
+            println!("{}, 64 callers: {calls}", kind.name());
+        }
+    }
+    if wants("pages") {
+        let rich = load::with_histories(&bench.rich, 400).await?;
+        for kind in [Kind::PageOverGrpc, Kind::PageOverRest] {
+            let calls = measure(&rich, kind, 64, span).await?;
             println!("{}, 64 callers: {calls}", kind.name());
         }
     }

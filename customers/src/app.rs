@@ -20,6 +20,7 @@ pub mod rotate_keys;
 mod tokens;
 pub mod update_user;
 
+use lastro_database::together::Together;
 use lastro_database::{Database, Transaction};
 use lastro_events::NewEvent;
 use lastro_events::bus::Bus;
@@ -35,6 +36,7 @@ use tokio::sync::Mutex;
 use uuid::Uuid;
 
 use self::list_revocations::list_revocations;
+use crate::store::users::{self, User};
 use crate::{EVENTS, Error, Settings, store};
 
 /// What every use case works with.
@@ -43,6 +45,8 @@ pub struct App {
     pub(crate) bus: Bus,
     pub(crate) settings: Settings,
     pub(crate) revoked: Revocations,
+    /// Reads of single users, which share statements.
+    pub(crate) read_user: Together<User>,
     transactions: OwnersServiceClient<Outbound>,
     attempts: attempts::Attempts,
     passwords: password::Passwords,
@@ -59,6 +63,7 @@ impl App {
         let app = Self {
             passwords: password::Passwords::new()?,
             registrations: registrations::Registrations::new(settings.registrations_per_minute, settings.registrations_burst),
+            read_user: users::together(&database),
             signer,
             revoked,
             transactions: OwnersServiceClient::new(transactions),

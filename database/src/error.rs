@@ -49,6 +49,11 @@ impl Error {
         Self { kind: Kind::Other, ..self }
     }
 
+    /// The same for somebody else, when several waited for one statement.
+    pub(crate) fn copy(&self) -> Self {
+        Self { kind: self.kind, source: self.source.to_string().into() }
+    }
+
     /// A connection that is gone, or on which something was said that is not to be understood.
     pub(crate) fn broken(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self { kind: Kind::Unavailable, source: source.into() }

@@ -5,6 +5,7 @@ pub mod error;
 pub mod pipelined;
 mod read_only;
 pub mod rows;
+pub mod together;
 pub mod url;
 
 use std::path::Path;
@@ -21,6 +22,7 @@ use sqlx::postgres::{PgPool, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions as _, Connection as _};
 pub use url::{PostgresUrl, UrlError};
+use uuid::Uuid;
 
 /// How long a caller waits for a connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -34,6 +36,8 @@ pub struct Database {
     reader: DatabaseConnection,
     /// On PostgreSQL, for the statements that money waits for.
     pipelined: Option<pipelined::Pool>,
+    /// On PostgreSQL, for reads by id that go together.
+    reads: Option<pipelined::Pool>,
 }
 
 impl Database {
@@ -56,6 +60,7 @@ impl Database {
             writer: SqlxSqliteConnector::from_sqlx_sqlite_pool(writer),
             reader: SqlxSqliteConnector::from_sqlx_sqlite_pool(reader),
             pipelined: None,
+            reads: None,
         })
     }
 
@@ -76,7 +81,9 @@ impl Database {
             .before_acquire(|_, connection| Box::pin(std::future::ready(Ok(read_only::may_be_used(connection.age)))))
             .connect_lazy_with(options);
         let pool = SqlxPostgresConnector::from_sqlx_postgres_pool(pool);
-        Ok(Self { writer: pool.clone(), reader: pool, pipelined: Some(pipelined::pool(url, name)?) })
+        let pipelined = Some(pipelined::pool(url, name, pipelined::FOR_BATCHES)?);
+        let reads = Some(pipelined::pool(url, name, together::IN_FLIGHT_MAX)?);
+        Ok(Self { writer: pool.clone(), reader: pool, pipelined, reads })
     }
 
     /// Which of the two it is.
@@ -115,6 +122,19 @@ impl Database {
     /// Connections that send a whole batch at once, on PostgreSQL.
     pub fn pipelined(&self) -> Option<&pipelined::Pool> {
         self.pipelined.as_ref()
+    }
+
+    /// The rows that a query finds for ids, which are its one parameter, as in `WHERE id = ANY($1)`. On PostgreSQL: None elsewhere.
+    pub async fn read_by_ids(&self, sql: &str, ids: &[Uuid]) -> Option<Result<Vec<pipelined::Row>, Error>> {
+        let pool = self.reads.as_ref()?;
+        let read = async {
+            let mut connection = pool.get().await?;
+            let statement = connection.prepare(sql).await?;
+            let mut pipeline = connection.pipeline();
+            pipeline.execute(&statement, &[&ids]);
+            pipeline.send().await
+        };
+        Some(read.await)
     }
 
     /// The writer itself, for what only SQLite has.

@@ -24,7 +24,7 @@ pub type Pool = managed::Pool<Manager>;
 pub type Pooled = managed::Object<Manager>;
 
 /// Three batches in flight, a worker, and one to spare.
-const CONNECTIONS_MAX: usize = 5;
+pub(crate) const FOR_BATCHES: usize = 5;
 
 /// Opens connections, and sees whether one is still good.
 #[derive(Debug)]
@@ -33,8 +33,8 @@ pub struct Manager {
 }
 
 /// Connects when first used.
-pub fn pool(url: &PostgresUrl, name: &str) -> Result<Pool, Error> {
-    let pool = Pool::builder(Manager { config: url.for_pipelined(name) }).max_size(CONNECTIONS_MAX);
+pub fn pool(url: &PostgresUrl, name: &str, connections_max: usize) -> Result<Pool, Error> {
+    let pool = Pool::builder(Manager { config: url.for_pipelined(name) }).max_size(connections_max);
     let pool = pool.wait_timeout(Some(ACQUIRE_TIMEOUT)).create_timeout(Some(ACQUIRE_TIMEOUT));
     pool.runtime(Runtime::Tokio1).build().map_err(Error::other)
 }

@@ -302,11 +302,10 @@ fn set_fields(message: &DynamicMessage) -> Vec<(String, Value)> {
 
 /// The rules of a field, of an item, or of a key, in the words of JSON Schema.
 fn apply(schema: &mut Json, rules: &DynamicMessage, kind: Option<&Kind>) -> Result<()> {
-    let ignores_zero = set_fields(rules).iter().any(|(name, _)| name == "ignore");
     for (name, value) in set_fields(rules) {
         match (name.as_str(), value.as_message()) {
             ("ignore" | "required", _) => {}
-            ("string", Some(rules)) => apply_string(schema, rules, ignores_zero)?,
+            ("string", Some(rules)) => apply_string(schema, rules)?,
             ("int32" | "int64", Some(rules)) => {
                 for (name, value) in set_fields(rules) {
                     let keyword = match name.as_str() {
@@ -349,14 +348,14 @@ fn apply(schema: &mut Json, rules: &DynamicMessage, kind: Option<&Kind>) -> Resu
     Ok(())
 }
 
-fn apply_string(schema: &mut Json, rules: &DynamicMessage, ignores_zero: bool) -> Result<()> {
+fn apply_string(schema: &mut Json, rules: &DynamicMessage) -> Result<()> {
     for (name, value) in set_fields(rules) {
         match name.as_str() {
             "min_len" => schema["minLength"] = number(&value)?,
             "max_len" => schema["maxLength"] = number(&value)?,
             "pattern" => schema["pattern"] = json!(value.as_str()),
             "email" => schema["format"] = json!("email"),
-            "uuid" if ignores_zero => schema["anyOf"] = json!([{ "format": "uuid" }, { "const": "" }]),
+            // An empty one is taken as none, for clients that cannot leave it out.
             "uuid" => schema["format"] = json!("uuid"),
             other => bail!("the rule {other} of a string is not known to OpenAPI"),
         }

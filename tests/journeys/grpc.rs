@@ -37,8 +37,8 @@ pub async fn moves_money_over_grpc(world: &World) -> Result<()> {
     let transfer = CreateTransactionRequest {
         external_id: "g1".to_owned(),
         r#type: Type::Transfer as i32,
-        source_account_id: from,
-        destination_account_id: to,
+        source_account_id: Some(from),
+        destination_account_id: Some(to),
         amount: Some(Money { currency_code: "BRL".to_owned(), amount: "4.00".to_owned() }),
         wait: Some(pbjson_types::Duration { seconds: 5, nanos: 0 }),
         ..CreateTransactionRequest::default()

@@ -87,8 +87,8 @@ pub fn transfer_request(someone: &Someone, key: &str, accounts: [&str; 2], deadl
     let mut request = Request::new(CreateTransactionRequest {
         external_id: key.to_owned(),
         r#type: Type::Transfer as i32,
-        source_account_id: accounts[0].to_owned(),
-        destination_account_id: accounts[1].to_owned(),
+        source_account_id: Some(accounts[0].to_owned()),
+        destination_account_id: Some(accounts[1].to_owned()),
         amount: Some(Money { currency_code: "BRL".to_owned(), amount: "0.01".to_owned() }),
         ..CreateTransactionRequest::default()
     });

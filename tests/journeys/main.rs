@@ -169,7 +169,7 @@ fn main() {
         streams: a_stream_ends_with_its_transaction, changes_come_as_they_happen;
         tokens: forged_and_stale_tokens_are_refused;
         transfers: deposit_transfer_withdraw, lacking_funds_is_an_answer, a_hundred_withdrawals_one_wins, amounts_that_are_none, waits,
-            histories_and_events, what_others_may_see;
+            histories_and_events, lists_are_filtered, what_others_may_see;
         users: registers_and_reads, validates, administrators_manage_users, the_last_administrator_stays, a_deleted_user_is_anonymous,
             registering_is_idempotent_by_key;
     };

@@ -24,7 +24,7 @@ pub fn trials() -> Vec<Trial> {
             what_the_server_ended_is_not_used_again(pool).await?;
             what_was_left_in_the_middle_is_not_used_again(pool).await?;
             no_answer_is_an_answer_in_the_end(pool).await?;
-            anyhow::ensure!(pipelined::pool(&"postgres://nobody@127.0.0.1:1".parse()?, "none")?.get().await.is_err(), "nobody listens there");
+            anyhow::ensure!(pipelined::pool(&"postgres://nobody@127.0.0.1:1".parse()?, "none", 5)?.get().await.is_err(), "nobody listens there");
             Ok(())
         }))
     })]

@@ -63,8 +63,8 @@ impl Payer {
                     let message = CreateTransactionRequest {
                         external_id: format!("r{key}"),
                         r#type: Type::Transfer as i32,
-                        source_account_id: payer.accounts[side].clone(),
-                        destination_account_id: payer.accounts[1 - side].clone(),
+                        source_account_id: Some(payer.accounts[side].clone()),
+                        destination_account_id: Some(payer.accounts[1 - side].clone()),
                         amount: Some(Money { currency_code: "BRL".to_owned(), amount: "0.01".to_owned() }),
                         ..CreateTransactionRequest::default()
                     };

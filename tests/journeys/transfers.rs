@@ -219,3 +219,74 @@ pub async fn what_others_may_see(world: &World) -> Result<()> {
     assert_eq!(api.get(&path, Some(&world.server.administrator().await?)).await?.status, 200);
     Ok(())
 }
+
+/// By state, type, time, key and account, each alone and together; pages of a filtered list leave nothing out.
+pub async fn lists_are_filtered(world: &World) -> Result<()> {
+    let (api, administrator) = (world.server.api(), world.server.administrator().await?);
+    let someone = api.someone().await?;
+    let (from, to) = (api.account(&someone.token, "BRL").await?, api.account(&someone.token, "BRL").await?);
+    api.deposit(&administrator, &from, "BRL", "10.00").await?;
+    for number in 0..6 {
+        // Every third one is refused.
+        let amount = if number % 3 == 2 { "1000.00" } else { "1.00" };
+        api.transact(&someone.token, lastro_tests::Api::transfer(&format!("filtered {number}"), &from, &to, amount)).await?;
+    }
+    let listed = async |query: &str| {
+        let answer = api.get(&format!("/api/v1/transactions?{query}"), Some(&someone.token)).await?;
+        anyhow::ensure!(answer.status == 200, "{query}: {answer:?}");
+        anyhow::Ok((answer.body["transactions"].as_array().cloned().unwrap_or_default(), answer.text("nextPageToken")?))
+    };
+    let count = async |query: &str| anyhow::Ok(listed(query).await?.0.len());
+    let all = listed("").await?.0;
+    assert_eq!(all.len(), 7);
+    for (query, expected) in [
+        ("state=COMPLETED", 5),
+        ("state=REJECTED", 2),
+        ("state=PENDING", 0),
+        ("type=DEPOSIT", 1),
+        ("type=TRANSFER", 6),
+        ("type=TRANSFER&state=REJECTED", 2),
+        ("type=DEPOSIT&state=REJECTED", 0),
+        ("externalId=filtered%202", 1),
+        ("externalId=filtered%202&state=COMPLETED", 0),
+        ("externalId=nobody's", 0),
+        ("from=2001-01-01T00:00:00Z&to=2002-01-01T00:00:00Z", 0),
+        ("from=2001-01-01T00:00:00Z", 7),
+        ("state=STATE_UNSPECIFIED&type=TYPE_UNSPECIFIED", 7),
+    ] {
+        assert_eq!(count(query).await?, expected, "{query}");
+        let of_account = listed(&format!("{query}&accountId={to}")).await?.0;
+        let elsewhere = all.iter().filter(|one| one["destinationAccountId"] != to.as_str()).count();
+        assert!(of_account.len() <= expected && expected - of_account.len() <= elsewhere, "{query}");
+    }
+    // From exactly when one was accepted: it and those after it; up to it: those before.
+    let middle = &all[3];
+    let at = middle["createTime"].as_str().unwrap_or_default();
+    assert_eq!((count(&format!("from={at}")).await?, count(&format!("to={at}")).await?), (4, 3));
+    let (mut paged, mut token) = (Vec::new(), String::new());
+    loop {
+        let (page, next) = listed(&format!("state=COMPLETED&type=TRANSFER&pageSize=1&pageToken={token}")).await?;
+        paged.extend(page);
+        if next.is_empty() {
+            break;
+        }
+        token = next;
+    }
+    let expected: Vec<&serde_json::Value> = all.iter().filter(|one| one["state"] == "COMPLETED" && one["type"] == "TRANSFER").collect();
+    assert_eq!(paged.iter().map(|one| &one["id"]).collect::<Vec<_>>(), expected.into_iter().map(|one| &one["id"]).collect::<Vec<_>>());
+    for (query, field) in [
+        ("state=DONE", "state"),
+        ("state=3", "state"),
+        ("type=GIFT", "type"),
+        ("from=yesterday", "from"),
+        ("from=2026-01-02T00:00:00Z&to=2026-01-01T00:00:00Z", "to"),
+        ("accountId=x", "accountId"),
+    ] {
+        let answer = api.get(&format!("/api/v1/transactions?{query}"), Some(&someone.token)).await?;
+        assert_eq!((answer.status, answer.body["errors"][0]["field"].as_str()), (400, Some(field)), "{query}: {answer:?}");
+    }
+    let stranger = api.someone().await?;
+    let theirs = api.get("/api/v1/transactions?externalId=filtered%202", Some(&stranger.token)).await?;
+    assert_eq!(theirs.body["transactions"], serde_json::json!([]), "a key is its caller's own");
+    Ok(())
+}

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use lastro_database::Database;
+use lastro_database::together::Together;
 use lastro_events::Topic;
 use lastro_events::bus::Bus;
 use lastro_mesh::call::Call;
@@ -33,7 +34,9 @@ use uuid::Uuid;
 
 use self::watch_transaction::Watched;
 use crate::domain::account::Account;
+use crate::domain::operation::Operation;
 use crate::pipeline::Pipeline;
+use crate::store::accounts::AccountWithBalance;
 use crate::{Error, Settings, store};
 
 /// Accounts that are kept in memory; what never changes about one takes some 200 bytes.
@@ -65,6 +68,9 @@ pub struct App {
     pub(crate) watched: Arc<Watched>,
     /// The turns of each user at long pages, which cost more than anything else that one may ask for.
     lists: Turns<Uuid>,
+    /// Reads of single accounts and operations, which share statements.
+    pub(crate) read_account: Together<AccountWithBalance>,
+    pub(crate) read_operation: Together<Operation>,
     accounts: Cache<Uuid, Arc<Account>>,
     /// Currencies whose clearing account is known to exist.
     cleared: Mutex<HashSet<Currency>>,
@@ -84,6 +90,8 @@ impl App {
         Ok(Self {
             pipeline: Pipeline::new(database.clone(), bus.clone()),
             customers: IdentityServiceClient::new(customers),
+            read_account: store::accounts::together(&database),
+            read_operation: store::operations::together(&database),
             accounts: Cache::new(ACCOUNTS_CACHED),
             cleared: Mutex::default(),
             database,
@@ -112,7 +120,7 @@ impl App {
         if let Some(account) = self.accounts.get(&id) {
             return Ok(Some(account));
         }
-        let Some(found) = store::accounts::get(self.database.reader(), id).await? else { return Ok(None) };
+        let Some(found) = self.read_account.get(id).await? else { return Ok(None) };
         let account = Arc::new(found.account);
         self.accounts.insert(id, account.clone());
         Ok(Some(account))

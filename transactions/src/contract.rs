@@ -98,6 +98,13 @@ pub const fn state_to_wire(state: State) -> transaction::State {
     }
 }
 
+/// The states that the wire means by one; none where it means all.
+pub fn states_from_wire(state: transaction::State) -> Vec<State> {
+    const ALL: [State; 8] =
+        [State::Pending, State::Retrying, State::Waiting, State::Authorized, State::Completed, State::Rejected, State::Voided, State::Expired];
+    ALL.into_iter().filter(|one| state_to_wire(*one) == state).collect()
+}
+
 /// Where an operation stands after an event of this kind; None for a kind that this version does not know.
 pub fn state_after(kind: &str) -> Option<State> {
     match kind {

@@ -6,6 +6,7 @@ mod m0003_operations_by_owner;
 mod m0004_cursors_name_their_cluster;
 mod m0005_account_streams;
 mod m0006_operations_that_wait;
+mod m0007_operations_that_are_rare;
 
 use sea_orm_migration::prelude::*;
 
@@ -22,6 +23,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0004_cursors_name_their_cluster::Migration),
             Box::new(m0005_account_streams::Migration),
             Box::new(m0006_operations_that_wait::Migration),
+            Box::new(m0007_operations_that_are_rare::Migration),
         ]
     }
 }

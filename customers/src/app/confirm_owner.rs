@@ -4,10 +4,9 @@ use uuid::Uuid;
 
 use super::App;
 use crate::Error;
-use crate::store::users;
 
 /// Not when it does not exist, was deleted, or is disabled.
 pub async fn confirm_owner(app: &App, user_id: &str) -> Result<bool, Error> {
     let Ok(id) = Uuid::parse_str(user_id) else { return Ok(false) };
-    Ok(users::get(app.database.reader(), id).await?.is_some_and(|user| !user.disabled))
+    Ok(app.read_user.get(id).await?.is_some_and(|user| !user.disabled))
 }

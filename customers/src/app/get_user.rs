@@ -5,10 +5,10 @@ use lastro_proto::permissions::Permission;
 
 use super::{App, reachable};
 use crate::Error;
-use crate::store::users::{self, User};
+use crate::store::users::User;
 
 /// The caller's own, or any for who may read users.
 pub async fn get_user(app: &App, caller: &Caller, id: &str) -> Result<User, Error> {
     let id = reachable(caller, id, Permission::ReadUsers)?;
-    users::get(app.database.reader(), id).await?.ok_or(Error::UserNotFound)
+    app.read_user.get(id).await?.ok_or(Error::UserNotFound)
 }

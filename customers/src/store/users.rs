@@ -1,6 +1,8 @@
 //! The table `users`.
 
-use lastro_database::{Error, Kind, Transaction, all, execute, one};
+use lastro_database::rows::all_of_ids;
+use lastro_database::together::Together;
+use lastro_database::{Database, Error, Kind, Transaction, all, execute, one};
 use lastro_mesh::page::Page;
 use sea_orm::{ConnectionTrait, DbBackend, FromQueryResult, Value};
 use uuid::Uuid;
@@ -69,6 +71,19 @@ pub async fn update(tx: &Transaction, user: &User) -> Result<bool, Error> {
         Err(error) if error.kind == Kind::Unique => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// Users that are not deleted by their ids, as they are now.
+pub fn together(database: &Database) -> Together<User> {
+    let database = database.clone();
+    Together::new(move |ids| {
+        let database = database.clone();
+        Box::pin(async move {
+            let sql = format!("SELECT {COLUMNS} FROM users WHERE id {{ids}} AND NOT deleted");
+            let users: Vec<User> = all_of_ids(database.reader(), &sql, &ids, []).await?;
+            Ok(users.into_iter().map(|user| (user.id, Ok(user))).collect())
+        })
+    })
 }
 
 /// One user that is not deleted.

@@ -15,7 +15,6 @@ use crate::domain::account::Account;
 use crate::domain::operation::{Operation, State, Type, is_decided};
 use crate::domain::submission::{Request, Submission};
 use crate::pipeline::{Accepted, NewOperation, Refused};
-use crate::store::operations;
 use crate::{Error, contract};
 
 /// What is left of the deadline is needed to answer; of a short one a quarter.
@@ -133,7 +132,7 @@ async fn wait_for_outcome(app: &App, call: &Call, operation: &mut Operation, unt
         let next_look = until.min(Instant::now() + LOOK_AGAIN);
         let _ = timeout_at(next_look, app.pipeline.settled()).await;
         // It is durable, and that is what counts: where it cannot be read now, the state as it stood is still an answer.
-        if let Ok(Some(now)) = operations::get(app.database.reader(), operation.id).await {
+        if let Ok(Some(now)) = app.read_operation.get(operation.id).await {
             *operation = now;
         }
     }

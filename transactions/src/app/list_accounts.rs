@@ -9,8 +9,8 @@ use crate::Error;
 use crate::store::accounts::{self, AccountWithBalance};
 
 /// The caller's; for an administrator all, or those of `owner_id`. Somebody else's owner id finds nothing.
-pub async fn list_accounts(app: &App, caller: &Caller, owner_id: &str, page: Page) -> Result<(Vec<AccountWithBalance>, String), Error> {
-    let asked = Uuid::parse_str(owner_id).ok();
+pub async fn list_accounts(app: &App, caller: &Caller, owner_id: Option<&str>, page: Page) -> Result<(Vec<AccountWithBalance>, String), Error> {
+    let asked = owner_id.and_then(|id| Uuid::parse_str(id).ok());
     let owner = match asked {
         None if sees_all(caller) => None,
         None => Some(caller.id),

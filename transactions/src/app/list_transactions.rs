@@ -7,18 +7,37 @@ use super::get_account::get_account;
 use super::{App, sees_all};
 use crate::Error;
 use crate::domain::operation::Operation;
-use crate::store::operations::{self, Of};
+use crate::store::operations::{self, Filter, Of};
 
-/// Those of one account that the caller may see, or of all of its accounts; an administrator's are all.
-pub async fn list_transactions(app: &App, caller: &Caller, account_id: &str, page: Page) -> Result<(Vec<Operation>, String), Error> {
-    let of = if !account_id.is_empty() {
-        Of::Account(get_account(app, caller, account_id).await?.account.id)
-    } else if sees_all(caller) {
-        Of::Everybody
-    } else {
-        Of::Owner(caller.id)
+/// Those of one account that the caller may see, or of all of its accounts; an administrator's are all. With a key the caller's own one alone.
+pub async fn list_transactions(
+    app: &App,
+    caller: &Caller,
+    account_id: Option<&str>,
+    external_id: Option<&str>,
+    filter: &Filter,
+    page: Page,
+) -> Result<(Vec<Operation>, String), Error> {
+    let of = match account_id {
+        Some(account_id) => Of::Account(get_account(app, caller, account_id).await?.account.id),
+        None if sees_all(caller) => Of::Everybody,
+        None => Of::Owner(caller.id),
     };
-    let mut found = operations::list(app.database.reader(), of, page).await?;
+    let mut found = match external_id {
+        Some(key) => {
+            let own = operations::by_keys(app.database.reader(), &[(caller.id, key)]).await?;
+            own.into_iter().filter(|one| is_of(one, of) && filter.has(one) && page.before.is_none_or(|before| one.id < before)).collect()
+        }
+        None => operations::list(app.database.reader(), of, filter, page).await?,
+    };
     let next = page.cut(&mut found, |operation| operation.id, Operation::answer_bytes);
     Ok((found, next))
+}
+
+/// Of the caller's own ones, which it sees whatever accounts they name.
+fn is_of(operation: &Operation, of: Of) -> bool {
+    match of {
+        Of::Everybody | Of::Owner(_) => true,
+        Of::Account(id) => [operation.source, operation.destination].contains(&Some(id)),
+    }
 }

@@ -86,7 +86,7 @@ impl Watching {
             let Some(state) = state_after(&event.kind) else { continue };
             if state == State::Rejected {
                 // The reason stands in its row.
-                self.operation = operations::get(self.app.database.reader(), self.operation.id).await?.ok_or(Error::TransactionNotFound)?;
+                self.operation = self.app.read_operation.get(self.operation.id).await?.ok_or(Error::TransactionNotFound)?;
             }
             let reason = self.operation.reason.filter(|_| state == State::Rejected);
             let operation = Operation { state, reason, update_time_us: event.recorded_us, ..self.operation.clone() };

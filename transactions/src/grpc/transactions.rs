@@ -11,7 +11,7 @@ use lastro_mesh::call::Call;
 use lastro_mesh::identity::User as Caller;
 use lastro_mesh::page::Page;
 use lastro_mesh::status::Problem;
-use lastro_proto::time::timestamp;
+use lastro_proto::time::{Timestamp, micros, timestamp};
 use lastro_proto::transactions::events::v1::OperationEvent;
 use lastro_proto::transactions::v1::transaction::Settlement;
 use lastro_proto::transactions::v1::transactions_service_server::TransactionsService;
@@ -29,9 +29,10 @@ use crate::app::get_transaction::get_transaction;
 use crate::app::list_transaction_events::list_transaction_events;
 use crate::app::list_transactions::list_transactions;
 use crate::app::watch_transaction::watch_transaction;
-use crate::contract::{state_to_wire, type_from_wire, type_to_wire};
+use crate::contract::{state_to_wire, states_from_wire, type_from_wire, type_to_wire};
 use crate::domain::operation::Operation;
 use crate::domain::submission;
+use crate::store::operations::Filter;
 
 pub struct Transactions(pub Arc<App>);
 
@@ -69,7 +70,11 @@ impl TransactionsService for Transactions {
         let caller = call.user()?;
         let page = Page::read(message.page_size, &message.page_token)?;
         let _turn = self.0.list_turn(call, caller.id, page).await?;
-        let (operations, next_page_token) = list_transactions(&self.0, caller, &message.account_id, page).await?;
+        let filter = filter(message)?;
+        let given = |text: &'_ Option<String>| text.as_deref().filter(|text| !text.is_empty()).map(str::to_owned);
+        let (account_id, external_id) = (given(&message.account_id), given(&message.external_id));
+        let listed = list_transactions(&self.0, caller, account_id.as_deref(), external_id.as_deref(), &filter, page);
+        let (operations, next_page_token) = listed.await?;
         let transactions = operations.into_iter().map(|operation| wire(operation, caller)).collect();
         Ok(Response::new(ListTransactionsResponse { transactions, next_page_token }))
     }
@@ -88,7 +93,7 @@ impl TransactionsService for Transactions {
 fn read(request: CreateTransactionRequest) -> Result<submission::Request, Problem> {
     let kind = type_from_wire(request.r#type()).ok_or_else(|| Problem::field("type", "must be DEPOSIT, WITHDRAWAL or TRANSFER"))?;
     let (hold, external) = (request.hold, request.settlement() == Settlement::External);
-    let given = |text: String| Some(text).filter(|text| !text.is_empty());
+    let given = |text: Option<String>| text.filter(|text| !text.is_empty());
     let amount = request.amount.unwrap_or_default();
     Ok(submission::Request {
         external_id: request.external_id,
@@ -104,6 +109,19 @@ fn read(request: CreateTransactionRequest) -> Result<submission::Request, Proble
         hold,
         external,
     })
+}
+
+/// Which transactions a list is to have.
+fn filter(message: &ListTransactionsRequest) -> Result<Filter, Problem> {
+    let time = |field: &'static str, time: &Option<Timestamp>| {
+        let us = |time| micros(time).ok_or_else(|| Problem::field(field, "must be a time of the years 1 to 9999"));
+        time.as_ref().map(us).transpose()
+    };
+    let (from_us, to_us) = (time("from", &message.from)?, time("to", &message.to)?);
+    if from_us.zip(to_us).is_some_and(|(from, to)| from > to) {
+        return Err(Problem::field("to", "must not be before from"));
+    }
+    Ok(Filter { states: states_from_wire(message.state()), kind: type_from_wire(message.r#type()), from_us, to_us })
 }
 
 fn wire(operation: Operation, caller: &Caller) -> Transaction {

@@ -1,7 +1,10 @@
 //! The tables `accounts` and `balances`, outside of settlement.
 
-use lastro_database::rows::execute_of_ids;
-use lastro_database::{Error, Transaction, all, execute, one};
+use std::sync::LazyLock;
+
+use lastro_database::rows::{all_of_ids, execute_of_ids};
+use lastro_database::together::Together;
+use lastro_database::{Database, Error, Transaction, all, execute, one};
 use lastro_mesh::page::Page;
 use lastro_money::{Currency, Minor};
 use sea_orm::{ConnectionTrait, DbBackend, FromQueryResult, Value};
@@ -34,6 +37,20 @@ const SELECT: &str = "SELECT a.id, a.owner_id, a.currency_code, a.display_name, 
                       FROM accounts a JOIN balances b ON b.account_id = a.id";
 
 impl Row {
+    /// Of a row of [`SELECT`].
+    fn from_postgres(row: &lastro_database::pipelined::Row) -> Result<Self, Error> {
+        Ok(Self {
+            id: row.get(0)?,
+            owner_id: row.get(1)?,
+            currency_code: row.get(2)?,
+            display_name: row.get(3)?,
+            system: row.get(4)?,
+            create_time_us: row.get(5)?,
+            posted: row.get(6)?,
+            held: row.get(7)?,
+        })
+    }
+
     fn read(self) -> Result<AccountWithBalance, Error> {
         let currency = Currency::from_code(&self.currency_code).ok_or_else(|| Error::corrupt("a currency that is none"))?;
         let account = Account {
@@ -104,6 +121,22 @@ pub async fn ensure_clearing(tx: &Transaction, currency: Currency, now_us: i64, 
         }
     }
     append_opened(tx, &made.iter().collect::<Vec<_>>(), cause).await
+}
+
+/// Accounts by their ids, as they are now.
+pub fn together(database: &Database) -> Together<AccountWithBalance> {
+    static BY_IDS: LazyLock<String> = LazyLock::new(|| format!("{SELECT} WHERE a.id = ANY($1)"));
+    let database = database.clone();
+    Together::new(move |ids| {
+        let database = database.clone();
+        Box::pin(async move {
+            let rows = match database.read_by_ids(&BY_IDS, &ids).await {
+                Some(rows) => rows?.iter().map(Row::from_postgres).collect::<Result<Vec<_>, _>>()?,
+                None => all_of_ids(database.reader(), &format!("{SELECT} WHERE a.id {{ids}}"), &ids, []).await?,
+            };
+            Ok(rows.into_iter().map(|row| (row.id, row.read())).collect())
+        })
+    })
 }
 
 /// One account.

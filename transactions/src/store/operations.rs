@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use lastro_database::rows::all_of_ids;
-use lastro_database::{Error, Transaction, all, execute, one, select_all};
+use lastro_database::together::Together;
+use lastro_database::{Database, Error, Transaction, all, execute, one, select_all};
 use lastro_mesh::page::{BYTES_MAX, Page};
 use lastro_money::{Amount, Currency, Minor};
 use sea_orm::sea_query::{Alias, Expr, ExprTrait as _, Order, Query, SelectStatement, SimpleExpr, UnionType};
@@ -181,6 +182,22 @@ fn metadata_from_text(text: &str) -> Result<BTreeMap<String, String>, Error> {
     if text.is_empty() { Ok(BTreeMap::new()) } else { serde_json::from_str(text).map_err(Error::corrupt) }
 }
 
+/// Operations by their ids, as they are now.
+pub fn together(database: &Database) -> Together<Operation> {
+    static BY_IDS: LazyLock<String> = LazyLock::new(|| format!("SELECT {} FROM operations WHERE id = ANY($1)", *COLUMNS));
+    let database = database.clone();
+    Together::new(move |ids| {
+        let database = database.clone();
+        Box::pin(async move {
+            let rows = match database.read_by_ids(&BY_IDS, &ids).await {
+                Some(rows) => rows?.iter().map(Row::from_postgres).collect::<Result<Vec<_>, _>>()?,
+                None => all_of_ids(database.reader(), &format!("SELECT {} FROM operations WHERE id {{ids}}", *COLUMNS), &ids, []).await?,
+            };
+            Ok(rows.into_iter().map(|row| (row.id, row.read())).collect())
+        })
+    })
+}
+
 /// One operation.
 pub async fn get(on: &impl ConnectionTrait, id: Uuid) -> Result<Option<Operation>, Error> {
     one::<Row>(on, &format!("SELECT {} FROM operations WHERE id = $1", *COLUMNS), [id.into()]).await?.map(Row::read).transpose()
@@ -244,16 +261,73 @@ pub enum Of {
     Account(Uuid),
 }
 
+/// Which of them a list has.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// In one of these states; empty: in any.
+    pub states: Vec<State>,
+    /// Of this kind.
+    pub kind: Option<Type>,
+    /// Accepted then or later, Unix microseconds.
+    pub from_us: Option<i64>,
+    /// Accepted before.
+    pub to_us: Option<i64>,
+}
+
+/// An id begins with the time at which it was made, a moment before or after the time that is stored as that of acceptance.
+const ID_SLACK_US: i64 = 1_000_000;
+
+impl Filter {
+    /// Whether an operation fits.
+    pub fn has(&self, operation: &Operation) -> bool {
+        (self.states.is_empty() || self.states.contains(&operation.state))
+            && self.kind.is_none_or(|kind| kind == operation.kind)
+            && self.from_us.is_none_or(|from| from <= operation.create_time_us)
+            && self.to_us.is_none_or(|to| operation.create_time_us < to)
+    }
+
+    /// Numbers stand in the statement itself, so that a planner sees which index has them; there are few of them.
+    fn apply(&self, select: &mut SelectStatement) {
+        let column = |name: &'static str| Expr::col(Alias::new(name));
+        if !self.states.is_empty() {
+            let numbers: Vec<String> = self.states.iter().map(|state| state_number(*state).to_string()).collect();
+            select.and_where(Expr::cust(format!("state IN ({})", numbers.join(", "))));
+            if !self.states.contains(&State::Completed) {
+                select.and_where(Expr::cust("state <> 4"));
+            }
+        }
+        if let Some(kind) = self.kind {
+            select.and_where(Expr::cust(format!("kind = {}", type_number(kind))));
+            if kind != Type::Transfer {
+                select.and_where(Expr::cust("kind <> 3"));
+            }
+        }
+        // By the time in the id, which the index has in order; then exactly.
+        if let Some(from_us) = self.from_us {
+            select.and_where(column("id").gte(first_id_at(from_us.saturating_sub(ID_SLACK_US)))).and_where(column("create_time_us").gte(from_us));
+        }
+        if let Some(to_us) = self.to_us {
+            select.and_where(column("id").lt(first_id_at(to_us.saturating_add(ID_SLACK_US)))).and_where(column("create_time_us").lt(to_us));
+        }
+    }
+}
+
+/// The least UUIDv7 of a time (RFC 9562: it begins with 48 bits of Unix milliseconds).
+fn first_id_at(us: i64) -> Uuid {
+    let ms = us.div_euclid(1000).clamp(0, (1 << 48) - 1).unsigned_abs();
+    Uuid::from_u128(u128::from(ms) << 80)
+}
+
 /// Rows to a statement: of what is far larger than the page may be, so many are read in vain at most.
 const ROWS_AT_ONCE: u64 = 64;
 
 /// The operations of a page, newest first: up to its limit, or until the page is full by bytes. One look into one index a side, read from its end, so
 /// that a page costs the same however long the history is and however many accounts its owner has.
-pub async fn list(on: &impl ConnectionTrait, of: Of, page: Page) -> Result<Vec<Operation>, Error> {
+pub async fn list(on: &impl ConnectionTrait, of: Of, filter: &Filter, page: Page) -> Result<Vec<Operation>, Error> {
     let (mut found, mut bytes, mut before) = (Vec::new(), 0, page.before);
     while page.limit() > found.len() as u64 && bytes <= BYTES_MAX {
         let limit = Ord::min(ROWS_AT_ONCE, page.limit() - found.len() as u64);
-        let rows: Vec<Row> = select_all(on, &newest(of, before.unwrap_or(Uuid::max()), limit)).await?;
+        let rows: Vec<Row> = select_all(on, &newest(of, filter, before.unwrap_or(Uuid::max()), limit)).await?;
         let is_last = (rows.len() as u64) < limit;
         for row in rows {
             let operation = row.read()?;
@@ -268,13 +342,14 @@ pub async fn list(on: &impl ConnectionTrait, of: Of, page: Page) -> Result<Vec<O
     Ok(found)
 }
 
-fn newest(of: Of, before: Uuid, limit: u64) -> SelectStatement {
+fn newest(of: Of, filter: &Filter, before: Uuid, limit: u64) -> SelectStatement {
     let one_side = |is_its: Option<SimpleExpr>| {
         let mut side = Query::select();
         side.columns(COLUMN_NAMES.map(Alias::new)).from(Alias::new("operations")).cond_where(Expr::col(Alias::new("id")).lt(before));
         if let Some(is_its) = is_its {
             side.and_where(is_its);
         }
+        filter.apply(&mut side);
         side.order_by(Alias::new("id"), Order::Desc).limit(limit).take()
     };
     let (columns, id) = match of {
@@ -309,6 +384,14 @@ const FILL_IN_OWNERS: &str = "UPDATE operations SET \
 mod tests {
     use super::*;
     use crate::domain::operation::is_to_be_settled;
+
+    #[test]
+    fn the_first_id_of_a_time_is_before_those_that_are_made_then() {
+        let now_us = 1_700_000_000_123_456;
+        let made = |us: i64| Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, us.unsigned_abs() / 1_000_000, (us % 1_000_000) as u32 * 1000));
+        assert!(first_id_at(now_us) <= made(now_us) && made(now_us) < first_id_at(now_us + 1000));
+        assert_eq!((first_id_at(-1), first_id_at(i64::MAX).as_u128() >> 80), (Uuid::nil(), (1 << 48) - 1));
+    }
 
     #[test]
     fn every_kind_and_state_has_a_number_of_its_own_and_workers_claim_what_is_to_be_settled() {
