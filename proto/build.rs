@@ -25,6 +25,11 @@ use protox::file::{ChainFileResolver, GoogleFileResolver, IncludeFileResolver};
 const ROOT: &str = "lastro";
 /// Where the interface protos of others ship: package, folder inside it. Taken from the packages, never copied into the tree.
 const INTERFACES: [(&str, &str); 2] = [("rest_over_grpc", "tests/proto"), ("prost-protovalidate-types", "proto")];
+/// The messages of errors, for whoever generates a client: no contract imports them. Package, file in it, and its name among the protos.
+const ERRORS: [(&str, &str, &str); 2] = [
+    ("tonic-types", "proto/status.proto", "google/rpc/status.proto"),
+    ("tonic-types", "proto/error_details.proto", "google/rpc/error_details.proto"),
+];
 /// Our own `google.protobuf.Timestamp`.
 const TIMESTAMP: &str = "crate::time::Timestamp";
 /// Every generated impl block of the validator starts so.
@@ -50,6 +55,7 @@ fn main() -> Result<()> {
 
     let descriptors = compiler.encode_file_descriptor_set();
     let pool = DescriptorPool::decode(descriptors.as_slice())?;
+    check_languages(&pool)?;
     fs::write(out.join("descriptors.bin"), &descriptors)?;
     write_reflection_descriptors(&compiler.file_descriptor_set(), &out)?;
     write_sources(&pool, &out)?;
@@ -85,30 +91,56 @@ fn main() -> Result<()> {
 
 /// The folders of the packages that ship the interface protos.
 fn interface_folders() -> Result<Vec<PathBuf>> {
-    let (cargo, host) = (std::env::var("CARGO")?, std::env::var("HOST")?);
-    // Offline first: what is needed is usually there, since the packages are built before this one.
-    let ask = |network: &[&str]| {
-        let arguments = ["metadata", "--format-version", "1", "--locked", "--filter-platform", &host];
-        Command::new(&cargo).args(arguments).args(network).output()
-    };
-    let mut output = ask(&["--offline"])?;
-    if !output.status.success() {
-        output = ask(&[])?;
+    let packages = Packages::ask()?;
+    INTERFACES.iter().map(|(package, folder)| packages.path(package, folder)).collect()
+}
+
+/// The packages that this one is built with, as cargo lists them.
+struct Packages(serde_json::Value);
+
+impl Packages {
+    fn ask() -> Result<Self> {
+        let (cargo, host) = (std::env::var("CARGO")?, std::env::var("HOST")?);
+        // Offline first: what is needed is usually there, since the packages are built before this one.
+        let ask = |network: &[&str]| {
+            let arguments = ["metadata", "--format-version", "1", "--locked", "--filter-platform", &host];
+            Command::new(&cargo).args(arguments).args(network).output()
+        };
+        let mut output = ask(&["--offline"])?;
+        if !output.status.success() {
+            output = ask(&[])?;
+        }
+        ensure!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(Self(serde_json::from_slice(&output.stdout)?))
     }
-    ensure!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
-    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout)?;
-    let packages = metadata["packages"].as_array().context("packages in cargo metadata")?;
-    INTERFACES
-        .iter()
-        .map(|(package, folder)| {
-            let manifest = packages
-                .iter()
-                .find(|candidate| candidate["name"] == *package)
-                .and_then(|found| found["manifest_path"].as_str())
-                .with_context(|| format!("the package {package} is not among the dependencies"))?;
-            Ok(Path::new(manifest).with_file_name(folder))
-        })
-        .collect()
+
+    /// A path within a package.
+    fn path(&self, package: &str, within: &str) -> Result<PathBuf> {
+        let packages = self.0["packages"].as_array().context("packages in cargo metadata")?;
+        let found = packages.iter().find(|candidate| candidate["name"] == package);
+        let manifest = found.and_then(|found| found["manifest_path"].as_str());
+        Ok(Path::new(manifest.with_context(|| format!("the package {package} is not among the dependencies"))?).with_file_name(within))
+    }
+}
+
+/// What generators of other languages need to know of each file, by one rule: `lastro.customers.v1` is `lastro.dev/go/customers/v1` and
+/// `dev.lastro.customers.v1`.
+fn check_languages(pool: &DescriptorPool) -> Result<()> {
+    for file in pool.files().filter(|file| file.name().starts_with(ROOT)) {
+        let package = file.package_name();
+        let within = package.strip_prefix("lastro.").context("a package of lastro")?;
+        let expected = [
+            ("go_package", format!("lastro.dev/go/{};{}", within.replace('.', "/"), within.replace('.', ""))),
+            ("java_package", format!("dev.{package}")),
+        ];
+        let options = file.file_descriptor_proto().options.clone().unwrap_or_default();
+        let said = [options.go_package().to_owned(), options.java_package().to_owned()];
+        for ((option, expected), said) in expected.iter().zip(said) {
+            ensure!(said == *expected, "{}: write `option {option} = \"{expected}\";`", file.name());
+        }
+        ensure!(options.java_multiple_files(), "{}: write `option java_multiple_files = true;`", file.name());
+    }
+    Ok(())
 }
 
 fn proto_files(folder: &Path) -> Result<BTreeSet<PathBuf>> {
@@ -145,6 +177,11 @@ fn write_sources(pool: &DescriptorPool, out: &Path) -> Result<()> {
         // `google/protobuf/*` is no file of any package: every protobuf compiler carries its own.
         let Some(path) = on_disk else { continue };
         let text = fs::read_to_string(path)?;
+        writeln!(table, "({name:?}, {text:?}),")?;
+    }
+    let packages = Packages::ask()?;
+    for (package, file, name) in ERRORS {
+        let text = fs::read_to_string(packages.path(package, file)?)?;
         writeln!(table, "({name:?}, {text:?}),")?;
     }
     table.push(']');

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 pub use error::{Error, Kind};
 pub use sea_orm::DatabaseTransaction as Transaction;
-use sea_orm::sea_query::SelectStatement;
+use sea_orm::sea_query::{PostgresQueryBuilder, SelectStatement};
 use sea_orm::{
     ConnectionTrait, DatabaseConnection, DbBackend, FromQueryResult, SqliteTransactionMode, SqlxPostgresConnector, SqlxSqliteConnector, Statement,
     TransactionOptions, TransactionTrait as _, Value,
@@ -21,6 +21,7 @@ use sea_orm::{
 use sqlx::postgres::{PgPool, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions as _, Connection as _};
+use tokio_postgres::types::ToSql;
 pub use url::{PostgresUrl, UrlError};
 use uuid::Uuid;
 
@@ -38,6 +39,8 @@ pub struct Database {
     pipelined: Option<pipelined::Pool>,
     /// On PostgreSQL, for reads by id that go together.
     reads: Option<pipelined::Pool>,
+    /// On PostgreSQL, for pages of lists.
+    pages: Option<pipelined::Pool>,
 }
 
 impl Database {
@@ -61,6 +64,7 @@ impl Database {
             reader: SqlxSqliteConnector::from_sqlx_sqlite_pool(reader),
             pipelined: None,
             reads: None,
+            pages: None,
         })
     }
 
@@ -83,7 +87,8 @@ impl Database {
         let pool = SqlxPostgresConnector::from_sqlx_postgres_pool(pool);
         let pipelined = Some(pipelined::pool(url, name, pipelined::FOR_BATCHES)?);
         let reads = Some(pipelined::pool(url, name, together::IN_FLIGHT_MAX)?);
-        Ok(Self { writer: pool.clone(), reader: pool, pipelined, reads })
+        let pages = Some(pipelined::pool(url, name, pipelined::FOR_PAGES)?);
+        Ok(Self { writer: pool.clone(), reader: pool, pipelined, reads, pages })
     }
 
     /// Which of the two it is.
@@ -126,15 +131,21 @@ impl Database {
 
     /// The rows that a query finds for ids, which are its one parameter, as in `WHERE id = ANY($1)`. On PostgreSQL: None elsewhere.
     pub async fn read_by_ids(&self, sql: &str, ids: &[Uuid]) -> Option<Result<Vec<pipelined::Row>, Error>> {
-        let pool = self.reads.as_ref()?;
-        let read = async {
-            let mut connection = pool.get().await?;
-            let statement = connection.prepare(sql).await?;
-            let mut pipeline = connection.pipeline();
-            pipeline.execute(&statement, &[&ids]);
-            pipeline.send().await
-        };
-        Some(read.await)
+        Some(pipelined::query(self.reads.as_ref()?, sql, &[&ids]).await)
+    }
+
+    /// The rows of a query that finds them by an index, such as a page of a list. On PostgreSQL: None elsewhere.
+    pub async fn read_by_index(&self, select: &SelectStatement) -> Option<Result<Vec<pipelined::Row>, Error>> {
+        let pool = self.pages.as_ref()?;
+        let (sql, values) = select.build(PostgresQueryBuilder);
+        let parameters: Result<Vec<Box<dyn ToSql + Sync + Send>>, Error> = values.into_iter().map(parameter).collect();
+        Some(match parameters {
+            Ok(parameters) => {
+                let parameters: Vec<&(dyn ToSql + Sync)> = parameters.iter().map(|one| &**one as &(dyn ToSql + Sync)).collect();
+                pipelined::query(pool, &sql, &parameters).await
+            }
+            Err(error) => Err(error),
+        })
     }
 
     /// The writer itself, for what only SQLite has.
@@ -203,6 +214,19 @@ pub async fn execute(on: &impl ConnectionTrait, sql: &str, values: impl IntoIter
 pub async fn all<T: FromQueryResult>(on: &impl ConnectionTrait, sql: &str, values: impl IntoIterator<Item = Value>) -> Result<Vec<T>, Error> {
     let rows = on.query_all_raw(statement(on, sql, values)).await?;
     Ok(rows.iter().map(|row| T::from_query_result(row, "")).collect::<Result<_, _>>()?)
+}
+
+/// A value of a built query as the driver of pipelines takes it.
+fn parameter(value: Value) -> Result<Box<dyn ToSql + Sync + Send>, Error> {
+    match value {
+        Value::Uuid(value) => Ok(Box::new(value)),
+        Value::BigInt(value) => Ok(Box::new(value)),
+        // What limits rows.
+        Value::BigUnsigned(value) => Ok(Box::new(value.map(|value| i64::try_from(value).unwrap_or(i64::MAX)))),
+        Value::String(value) => Ok(Box::new(value)),
+        Value::Bool(value) => Ok(Box::new(value)),
+        other => Err(Error::corrupt(format!("a parameter of a kind that no page has: {other:?}"))),
+    }
 }
 
 /// Every row of a query that was built.

@@ -9,6 +9,7 @@ use deadpool::Runtime;
 use deadpool::managed::{self, Metrics, RecycleError, RecycleResult};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_postgres::config::Host;
+use tokio_postgres::types::ToSql;
 use tokio_postgres::{Config, NoTls};
 
 pub use connection::{Connection, Pipeline, Statement};
@@ -25,6 +26,8 @@ pub type Pooled = managed::Object<Manager>;
 
 /// Three batches in flight, a worker, and one to spare.
 pub(crate) const FOR_BATCHES: usize = 5;
+/// Pages of lists that are read at once.
+pub(crate) const FOR_PAGES: usize = 4;
 
 /// Opens connections, and sees whether one is still good.
 #[derive(Debug)]
@@ -37,6 +40,15 @@ pub fn pool(url: &PostgresUrl, name: &str, connections_max: usize) -> Result<Poo
     let pool = Pool::builder(Manager { config: url.for_pipelined(name) }).max_size(connections_max);
     let pool = pool.wait_timeout(Some(ACQUIRE_TIMEOUT)).create_timeout(Some(ACQUIRE_TIMEOUT));
     pool.runtime(Runtime::Tokio1).build().map_err(Error::other)
+}
+
+/// The rows of one statement, which is prepared when it comes first: there must not be many.
+pub(crate) async fn query(pool: &Pool, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Error> {
+    let mut connection = pool.get().await?;
+    let statement = connection.prepare(sql).await?;
+    let mut pipeline = connection.pipeline();
+    pipeline.execute(&statement, parameters);
+    pipeline.send().await
 }
 
 /// Whether a session of the pool takes writes. True when all are busy moving money just now.

@@ -28,7 +28,7 @@ pub async fn list_transactions(
             let own = operations::by_keys(app.database.reader(), &[(caller.id, key)]).await?;
             own.into_iter().filter(|one| is_of(one, of) && filter.has(one) && page.before.is_none_or(|before| one.id < before)).collect()
         }
-        None => operations::list(app.database.reader(), of, filter, page).await?,
+        None => operations::list(&app.database, of, filter, page).await?,
     };
     let next = page.cut(&mut found, |operation| operation.id, Operation::answer_bytes);
     Ok((found, next))

@@ -323,11 +323,15 @@ const ROWS_AT_ONCE: u64 = 64;
 
 /// The operations of a page, newest first: up to its limit, or until the page is full by bytes. One look into one index a side, read from its end, so
 /// that a page costs the same however long the history is and however many accounts its owner has.
-pub async fn list(on: &impl ConnectionTrait, of: Of, filter: &Filter, page: Page) -> Result<Vec<Operation>, Error> {
+pub async fn list(database: &Database, of: Of, filter: &Filter, page: Page) -> Result<Vec<Operation>, Error> {
     let (mut found, mut bytes, mut before) = (Vec::new(), 0, page.before);
     while page.limit() > found.len() as u64 && bytes <= BYTES_MAX {
         let limit = Ord::min(ROWS_AT_ONCE, page.limit() - found.len() as u64);
-        let rows: Vec<Row> = select_all(on, &newest(of, filter, before.unwrap_or(Uuid::max()), limit)).await?;
+        let select = newest(of, filter, before.unwrap_or(Uuid::max()), limit);
+        let rows = match database.read_by_index(&select).await {
+            Some(rows) => rows?.iter().map(Row::from_postgres).collect::<Result<Vec<_>, _>>()?,
+            None => select_all(database.reader(), &select).await?,
+        };
         let is_last = (rows.len() as u64) < limit;
         for row in rows {
             let operation = row.read()?;
