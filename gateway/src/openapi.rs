@@ -18,6 +18,8 @@ pub fn document() -> Value {
         "Money that moves: users, accounts, transactions. Amounts are decimal strings, times RFC 3339 UTC, errors problem+json (RFC 9457). \
          A path without a version, /api/…, means the current one."
     );
+    document["info"]["license"] = json!({ "name": "Apache 2.0", "identifier": "Apache-2.0" });
+    document["info"]["contact"] = json!({ "name": "Lastro", "url": "https://lastro.dev" });
     document["servers"] = json!([{ "url": SERVER, "description": "Where this document comes from." }]);
     document["components"]["securitySchemes"] = json!({ "bearer": { "type": "http", "scheme": "bearer", "bearerFormat": "JWT" } });
     document["components"]["schemas"]["Problem"] = problem_schema();
@@ -26,7 +28,6 @@ pub fn document() -> Value {
         "Location": header("Where the thing is."),
         "Preference-Applied": header("That the header `Prefer` was heeded: `wait=5`."),
         "Retry-After": { "description": "Seconds after which the same request may work.", "schema": { "type": "integer", "minimum": 1 } },
-        "Allow": header("The methods that the resource takes."),
     });
     for method in METHODS.iter().filter(|method| !method.http_path.is_empty()) {
         complete(&mut document, method);

@@ -10,7 +10,7 @@ use prost_reflect::{DescriptorPool, DynamicMessage, EnumDescriptor, FieldDescrip
 use prost_types::FileDescriptorProto;
 use serde_json::{Map, Value as Json, json};
 
-use crate::offered::http_rule;
+use crate::offered::{Rest, http_rule};
 
 /// Writes `openapi.json`.
 pub fn write(pool: &DescriptorPool, out: &Path) -> Result<()> {
@@ -82,6 +82,11 @@ impl Schemas {
             messages.insert(message.full_name().to_owned(), message);
         }
         let mut names = BTreeMap::new();
+        // Enums that have the same values are one for whoever reads JSON: the last of them, by their full names, stands for all.
+        let same = |one: &EnumDescriptor| one.values().map(|value| (value.name().to_owned(), value.number())).collect::<Vec<_>>();
+        let standing: BTreeMap<Vec<(String, i32)>, String> = enums.values().map(|one| (same(one), one.full_name().to_owned())).collect();
+        let stands_for: BTreeMap<String, String> = enums.values().map(|one| (one.full_name().to_owned(), standing[&same(one)].clone())).collect();
+        enums.retain(|full_name, _| stands_for[full_name] == *full_name);
         let all =
             messages.values().map(|one| (one.full_name(), one.package_name())).chain(enums.values().map(|one| (one.full_name(), one.package_name())));
         for (full_name, package) in all {
@@ -90,6 +95,10 @@ impl Schemas {
             let other = names.values().any(|name| *name == short);
             ensure!(!other, "{full_name}: another message that REST shows has the name {short}");
             names.insert(full_name.to_owned(), short);
+        }
+        for (one, standing) in stands_for {
+            let name = names.get(&standing).context("an enum")?.clone();
+            names.insert(one, name);
         }
         Ok(Self { names, messages: messages.into_values().collect(), enums: enums.into_values().collect(), inputs: inputs(pool) })
     }
@@ -103,6 +112,7 @@ impl Schemas {
         let (_, path, body) = http_rule(method).context("a route")?;
         let file = method.parent_file();
         let text = comment(file.file_descriptor_proto(), method.path()).context("a comment")?;
+        let answers_nothing = Rest::of(method).success == "NO_CONTENT";
         let media = if method.is_server_streaming() { "text/event-stream" } else { "application/json" };
         let mut operation = json!({
             "operationId": method.name(),
@@ -111,6 +121,9 @@ impl Schemas {
             "tags": [tag(method)],
             "responses": { "200": { "content": { media: { "schema": self.reference(method.output().full_name())? } } } },
         });
+        if answers_nothing {
+            operation["responses"]["200"] = json!({});
+        }
         let (mut parameters, mut needs_body) = (Vec::new(), false);
         for field in method.input().fields() {
             let in_path = is_in_path(&path, &field);
@@ -132,6 +145,9 @@ impl Schemas {
             // A body that may be empty need not be there.
             let schema = self.reference(method.input().full_name())?;
             operation["requestBody"] = json!({ "required": needs_body, "content": { "application/json": { "schema": schema } } });
+            if let Some(example) = example(&method.input(), &path) {
+                operation["requestBody"]["content"]["application/json"]["example"] = example;
+            }
         }
         Ok(operation)
     }
@@ -142,8 +158,9 @@ impl Schemas {
         for message in &self.messages {
             let of_route = offered.iter().find(|method| method.input() == *message);
             let (path, body) = of_route.and_then(http_rule).map(|(_, path, body)| (path, body)).unwrap_or_default();
-            if of_route.is_some() && body.is_empty() {
-                // All of it stands in the path and the query.
+            // All of it stands in the path and the query, or nothing is answered at all.
+            let is_answered = |method: &MethodDescriptor| method.output() == *message && Rest::of(method).success != "NO_CONTENT";
+            if of_route.is_some() && body.is_empty() || message.fields().len() == 0 && of_route.is_none() && !offered.iter().any(is_answered) {
                 continue;
             }
             let schema = self.of_message(message, &path).with_context(|| message.full_name().to_owned())?;
@@ -214,6 +231,24 @@ impl Schemas {
             },
         })
     }
+}
+
+/// A request as its fields' examples have it, without what stands in the path; None where they have none.
+fn example(message: &MessageDescriptor, path: &str) -> Option<Json> {
+    let mut fields = Map::new();
+    for field in message.fields().filter(|field| !is_in_path(path, field)) {
+        let options = field.options();
+        let mut all = options.extensions();
+        let said = all.find(|(extension, _)| extension.full_name() == "lastro.type.v1.example");
+        let is_text = matches!(field.kind(), Kind::String | Kind::Enum(_));
+        let read = |text: &str| if is_text { json!(text) } else { serde_json::from_str(text).unwrap_or_else(|_| json!(text)) };
+        let said = said.and_then(|(_, value)| value.as_str().map(read));
+        let within = || field.kind().as_message().filter(|of| of.full_name().starts_with("lastro.")).and_then(|of| example(of, ""));
+        if let Some(value) = said.or_else(within) {
+            fields.insert(field.json_name().to_owned(), value);
+        }
+    }
+    (!fields.is_empty()).then_some(Json::Object(fields))
 }
 
 fn of_enum(one: &EnumDescriptor) -> Json {

@@ -11,7 +11,7 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 
 from lastro.customers.v1 import auth_pb2, auth_pb2_grpc, users_pb2, users_pb2_grpc
-from lastro.transactions.v1 import accounts_pb2, accounts_pb2_grpc, transactions_pb2, transactions_pb2_grpc
+from lastro.transactions.v1 import accounts_pb2, accounts_pb2_grpc, transaction_pb2, transactions_pb2, transactions_pb2_grpc
 from lastro.type.v1 import money_pb2
 
 PASSWORD = "correct horse battery"
@@ -55,7 +55,7 @@ def main(address, admin_file, authority=None):
         admin = login(**json.load(file))
     ana, rui = someone("Ana"), someone("Rui")
     source, target = account(ana), account(rui)
-    kind = transactions_pb2.Transaction
+    kind = transaction_pb2.Transaction
     assert create(admin, kind.DEPOSIT, "100.00", destination_account_id=source).state == kind.COMPLETED
     first = create(ana, kind.TRANSFER, "25.50", key="k", source_account_id=source, destination_account_id=target)
     again = create(ana, kind.TRANSFER, "25.50", key="k", source_account_id=source, destination_account_id=target)

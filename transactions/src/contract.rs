@@ -126,6 +126,14 @@ mod tests {
     use crate::domain::submission::Request;
 
     #[test]
+    fn types_have_the_same_names_and_numbers_in_events() {
+        for number in 0..=7 {
+            let of_event = wire::submitted::Type::try_from(number).ok().map(|of| of.as_str_name());
+            assert_eq!(of_event, transaction::Type::try_from(number).ok().map(|of| of.as_str_name()), "{number}");
+        }
+    }
+
+    #[test]
     fn the_hash_covers_what_is_asked_for_and_not_how() {
         let hash = |change: &dyn Fn(&mut Request)| {
             let mut request = Request {
