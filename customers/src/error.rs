@@ -1,6 +1,7 @@
 //! What can go wrong in a use case, and what of it a caller may read.
 
-use lastro_mesh::status::{INTERNAL, NOT_FOUND, PERMISSION_DENIED, Problem, UNAVAILABLE};
+use lastro_mesh::status::{INTERNAL, NOT_FOUND, Problem, UNAVAILABLE};
+use lastro_proto::permissions::Permission;
 use lastro_proto::reasons;
 
 /// Why a use case refused, in the order in which rules are checked.
@@ -55,7 +56,7 @@ impl From<Error> for Problem {
         let text = error.to_string();
         match error {
             Error::Problem(problem) => problem,
-            Error::AdministratorsOnly(_) => Self::new(&PERMISSION_DENIED, text),
+            Error::AdministratorsOnly(_) => Self::permission(Permission::WriteUsers.name(), text),
             Error::UserNotFound => Self::new(&NOT_FOUND, text),
             Error::EmailTaken => Self::new(&reasons::EMAIL_TAKEN, text),
             Error::IdempotencyKeyReused => Self::new(&reasons::IDEMPOTENCY_KEY_REUSED, text),

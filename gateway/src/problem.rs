@@ -55,6 +55,7 @@ pub fn from_status(status: &Status) -> Problem {
         fields: details.bad_request().map(|bad| bad.field_violations.clone()).unwrap_or_default(),
         retry_after: details.retry_info().and_then(|info| info.retry_delay),
         dependency: None,
+        metadata: Vec::new(),
     }
 }
 

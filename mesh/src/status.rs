@@ -1,6 +1,7 @@
 //! Errors on the wire: a [`Problem`] names a [`Reason`] of the registry and becomes a `google.rpc.Status` with `ErrorInfo`,
 //! `BadRequest` per field and `RetryInfo`. What an operator must know stays in the log.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use tonic::{Code, Status};
@@ -100,13 +101,15 @@ pub struct Problem {
     pub retry_after: Option<Duration>,
     /// Which other service is to blame, for the breakers on the way back.
     pub dependency: Option<&'static str>,
+    /// What a program needs to know: in `ErrorInfo.metadata`, beside the first of the fields.
+    pub metadata: Vec<(&'static str, String)>,
 }
 
 impl Problem {
     /// A refusal for this reason.
     pub fn new(reason: &'static Reason, detail: impl Into<String>) -> Self {
         let retry_after = matches!(reason.code, Code::Unavailable).then_some(Duration::from_secs(1));
-        Self { reason, detail: detail.into(), fields: Vec::new(), retry_after, dependency: None }
+        Self { reason, detail: detail.into(), fields: Vec::new(), retry_after, dependency: None, metadata: Vec::new() }
     }
 
     /// INVALID_ARGUMENT for one field.
@@ -125,6 +128,17 @@ impl Problem {
     /// for one: its breakers must not close the way to everybody because one caller comes in a crowd.
     pub fn crowded(detail: impl Into<String>) -> Self {
         Self::new(&UNAVAILABLE, detail).because_of(CALLERS).retry_after(Duration::from_millis(250))
+    }
+
+    /// PERMISSION_DENIED for want of a permission.
+    pub fn permission(permission: &str, detail: impl Into<String>) -> Self {
+        Self::new(&PERMISSION_DENIED, detail).with("permission", permission)
+    }
+
+    /// The same, with something for programs: the `permission` that is missing, the `limit` that was reached.
+    pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.metadata.push((name, value.into()));
+        self
     }
 
     /// The same, to be tried again after so long.
@@ -191,7 +205,9 @@ impl std::error::Error for Problem {}
 impl From<Problem> for Status {
     fn from(problem: Problem) -> Self {
         let mut details = ErrorDetails::new();
-        details.set_error_info(problem.reason.name, DOMAIN, std::collections::HashMap::new());
+        let first = problem.fields.first().map(|first| ("field", cut(first.field.clone(), FIELDS_BYTES_MAX / 8)));
+        let metadata = problem.metadata.into_iter().chain(first).map(|(name, value)| (name.to_owned(), value)).collect::<HashMap<_, _>>();
+        details.set_error_info(problem.reason.name, DOMAIN, metadata);
         if !problem.fields.is_empty() {
             details.set_bad_request(bounded(problem.fields));
         }
@@ -237,11 +253,20 @@ mod tests {
     }
 
     #[test]
+    fn what_programs_need_to_know_is_in_the_metadata() {
+        let of = |problem: Problem| Status::from(problem).get_error_details().error_info().map(|info| info.metadata.clone()).unwrap_or_default();
+        assert_eq!(of(Problem::permission("read:accounts", "missing"))["permission"], "read:accounts");
+        assert_eq!(of(Problem::new(&RATE_LIMITED, "too many").with("limit", "streams"))["limit"], "streams");
+        assert!(of(Problem::new(&UNAVAILABLE, "away")).is_empty());
+    }
+
+    #[test]
     fn a_problem_travels_as_a_rich_status() {
         let status = Status::from(Problem::field("amount.amount", "must be more than zero").retry_after(Duration::from_millis(1500)));
         let details = status.get_error_details();
         assert_eq!(status.code(), Code::InvalidArgument);
         assert_eq!(details.error_info().map(|info| (info.reason.as_str(), info.domain.as_str())), Some(("INVALID_ARGUMENT", "lastro")));
+        assert_eq!(details.error_info().and_then(|info| info.metadata.get("field").cloned()).as_deref(), Some("amount.amount"));
         assert_eq!(details.bad_request().map(|bad| bad.field_violations[0].field.as_str()), Some("amount.amount"));
         assert_eq!(details.retry_info().and_then(|info| info.retry_delay), Some(Duration::from_millis(1500)));
         assert_eq!(status.metadata().get("grpc-retry-pushback-ms").map(|value| value.to_str().expect("digits")), Some("1500"));

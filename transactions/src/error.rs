@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use lastro_mesh::codec::Violation;
-use lastro_mesh::status::{INTERNAL, NOT_FOUND, PERMISSION_DENIED, Problem, UNAVAILABLE};
+use lastro_mesh::status::{INTERNAL, NOT_FOUND, Problem, UNAVAILABLE};
+use lastro_proto::permissions::Permission;
 use lastro_proto::reasons;
 
 use crate::domain::submission;
@@ -60,7 +61,7 @@ impl From<Error> for Problem {
                 Self { fields: vec![Violation::new(broken.field(), described)], ..Self::new(&reasons::NOT_OFFERED, said) }
             }
             Error::Submission(broken) => Self::field(broken.field(), text),
-            Error::MayNotDeposit => Self::new(&PERMISSION_DENIED, text),
+            Error::MayNotDeposit => Self::permission(Permission::WriteDeposits.name(), text),
             Error::AccountNotFound | Error::TransactionNotFound => Self::new(&NOT_FOUND, text),
             Error::OwnerNotAllowed => Self::new(&reasons::OWNER_NOT_ALLOWED, text),
             Error::UserHasMoney => Self::new(&reasons::USER_HAS_MONEY, text),

@@ -81,7 +81,7 @@ async fn admit(request: &mut Request<Body>, access: Option<Access>, verifier: &T
         Refusal::KeysUnknown => Problem::new(&UNAVAILABLE, "the access token cannot be verified right now"),
     })?;
     if !user.may(permission) {
-        return Err(Problem::new(&PERMISSION_DENIED, format!("the permission {permission} is missing")));
+        return Err(Problem::permission(permission, format!("the permission {permission} is missing")));
     }
     with_call(request, |call| {
         call.principal = Some(Principal::User(user));

@@ -62,7 +62,7 @@ where
         let call = request.extensions().get::<Call>();
         let (address, deadline) = (call.and_then(|call| call.address), call.map(|call| call.deadline));
         let Some(place) = self.places.take(address, 1) else {
-            let problem = Problem::new(&RATE_LIMITED, "too many streams are open; end some");
+            let problem = Problem::new(&RATE_LIMITED, "too many streams are open; end some").with("limit", "streams");
             return Box::pin(std::future::ready(Ok(tonic::Status::from(problem).into_http())));
         };
         let (stop, answer) = (self.stop.clone(), self.inner.call(request));

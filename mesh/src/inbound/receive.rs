@@ -85,7 +85,9 @@ where
 
 fn refusal(why: NotReceived, bytes_max: usize) -> Response<Body> {
     let problem = match why {
-        NotReceived::TooLarge => Problem::new(&BODY_TOO_LARGE, format!("a request of this method has at most {bytes_max} bytes")),
+        NotReceived::TooLarge => {
+            Problem::new(&BODY_TOO_LARGE, format!("a request of this method has at most {bytes_max} bytes")).with("limit", bytes_max.to_string())
+        }
         NotReceived::EndedEarly => Problem::new(&MALFORMED_MESSAGE, "the message ended early"),
         NotReceived::Late(within) => Problem::new(&BODY_TOO_SLOW, format!("the message did not come within {} s", within.as_secs())),
         NotReceived::NoRoom => Problem::crowded("too many incomplete or large requests at once"),
