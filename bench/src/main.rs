@@ -5,6 +5,7 @@
 mod against;
 mod events;
 mod fairness;
+mod gateway;
 mod load;
 mod pgbench;
 mod raw;
@@ -39,7 +40,7 @@ struct Options {
     /// Accounts that transfers move money between.
     #[arg(long, default_value_t = 10_000)]
     accounts: usize,
-    /// Only this part: transfers, callers, idle, reads, pages, fairness, events, embedded, stack, against.
+    /// Only this part: transfers, callers, idle, reads, pages, gateway, fairness, events, embedded, stack, against.
     #[arg(long)]
     only: Option<String>,
     /// Another lastro, to measure beside this one in turns: transfers, reads, pages and idle latency, on the same PostgreSQL.
@@ -112,6 +113,9 @@ async fn main() -> Result<()> {
             let calls = measure(&rich, kind, 64, span).await?;
             println!("{}, 64 callers: {calls}", kind.name());
         }
+    }
+    if options.only.as_deref() == Some("gateway") {
+        gateway::measure(&bench.rich, options.rounds, span).await?;
     }
     if wants("fairness") {
         fairness::repeated_key(&bench.rich, options.rounds, span).await?;
