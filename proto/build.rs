@@ -2,10 +2,10 @@
 //! the method table and the sources that `lastro proto` writes. Pure Rust: no `protoc` on the machine.
 #![allow(clippy::disallowed_methods, reason = "a build script is told everything by its environment")]
 
-#[path = "build/offered.rs"]
-mod offered;
 #[path = "build/openapi.rs"]
 mod openapi;
+#[path = "build/rest_methods.rs"]
+mod rest_methods;
 #[path = "build/words.rs"]
 mod words;
 
@@ -16,10 +16,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use offered::Rest;
 use prost::Message as _;
 use prost_reflect::{DescriptorPool, DynamicMessage, Kind, MessageDescriptor, MethodDescriptor};
 use protox::file::{ChainFileResolver, GoogleFileResolver, IncludeFileResolver};
+use rest_methods::Rest;
 
 /// Our files; what they import is found.
 const ROOT: &str = "lastro";
@@ -32,8 +32,6 @@ const ERRORS: [(&str, &str, &str); 2] = [
 ];
 /// Our own `google.protobuf.Timestamp`.
 const TIMESTAMP: &str = "crate::time::Timestamp";
-/// Every generated impl block of the validator starts so.
-const VALIDATE_IMPL: &str = "prost_protovalidate :: Validate for ";
 
 fn main() -> Result<()> {
     println!("cargo:rerun-if-changed={ROOT}");
@@ -82,7 +80,7 @@ fn main() -> Result<()> {
         .fail_on_runtime_only(true)
         .compile()?;
     write_checks(&pool, &out)?;
-    offered::write(&pool, &out)?;
+    rest_methods::write(&pool, &out)?;
     openapi::write(&pool, &out)?;
     write_tree(&pool, &out)?;
     write_permissions(&pool, &out)?;
@@ -191,23 +189,19 @@ fn write_sources(pool: &DescriptorPool, out: &Path) -> Result<()> {
 
 /// `Checked` for every message: the generated validation where there are rules, nothing where there are none.
 fn write_checks(pool: &DescriptorPool, out: &Path) -> Result<()> {
-    let with_rules = fs::read_to_string(out.join("validate_impl.rs"))?;
-    let compact: String = with_rules.split_whitespace().collect::<Vec<_>>().join(" ");
-    let compact = compact.replace("prost_protovalidate::Validate for ", VALIDATE_IMPL);
     let requests: BTreeSet<String> =
         pool.services().flat_map(|service| service.methods().map(|method| method.input().full_name().to_owned()).collect::<Vec<_>>()).collect();
     let inputs = openapi::inputs(pool);
     let (mut code, mut table) = (String::new(), String::from("&[\n"));
     for message in pool.all_messages().filter(|message| message.full_name().starts_with("lastro.") && !message.is_map_entry()) {
         let path = rust_path(&message);
-        let spaced = path.replace("::", " :: ");
-        let ruled = [&path, &spaced].iter().any(|path| compact.contains(&format!("{VALIDATE_IMPL}{path} {{")));
         let is_request = requests.contains(message.full_name());
         let words = if is_request { words::of(&message)? } else { Vec::new() };
-        let rules = if ruled {
-            format!("::lastro_mesh::codec::violations(::prost_protovalidate::Validate::validate(self), &{words:?})")
+        // A message with rules of its own must have a generated validation: else this does not compile. One without may have one, for what is within it.
+        let validated = if has_rules(&message) {
+            "::prost_protovalidate::Validate::validate(self)"
         } else {
-            "Vec::new()".to_owned()
+            "{ use ::lastro_mesh::codec::NoRules as _; ::lastro_mesh::codec::MaybeRules(self).validate() }"
         };
         if !words.is_empty() {
             writeln!(table, "({:?}, &{words:?}),", message.full_name())?;
@@ -215,11 +209,11 @@ fn write_checks(pool: &DescriptorPool, out: &Path) -> Result<()> {
         writeln!(
             code,
             "impl ::lastro_mesh::codec::Checked for {path} {{\n    const IS_REQUEST: bool = {is_request};\n    \
-             fn violations(&self) -> Vec<::lastro_mesh::codec::Violation> {{ let mut broken = {rules}; self.nuls(&mut broken); broken }}\n    \
+             fn violations(&self) -> Vec<::lastro_mesh::codec::Violation> {{ \
+             let mut broken = ::lastro_mesh::codec::violations({validated}, &{words:?}); self.nuls(&mut broken); broken }}\n    \
              fn nuls(&self, broken: &mut Vec<::lastro_mesh::codec::Violation>) {{ let _ = &broken; {} }}\n}}",
             if inputs.contains(message.full_name()) { nuls(&message)? } else { String::new() }
         )?;
-        ensure!(ruled || !has_rules(&message), "{}: the generated validation was not found", message.full_name());
     }
     fs::write(out.join("checks.rs"), code)?;
     table.push(']');
@@ -327,7 +321,7 @@ fn write_methods(pool: &DescriptorPool, out: &Path) -> Result<()> {
     let mut table = String::from("&[\n");
     for service in pool.services() {
         for method in service.methods() {
-            let (http_method, http_path, body) = offered::http_rule(&method).unwrap_or_default();
+            let (http_method, http_path, body) = rest_methods::http_rule(&method).unwrap_or_default();
             let rest = Rest::of(&method);
             ensure!(body.is_empty() || body == "*", "{}: only body: \"*\" is read, or no body at all", method.full_name());
             let option = extension(&method, "lastro.type.v1.access").context("an access annotation")?;

@@ -20,7 +20,7 @@ pub mod rotate_keys;
 mod tokens;
 pub mod update_user;
 
-use lastro_database::together::Together;
+use lastro_database::batch_loader::BatchLoader;
 use lastro_database::{Database, Transaction};
 use lastro_events::NewEvent;
 use lastro_events::bus::Bus;
@@ -46,7 +46,7 @@ pub struct App {
     pub(crate) settings: Settings,
     pub(crate) revoked: Revocations,
     /// Reads of single users, which share statements.
-    pub(crate) read_user: Together<User>,
+    pub(crate) user_loader: BatchLoader<User>,
     transactions: OwnersServiceClient<Outbound>,
     attempts: attempts::Attempts,
     passwords: password::Passwords,
@@ -63,7 +63,7 @@ impl App {
         let app = Self {
             passwords: password::Passwords::new()?,
             registrations: registrations::Registrations::new(settings.registrations_per_minute, settings.registrations_burst),
-            read_user: users::together(&database),
+            user_loader: users::loader(&database),
             signer,
             revoked,
             transactions: OwnersServiceClient::new(transactions),

@@ -1,6 +1,6 @@
 //! What can go wrong in a use case, and what of it a caller may read.
 
-use lastro_mesh::status::{INTERNAL, NOT_FOUND, Problem, UNAVAILABLE};
+use lastro_mesh::status::{INTERNAL, Problem, UNAVAILABLE};
 use lastro_proto::permissions::Permission;
 use lastro_proto::reasons;
 
@@ -57,7 +57,7 @@ impl From<Error> for Problem {
         match error {
             Error::Problem(problem) => problem,
             Error::AdministratorsOnly(_) => Self::permission(Permission::WriteUsers.name(), text),
-            Error::UserNotFound => Self::new(&NOT_FOUND, text),
+            Error::UserNotFound => Self::new(&reasons::USER_NOT_FOUND, text),
             Error::EmailTaken => Self::new(&reasons::EMAIL_TAKEN, text),
             Error::IdempotencyKeyReused => Self::new(&reasons::IDEMPOTENCY_KEY_REUSED, text),
             Error::UserHasMoney => Self::new(&reasons::USER_HAS_MONEY, text),

@@ -1,11 +1,11 @@
 //! Opening a service's database, SQLite or PostgreSQL, with the settings that the rest of the code counts on, and the one place
 //! where transactions begin. Knows no table.
 
+pub mod batch_loader;
 pub mod error;
 pub mod pipelined;
 mod read_only;
 pub mod rows;
-pub mod together;
 pub mod url;
 
 use std::path::Path;
@@ -86,7 +86,7 @@ impl Database {
             .connect_lazy_with(options);
         let pool = SqlxPostgresConnector::from_sqlx_postgres_pool(pool);
         let pipelined = Some(pipelined::pool(url, name, pipelined::FOR_BATCHES)?);
-        let reads = Some(pipelined::pool(url, name, together::IN_FLIGHT_MAX)?);
+        let reads = Some(pipelined::pool(url, name, batch_loader::IN_FLIGHT_MAX)?);
         let pages = Some(pipelined::pool(url, name, pipelined::FOR_PAGES)?);
         Ok(Self { writer: pool.clone(), reader: pool, pipelined, reads, pages })
     }

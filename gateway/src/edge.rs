@@ -34,7 +34,7 @@ use tracing::Instrument as _;
 
 use crate::answer::{Body, empty, full};
 use crate::limits::Limiter;
-use crate::rest::{HEADERS_TAKEN, Known, Rest, no_resource, with_usual_path};
+use crate::rest::{HEADERS_TAKEN, RequestContext, Rest, no_resource, with_usual_path};
 use crate::{Settings, docs, openapi, problem};
 
 /// The gateway's one request handler.
@@ -111,9 +111,9 @@ impl Edge {
             span.record("traceId", format!("{:032x}", trace.trace_id).as_str());
         }
         let address = client_address(peer, request.headers());
-        let known = Known { correlation_id: correlation_id.clone(), trace, address, stop: stop.clone() };
+        let context = RequestContext { correlation_id: correlation_id.clone(), trace, address, stop: stop.clone() };
 
-        let outcome = self.answer(request, known, peer).instrument(span).await;
+        let outcome = self.answer(request, context, peer).instrument(span).await;
         let mut response = outcome.unwrap_or_else(|problem| self.refuse(&problem, &path, &correlation_id));
         response.headers_mut().insert(TRACERESPONSE, trace.to_header());
         self.finish(response.headers_mut(), &correlation_id, origin.as_ref());
@@ -127,10 +127,10 @@ impl Edge {
     }
 
     /// The answer, once the rest of the body is out of the way.
-    async fn answer(&self, request: Request<Incoming>, known: Known, peer: &Peer) -> Result<Response<Body>, Problem> {
+    async fn answer(&self, request: Request<Incoming>, context: RequestContext, peer: &Peer) -> Result<Response<Body>, Problem> {
         let (head, mut body) = request.into_parts();
-        let address = known.address;
-        let outcome = self.route(Request::from_parts(head, &mut body), known, peer).await;
+        let address = context.address;
+        let outcome = self.route(Request::from_parts(head, &mut body), context, peer).await;
         let given_up = outcome.as_ref().err().is_some_and(|problem| problem.reason == &BODY_TOO_SLOW);
         if !body.is_end_stream() && !given_up {
             // Read, though nobody wants it: who is still sending takes an end of the connection for a failure, and does not see the answer.
@@ -141,12 +141,12 @@ impl Edge {
         outcome
     }
 
-    async fn route(&self, request: Request<&mut Incoming>, known: Known, peer: &Peer) -> Result<Response<Body>, Problem> {
+    async fn route(&self, request: Request<&mut Incoming>, context: RequestContext, peer: &Peer) -> Result<Response<Body>, Problem> {
         // All of REST or nothing of it: which paths there are is ours to say.
         if let Some(caller) = peer.caller.as_ref().filter(|caller| !caller.may_call("/api/v1")) {
             return Err(Problem::new(&PERMISSION_DENIED, format!("the policy does not let {} call this API", caller.name)));
         }
-        if let Some(wait) = self.limiter.address(known.address) {
+        if let Some(wait) = self.limiter.address(context.address) {
             return Err(Problem::new(&RATE_LIMITED, "too many requests from this address").retry_after(wait));
         }
         if let Some(response) = self.own(request.method(), request.uri().path()) {
@@ -156,7 +156,7 @@ impl Edge {
             return self.preflight(request.uri().path());
         }
         self.limit_user(request.headers()).await?;
-        self.rest.answer(request, known, &peer.receiving).await
+        self.rest.answer(request, context, &peer.receiving).await
     }
 
     /// What the gateway answers itself.

@@ -1,6 +1,6 @@
-//! REST over the services: a request is read strictly by the contract of its method, becomes one gRPC call, and the answer becomes HTTP as the
-//! annotations beside the method say. One handler serves every method that answers once, one every method that streams; what depends on the types of a
-//! method is generated (`lastro_proto::offered`), so that a new method needs nothing here.
+//! REST over the services. A request is validated against the contract of its method, becomes one gRPC call, and the answer becomes HTTP as the
+//! annotations of the method say. One generic handler serves every unary method and one every server-streaming method; what depends on the types of a
+//! method is generated (`lastro_proto::rest_methods`), so that a new method needs no code here.
 
 mod body;
 mod headers;
@@ -26,8 +26,8 @@ use lastro_mesh::serve::{NotReceived, Received, Receiving};
 use lastro_mesh::status::{BODY_TOO_LARGE, BODY_TOO_SLOW, MALFORMED_MESSAGE, Problem};
 use lastro_mesh::trace::TraceContext;
 use lastro_proto::methods::Method;
-use lastro_proto::offered::Offered;
 use lastro_proto::reasons::{METHOD_NOT_ALLOWED, NO_SUCH_ROUTE, UNSUPPORTED_MEDIA_TYPE};
+use lastro_proto::rest_methods::RestMethod;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -52,27 +52,27 @@ pub struct Rest {
     slots: Arc<Semaphore>,
 }
 
-/// What is known of a request before its body is read: read once, here, for all that follows.
+/// The context of a request: correlation id, trace and address are read from the headers once, when the request arrives, for all that follows.
 #[derive(Clone)]
-pub struct Known {
+pub struct RequestContext {
     /// In the answer, every log line, and the calls to services.
     pub correlation_id: CorrelationId,
     /// The trace, with the span of this request.
     pub trace: TraceContext,
     /// Where the client is.
     pub address: IpAddr,
-    /// Told when the gateway stops: streams end then.
+    /// Cancelled when the gateway is told to stop, which ends its streams.
     pub stop: CancellationToken,
 }
 
-/// A request to a method, as its handler gets it.
-struct Input {
+/// A request for one method, as its handler gets it.
+struct MethodCall {
     method: &'static Method,
-    /// All of the request message, wherever its fields stood, as JSON.
+    /// The request message as JSON: the fields of the path, the query and the body together.
     json: Bytes,
     headers: HeaderMap,
-    known: Known,
-    /// Given back by a call that waits: it is not load, it is patience.
+    context: RequestContext,
+    /// The concurrency slot. A call that waits for an outcome, or streams, releases it: it costs nothing while it waits.
     slot: Slot,
 }
 
@@ -82,8 +82,8 @@ impl Rest {
         Self { routes: Routes::new(channels), slots: Arc::new(Semaphore::new(concurrency_max)) }
     }
 
-    /// Answers a request, or refuses it. `user` is asked once the request is known to be for a method.
-    pub async fn answer<B>(&self, request: Request<B>, known: Known, receiving: &Receiving) -> Result<Response<Body>, Problem>
+    /// Answers a request, or says why it is refused.
+    pub async fn answer<B>(&self, request: Request<B>, context: RequestContext, receiving: &Receiving) -> Result<Response<Body>, Problem>
     where
         B: http_body::Body<Data = Bytes> + Unpin,
     {
@@ -96,18 +96,18 @@ impl Rest {
         let received = if is_announced_too_large(&parts.headers, bytes_max) {
             Err(NotReceived::TooLarge)
         } else {
-            receiving.receive(body, bytes_max, Some(known.address)).await
+            receiving.receive(body, bytes_max, Some(context.address)).await
         };
-        // What is held of the budget for large bodies is held until the answer.
+        // The permits for a large body are held until the answer.
         let Received { message: body, held: _held } = received.map_err(|why| not_received(why, bytes_max))?;
         check_content_type(&parts.headers, &body)?;
         let json = body::read(route.method, body, fields)?;
-        // Not before the body is there: who sends none must not hold a slot.
+        // Taken only after the body has arrived: a client that sends its body slowly must not hold a slot.
         let slot = Slot::new(self.slots.clone().try_acquire_owned().ok());
         if !slot.is_held() {
             return Err(Problem::crowded("too many requests at once"));
         }
-        let input = Input { method: route.method, json, headers: parts.headers, known, slot: slot.clone() };
+        let input = MethodCall { method: route.method, json, headers: parts.headers, context, slot: slot.clone() };
         let answered = (route.handle)(route.channel.clone(), input).await;
         slot.release();
         answered
@@ -183,9 +183,9 @@ fn check_content_type(headers: &HeaderMap, body: &Bytes) -> Result<(), Problem> 
     Ok(())
 }
 
-impl Input {
+impl MethodCall {
     /// The request message, with what stands in headers.
-    fn read<M: Offered>(&self) -> Result<M::Request, Problem> {
+    fn read<M: RestMethod>(&self) -> Result<M::Request, Problem> {
         let mut request = serde_json::from_slice(&self.json).map_err(|error| words::unreadable(self.method, &error, &self.json))?;
         if let Some(external_id) = M::external_id(&mut request) {
             headers::apply_idempotency_key(external_id, &self.headers)?;
@@ -205,10 +205,10 @@ impl Input {
     fn call(&self, timeout: Duration) -> Call {
         let timeout = self.patience().map_or(timeout, |patience| timeout.min(patience.saturating_sub(PATIENCE_MARGIN)));
         Call {
-            correlation_id: self.known.correlation_id.clone(),
-            trace: self.known.trace,
+            correlation_id: self.context.correlation_id.clone(),
+            trace: self.context.trace,
             token: self.headers.get(header::AUTHORIZATION).cloned(),
-            address: Some(self.known.address),
+            address: Some(self.context.address),
             ..Call::start(timeout)
         }
     }

@@ -4,7 +4,7 @@
 use std::marker::PhantomData;
 
 use prost::Message;
-use prost_protovalidate::ValidationError;
+use prost_protovalidate::{Validate, ValidationError};
 use tonic::codec::{Codec, DecodeBuf, Decoder};
 use tonic::{Code, Status};
 use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
@@ -24,6 +24,27 @@ pub trait Checked {
     /// Adds the text that has a NUL in it: PostgreSQL stores none, and no store should take what the other refuses.
     fn nuls(&self, _broken: &mut Vec<Violation>) {}
 }
+
+/// A message for which the build may have generated a validation, or not: where it has, the inherent method is chosen, else that of [`NoRules`].
+#[derive(Debug)]
+pub struct MaybeRules<'a, T>(pub &'a T);
+
+impl<T: Validate> MaybeRules<'_, T> {
+    /// By the generated validation.
+    pub fn validate(&self) -> Result<(), ValidationError> {
+        self.0.validate()
+    }
+}
+
+/// Messages without rules, for [`MaybeRules`].
+pub trait NoRules {
+    /// Nothing can be broken.
+    fn validate(&self) -> Result<(), ValidationError> {
+        Ok(())
+    }
+}
+
+impl<T> NoRules for MaybeRules<'_, T> {}
 
 /// Adds a field with a NUL in its text.
 pub fn no_nul(field: &str, text: &str, broken: &mut Vec<Violation>) {

@@ -6,9 +6,9 @@ mod deadline;
 mod frame;
 mod heartbeat;
 mod identity;
-mod lasting;
 mod receive;
 mod shed;
+mod streaming;
 mod telemetry;
 
 use std::collections::{HashMap, HashSet};
@@ -82,7 +82,7 @@ impl Inbound {
             // Before anything that costs, such as a signature.
             .layer_fn(|inner| shed::Shed::new(inner, self.concurrency_max))
             // Inside of the slots, which are for what ends soon.
-            .layer_fn(|inner| lasting::Lasting::new(inner, self.streaming.clone(), self.stop.clone()))
+            .layer_fn(|inner| streaming::Streaming::new(inner, self.streaming.clone(), self.stop.clone(), self.verifier.clone()))
             // Last: validation follows in the codec when the handler's request is decoded.
             .layer_fn(|inner| identity::Identity { inner, access: self.access.clone(), verifier: self.verifier.clone() })
             .service(service);

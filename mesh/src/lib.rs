@@ -1,4 +1,4 @@
-//! What every service shares on the wire: the inbound and the outbound stack, identity, status, configuration, telemetry, health
+//! What every service quota on the wire: the inbound and the outbound stack, identity, status, configuration, telemetry, health
 //! and shutdown. Knows nothing of payments.
 
 pub mod call;
@@ -14,8 +14,8 @@ pub mod outbound;
 pub mod outcome;
 pub mod page;
 pub mod private_headers;
+mod quota;
 pub mod serve;
-mod shares;
 pub mod shutdown;
 pub mod status;
 pub mod supervise;

@@ -64,8 +64,10 @@ reasons! {
     MALFORMED_MESSAGE: InvalidArgument, 400, Caller, "The request cannot be read";
     /// No token, or none that holds.
     UNAUTHENTICATED: Unauthenticated, 401, Caller, "A valid access token is needed";
-    /// The token does not carry the method's permission.
-    PERMISSION_DENIED: PermissionDenied, 403, Caller, "The permission is missing";
+    /// The policy does not let the caller call this.
+    PERMISSION_DENIED: PermissionDenied, 403, Caller, "The caller may not call this";
+    /// The token does not carry the permission that the method needs; the metadata names it.
+    PERMISSION_MISSING: PermissionDenied, 403, Caller, "The permission is missing";
     /// There is no such thing, or it is somebody else's.
     NOT_FOUND: NotFound, 404, Caller, "There is no such thing";
     /// The deadline passed before the answer.
@@ -130,9 +132,9 @@ impl Problem {
         Self::new(&UNAVAILABLE, detail).because_of(CALLERS).retry_after(Duration::from_millis(250))
     }
 
-    /// PERMISSION_DENIED for want of a permission.
+    /// PERMISSION_MISSING.
     pub fn permission(permission: &str, detail: impl Into<String>) -> Self {
-        Self::new(&PERMISSION_DENIED, detail).with("permission", permission)
+        Self::new(&PERMISSION_MISSING, detail).with("permission", permission)
     }
 
     /// The same, with something for programs: the `permission` that is missing, the `limit` that was reached.

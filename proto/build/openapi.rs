@@ -10,7 +10,7 @@ use prost_reflect::{DescriptorPool, DynamicMessage, EnumDescriptor, FieldDescrip
 use prost_types::FileDescriptorProto;
 use serde_json::{Map, Value as Json, json};
 
-use crate::offered::{Rest, http_rule};
+use crate::rest_methods::{Rest, http_rule};
 
 /// Writes `openapi.json`.
 pub fn write(pool: &DescriptorPool, out: &Path) -> Result<()> {

@@ -2,13 +2,20 @@
 //! what REST offers, the OpenAPI document, the table of methods, and the registry of reasons that errors carry.
 
 pub mod methods;
-pub mod offered;
 pub mod permissions;
 pub mod reasons;
+pub mod rest_methods;
 pub mod time;
 
 /// The generated tree, module by module as the proto packages are named.
-#[allow(missing_docs, dead_code, clippy::all, clippy::pedantic, reason = "generated; the validation names messages of google.api that nobody makes")]
+#[allow(
+    missing_docs,
+    dead_code,
+    unused_imports,
+    clippy::all,
+    clippy::pedantic,
+    reason = "generated; the validation names messages of google.api that nobody makes"
+)]
 mod generated {
     include!(concat!(env!("OUT_DIR"), "/tree.rs"));
     include!(concat!(env!("OUT_DIR"), "/validate_impl.rs"));

@@ -4,6 +4,12 @@
 use lastro_mesh::status::{self, Reason};
 
 lastro_mesh::reasons! {
+    /// There is no such user, or it is somebody else.
+    USER_NOT_FOUND: NotFound, 404, Caller, "There is no such user";
+    /// There is no such account, or it is somebody else's.
+    ACCOUNT_NOT_FOUND: NotFound, 404, Caller, "There is no such account";
+    /// There is no such transaction, or it is somebody else's.
+    TRANSACTION_NOT_FOUND: NotFound, 404, Caller, "There is no such transaction";
     /// Another user has the address.
     EMAIL_TAKEN: AlreadyExists, 409, Caller, "The email address is taken";
     /// Unknown user, wrong password or disabled user: not said which.
@@ -54,4 +60,19 @@ pub fn all() -> impl Iterator<Item = &'static Reason> {
 /// The entry with this name.
 pub fn by_name(name: &str) -> Option<&'static Reason> {
     all().find(|reason| reason.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::methods::METHODS;
+
+    #[test]
+    fn every_reason_that_a_method_may_be_refused_for_is_in_the_registry() {
+        for method in METHODS {
+            for reason in method.reasons {
+                assert!(by_name(reason).is_some(), "{}: {reason}", method.path);
+            }
+        }
+    }
 }

@@ -61,7 +61,7 @@ def main(base, admin_file):
         accounts.get_account(str(uuid.uuid4()))
         raise AssertionError("nobody's account was found")
     except lastro.exceptions.NotFoundException as refused:
-        assert json.loads(refused.body)["reason"] == "NOT_FOUND", refused
+        assert json.loads(refused.body)["reason"] == "ACCOUNT_NOT_FOUND", refused
     print("journey complete")
 
 

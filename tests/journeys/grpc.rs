@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use base64::Engine as _;
-use lastro_proto::customers::v1::{LoginRequest, TokenResponse};
+use lastro_proto::customers::v1::users_service_client::UsersServiceClient;
+use lastro_proto::customers::v1::{ListUsersRequest, LoginRequest, TokenResponse};
 use lastro_proto::transactions::v1::transaction::{State, Type};
 use lastro_proto::transactions::v1::transactions_service_client::TransactionsServiceClient;
 use lastro_proto::transactions::v1::{CreateTransactionRequest, GetTransactionRequest, ListTransactionsRequest};
@@ -78,11 +79,16 @@ pub async fn errors_carry_details(world: &World) -> Result<()> {
     assert_eq!(details.error_info().map(|info| (info.reason.as_str(), info.domain.as_str())), Some(("INVALID_ARGUMENT", "lastro")));
     let fields: Vec<_> = details.bad_request().expect("fields").field_violations.iter().map(|one| one.field.clone()).collect();
     assert_eq!(fields, ["external_id", "type", "amount"]);
+    assert_eq!(details.error_info().and_then(|info| info.metadata.get("field").cloned()).as_deref(), Some("external_id"));
+    let mut users = UsersServiceClient::new(channel(world).await?);
+    let status = users.list_users(with_token(&someone.token, ListUsersRequest::default())?).await.expect_err("administrators only");
+    let info = status.get_error_details().error_info().cloned().expect("why");
+    assert_eq!((info.reason.as_str(), info.metadata.get("permission").map(String::as_str)), ("PERMISSION_MISSING", Some("read:users")));
     let status =
         client.get_transaction(with_token(&someone.token, GetTransactionRequest { id: uuid::Uuid::now_v7().to_string() })?).await.expect_err("none");
     assert_eq!(
         (status.code(), status.get_error_details().error_info().map(|info| info.reason.clone())),
-        (Code::NotFound, Some("NOT_FOUND".to_owned()))
+        (Code::NotFound, Some("TRANSACTION_NOT_FOUND".to_owned()))
     );
     Ok(())
 }

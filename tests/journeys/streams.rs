@@ -98,7 +98,20 @@ pub async fn changes_come_as_they_happen(world: &World) -> Result<()> {
         assert_eq!((last.data["transaction"]["state"].as_str(), last.id.as_str()), (Some(outcome.as_str_name()), message.event_id.as_str()));
         assert!(by_rest.next().await?.is_none());
     }
-    Ok(())
+    // Who logs out does not watch any longer.
+    let held = Held::new(postgres, &accounts[0]).await?;
+    let id = held_up(&front.api(), &someone, &accounts, "1.00").await?;
+    let mut by_rest = Events::open(front, &format!("/api/v1/transactions/{id}:watch"), &someone.token, None).await?;
+    let mut by_grpc = watch(&channel, &id, &someone, None).await?;
+    assert!(by_rest.next().await?.is_some() && by_grpc.message().await?.is_some());
+    let out = front.api().post("/api/v1/auth/logout", Some(&someone.token), serde_json::json!({})).await?;
+    assert_eq!(out.status, 200, "{out:?}");
+    let since = Instant::now();
+    assert_eq!(by_grpc.message().await.expect_err("the session is over").code(), Code::Unauthenticated);
+    let last = by_rest.next().await?.context("a reason")?;
+    assert_eq!((last.kind.as_str(), last.data["reason"].as_str()), ("problem", Some("UNAUTHENTICATED")), "{last:?}");
+    assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
+    held.release().await
 }
 
 /// Through nginx and past it: a reload ends no stream, silence ends none, and a replica that stops ends its own at once, with a reason.

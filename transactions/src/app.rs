@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use lastro_database::Database;
-use lastro_database::together::Together;
+use lastro_database::batch_loader::BatchLoader;
 use lastro_events::Topic;
 use lastro_events::bus::Bus;
 use lastro_mesh::call::Call;
@@ -32,7 +32,7 @@ use quick_cache::sync::Cache;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use uuid::Uuid;
 
-use self::watch_transaction::Watched;
+use self::watch_transaction::Watchers;
 use crate::domain::account::Account;
 use crate::domain::operation::Operation;
 use crate::pipeline::Pipeline;
@@ -65,12 +65,12 @@ pub struct App {
     /// Places for calls that wait for an outcome.
     pub(crate) waiting: Semaphore,
     /// The transactions that somebody watches.
-    pub(crate) watched: Arc<Watched>,
+    pub(crate) watchers: Arc<Watchers>,
     /// The turns of each user at long pages, which cost more than anything else that one may ask for.
     lists: Turns<Uuid>,
     /// Reads of single accounts and operations, which share statements.
-    pub(crate) read_account: Together<AccountWithBalance>,
-    pub(crate) read_operation: Together<Operation>,
+    pub(crate) account_loader: BatchLoader<AccountWithBalance>,
+    pub(crate) operation_loader: BatchLoader<Operation>,
     accounts: Cache<Uuid, Arc<Account>>,
     /// Currencies whose clearing account is known to exist.
     cleared: Mutex<HashSet<Currency>>,
@@ -90,8 +90,8 @@ impl App {
         Ok(Self {
             pipeline: Pipeline::new(database.clone(), bus.clone()),
             customers: IdentityServiceClient::new(customers),
-            read_account: store::accounts::together(&database),
-            read_operation: store::operations::together(&database),
+            account_loader: store::accounts::loader(&database),
+            operation_loader: store::operations::loader(&database),
             accounts: Cache::new(ACCOUNTS_CACHED),
             cleared: Mutex::default(),
             database,
@@ -100,7 +100,7 @@ impl App {
             revoked,
             settings,
             waiting: Semaphore::new(WAITING_MAX),
-            watched: Arc::default(),
+            watchers: Arc::default(),
             lists: Turns::new(LONG_PAGES_PER_USER),
         })
     }
@@ -120,7 +120,7 @@ impl App {
         if let Some(account) = self.accounts.get(&id) {
             return Ok(Some(account));
         }
-        let Some(found) = self.read_account.get(id).await? else { return Ok(None) };
+        let Some(found) = self.account_loader.load(id).await? else { return Ok(None) };
         let account = Arc::new(found.account);
         self.accounts.insert(id, account.clone());
         Ok(Some(account))

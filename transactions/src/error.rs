@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use lastro_mesh::codec::Violation;
-use lastro_mesh::status::{INTERNAL, NOT_FOUND, Problem, UNAVAILABLE};
+use lastro_mesh::status::{INTERNAL, Problem, UNAVAILABLE};
 use lastro_proto::permissions::Permission;
 use lastro_proto::reasons;
 
@@ -62,7 +62,8 @@ impl From<Error> for Problem {
             }
             Error::Submission(broken) => Self::field(broken.field(), text),
             Error::MayNotDeposit => Self::permission(Permission::WriteDeposits.name(), text),
-            Error::AccountNotFound | Error::TransactionNotFound => Self::new(&NOT_FOUND, text),
+            Error::AccountNotFound => Self::new(&reasons::ACCOUNT_NOT_FOUND, text),
+            Error::TransactionNotFound => Self::new(&reasons::TRANSACTION_NOT_FOUND, text),
             Error::OwnerNotAllowed => Self::new(&reasons::OWNER_NOT_ALLOWED, text),
             Error::UserHasMoney => Self::new(&reasons::USER_HAS_MONEY, text),
             Error::IdempotencyKeyReused => Self::new(&reasons::IDEMPOTENCY_KEY_REUSED, text),

@@ -8,5 +8,5 @@ use crate::Error;
 /// Not when it does not exist, was deleted, or is disabled.
 pub async fn confirm_owner(app: &App, user_id: &str) -> Result<bool, Error> {
     let Ok(id) = Uuid::parse_str(user_id) else { return Ok(false) };
-    Ok(app.read_user.get(id).await?.is_some_and(|user| !user.disabled))
+    Ok(app.user_loader.load(id).await?.is_some_and(|user| !user.disabled))
 }

@@ -10,5 +10,5 @@ use crate::store::users::User;
 /// The caller's own, or any for who may read users.
 pub async fn get_user(app: &App, caller: &Caller, id: &str) -> Result<User, Error> {
     let id = reachable(caller, id, Permission::ReadUsers)?;
-    app.read_user.get(id).await?.ok_or(Error::UserNotFound)
+    app.user_loader.load(id).await?.ok_or(Error::UserNotFound)
 }

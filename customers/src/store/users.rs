@@ -1,7 +1,7 @@
 //! The table `users`.
 
+use lastro_database::batch_loader::BatchLoader;
 use lastro_database::rows::all_of_ids;
-use lastro_database::together::Together;
 use lastro_database::{Database, Error, Kind, Transaction, all, execute, one};
 use lastro_mesh::page::Page;
 use sea_orm::{ConnectionTrait, DbBackend, FromQueryResult, Value};
@@ -74,9 +74,9 @@ pub async fn update(tx: &Transaction, user: &User) -> Result<bool, Error> {
 }
 
 /// Users that are not deleted by their ids, as they are now.
-pub fn together(database: &Database) -> Together<User> {
+pub fn loader(database: &Database) -> BatchLoader<User> {
     let database = database.clone();
-    Together::new(move |ids| {
+    BatchLoader::new(move |ids| {
         let database = database.clone();
         Box::pin(async move {
             let sql = format!("SELECT {COLUMNS} FROM users WHERE id {{ids}} AND NOT deleted");

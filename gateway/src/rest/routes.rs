@@ -7,15 +7,15 @@ use http::{Method as Verb, Response};
 use lastro_mesh::outbound::Outbound;
 use lastro_mesh::status::Problem;
 use lastro_proto::methods::Method;
-use lastro_proto::offered::{Offered, Visitor, visit};
+use lastro_proto::rest_methods::{RestMethod, Visitor, visit};
 use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value};
 
-use super::{Input, no_resource, streaming, unary};
+use super::{MethodCall, no_resource, streaming, unary};
 use crate::answer::Body;
 
 /// Makes the call of a method, and answers.
-type Handler = fn(Outbound, Input) -> Pin<Box<dyn Future<Output = Result<Response<Body>, Problem>> + Send>>;
+type Handler = fn(Outbound, MethodCall) -> Pin<Box<dyn Future<Output = Result<Response<Body>, Problem>> + Send>>;
 
 /// Every route.
 pub struct Routes(Vec<Route>);
@@ -52,11 +52,11 @@ impl Collect<'_> {
 }
 
 impl Visitor for Collect<'_> {
-    fn unary<M: Offered>(&mut self) {
+    fn unary<M: RestMethod>(&mut self) {
         self.add(M::METHOD, |channel, input| Box::pin(unary::answer::<M>(channel, input)));
     }
 
-    fn streaming<M: Offered>(&mut self) {
+    fn streaming<M: RestMethod>(&mut self) {
         self.add(M::METHOD, |channel, input| Box::pin(streaming::answer::<M>(channel, input)));
     }
 }

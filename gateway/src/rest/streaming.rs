@@ -17,13 +17,13 @@ use lastro_mesh::call::CorrelationId;
 use lastro_mesh::codec::ValidatingCodec;
 use lastro_mesh::outbound::Outbound;
 use lastro_mesh::status::{INTERNAL, Problem, UNAVAILABLE};
-use lastro_proto::offered::Offered;
+use lastro_proto::rest_methods::RestMethod;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::Streaming;
 use tonic::client::Grpc;
 
-use super::{Input, TIMEOUT, request_to};
+use super::{MethodCall, TIMEOUT, request_to};
 use crate::answer::{self, Body};
 use crate::problem;
 
@@ -39,7 +39,7 @@ const FIRST_WITHIN: Duration = Duration::from_millis(100);
 const RECONNECT_AFTER: &str = "retry: 1000\n\n";
 
 /// Makes the call, and answers what it brings as it comes.
-pub async fn answer<M: Offered>(channel: Outbound, input: Input) -> Result<Response<Body>, Problem> {
+pub async fn answer<M: RestMethod>(channel: Outbound, input: MethodCall) -> Result<Response<Body>, Problem> {
     let request: M::Request = input.read::<M>()?;
     let mut call = input.call(TIMEOUT);
     call.streams = true;
@@ -63,8 +63,8 @@ pub async fn answer<M: Offered>(channel: Outbound, input: Input) -> Result<Respo
     let mut response = answer::stream(Events::<M> {
         begin: Some(begin.into()),
         messages: Some(messages),
-        correlation_id: input.known.correlation_id,
-        stopped: Box::pin(input.known.stop.cancelled_owned()),
+        correlation_id: input.context.correlation_id,
+        stopped: Box::pin(input.context.stop.cancelled_owned()),
         silence_max,
         silence: Box::pin(sleep(silence_max)),
     });
@@ -76,7 +76,7 @@ pub async fn answer<M: Offered>(channel: Outbound, input: Input) -> Result<Respo
 }
 
 /// One event: its id and the message as JSON, which has no line breaks.
-fn event<M: Offered>(message: &M::Answer) -> Result<String, Problem> {
+fn event<M: RestMethod>(message: &M::Answer) -> Result<String, Problem> {
     let json = serde_json::to_string(message).map_err(|error| {
         tracing::error!(%error, method = M::METHOD.path, "an answer cannot be written as JSON");
         Problem::new(&INTERNAL, "internal error")
@@ -85,7 +85,7 @@ fn event<M: Offered>(message: &M::Answer) -> Result<String, Problem> {
 }
 
 /// The body of an answer that streams.
-struct Events<M: Offered> {
+struct Events<M: RestMethod> {
     begin: Option<Bytes>,
     /// None once the stream has ended.
     messages: Option<Streaming<M::Answer>>,
@@ -95,7 +95,7 @@ struct Events<M: Offered> {
     silence: Pin<Box<Sleep>>,
 }
 
-impl<M: Offered> Events<M> {
+impl<M: RestMethod> Events<M> {
     /// The last event: why the stream ends before its time.
     fn end(&mut self, problem: &Problem) -> Bytes {
         self.messages = None;
@@ -131,7 +131,7 @@ impl<M: Offered> Events<M> {
     }
 }
 
-impl<M: Offered> http_body::Body for Events<M> {
+impl<M: RestMethod> http_body::Body for Events<M> {
     type Data = Bytes;
     type Error = Infallible;
 

@@ -10,10 +10,10 @@ use lastro_mesh::codec::ValidatingCodec;
 use lastro_mesh::outbound::Outbound;
 use lastro_mesh::status::{INTERNAL, Problem};
 use lastro_proto::methods::Success;
-use lastro_proto::offered::{Offered, Progress};
+use lastro_proto::rest_methods::{Progress, RestMethod};
 use tonic::client::Grpc;
 
-use super::{Input, TIMEOUT, request_to};
+use super::{MethodCall, TIMEOUT, request_to};
 use crate::answer::{self, Body};
 use crate::problem;
 
@@ -28,7 +28,7 @@ const LONG_WAIT_PLACE: HeaderValue = HeaderValue::from_static("@long_wait");
 const WAIT_MAX_S: u64 = 30;
 
 /// Makes the call, and answers.
-pub async fn answer<M: Offered>(channel: Outbound, input: Input) -> Result<Response<Body>, Problem> {
+pub async fn answer<M: RestMethod>(channel: Outbound, input: MethodCall) -> Result<Response<Body>, Problem> {
     let mut request: M::Request = input.read::<M>()?;
     let wait = Wait::read::<M>(&mut request, &input.headers);
     if input.patience().is_some_and(|patience| patience < Duration::from_secs(wait.seconds + 1)) {
@@ -67,7 +67,7 @@ pub async fn answer<M: Offered>(channel: Outbound, input: Input) -> Result<Respo
     Ok(response)
 }
 
-fn status_of<M: Offered>(answer: &M::Answer, waits: bool) -> StatusCode {
+fn status_of<M: RestMethod>(answer: &M::Answer, waits: bool) -> StatusCode {
     match (M::METHOD.success, M::is_replayed(answer)) {
         (Success::Ok, _) | (Success::Created, true) => StatusCode::OK,
         (Success::Created, false) => StatusCode::CREATED,
@@ -97,7 +97,7 @@ struct Wait {
 
 impl Wait {
     /// The header, which beats the body, is put into the request. A wait out of range is the service's to refuse.
-    fn read<M: Offered>(request: &mut M::Request, headers: &HeaderMap) -> Self {
+    fn read<M: RestMethod>(request: &mut M::Request, headers: &HeaderMap) -> Self {
         let Some(wait) = M::wait(request) else { return Self::default() };
         let preferred = preferred_wait(headers);
         if let Some(seconds) = preferred {

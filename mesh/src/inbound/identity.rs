@@ -102,7 +102,7 @@ fn calling_service(request: &Request<Body>) -> Result<Option<Arc<str>>, Problem>
 }
 
 /// The token of `Bearer <token>`; the scheme is compared without case (RFC 9110, 11.1).
-fn bearer(header: &str) -> Option<&str> {
+pub(super) fn bearer(header: &str) -> Option<&str> {
     let (scheme, token) = header.split_once(' ')?;
     (scheme.eq_ignore_ascii_case("bearer") && !token.trim().is_empty()).then_some(token.trim())
 }

@@ -12,7 +12,7 @@ use http_body::Body;
 use http_body_util::BodyExt as _;
 use tokio::time::{Instant, timeout_at};
 
-use crate::shares::{Place, Shares};
+use crate::quota::{Permit, Quota};
 
 /// What is only thrown away is not waited for so long.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
@@ -53,10 +53,10 @@ impl Default for ReceivingLimits {
 #[derive(Debug)]
 pub struct Receiving {
     limits: ReceivingLimits,
-    incomplete: Arc<Shares>,
-    streams: Arc<Shares>,
+    incomplete: Arc<Quota>,
+    streams: Arc<Quota>,
     /// In units of [`SMALL_BYTES`].
-    budget: Arc<Shares>,
+    budget: Arc<Quota>,
 }
 
 /// A whole message, with what it holds of the budget until it is dropped.
@@ -65,7 +65,7 @@ pub struct Received {
     /// The message.
     pub message: Bytes,
     /// To be kept until the request is answered.
-    pub held: Vec<Place>,
+    pub held: Vec<Permit>,
 }
 
 /// Why a message was not received.
@@ -87,14 +87,14 @@ impl Receiving {
         let units = limits.bytes.div_ceil(SMALL_BYTES);
         Self {
             limits,
-            incomplete: Shares::new(limits.per_address, limits.in_all),
-            streams: Shares::new(limits.streams_per_address, limits.streams_in_all),
-            budget: Shares::new(units.div_ceil(4), units),
+            incomplete: Quota::new(limits.per_address, limits.in_all),
+            streams: Quota::new(limits.streams_per_address, limits.streams_in_all),
+            budget: Quota::new(units.div_ceil(4), units),
         }
     }
 
     /// A place for a call from an address that streams, if there is one.
-    pub fn stream(&self, address: Option<IpAddr>) -> Option<Place> {
+    pub fn stream(&self, address: Option<IpAddr>) -> Option<Permit> {
         self.streams.take(address, 1)
     }
 
@@ -104,7 +104,7 @@ impl Receiving {
         B: Body<Data = Bytes> + Unpin,
     {
         let (mut first, mut rest, mut held) = (Bytes::new(), BytesMut::new(), Vec::new());
-        let mut waiting: Option<(Place, Instant)> = None;
+        let mut waiting: Option<(Permit, Instant)> = None;
         loop {
             let frame = match body.frame().now_or_never() {
                 Some(frame) => frame,
@@ -167,9 +167,9 @@ impl Receiving {
     }
 
     /// Takes what a message of so many bytes needs beyond what it holds already.
-    fn budget_for(&self, bytes: usize, address: Option<IpAddr>, held: &mut Vec<Place>) -> Result<(), NotReceived> {
+    fn budget_for(&self, bytes: usize, address: Option<IpAddr>, held: &mut Vec<Permit>) -> Result<(), NotReceived> {
         let units = if bytes > SMALL_BYTES { bytes.div_ceil(SMALL_BYTES) } else { 0 };
-        let missing = units.saturating_sub(held.iter().map(Place::count).sum());
+        let missing = units.saturating_sub(held.iter().map(Permit::count).sum());
         if missing > 0 {
             held.push(self.budget.take(address, missing).ok_or(NotReceived::NoRoom)?);
         }
@@ -202,7 +202,7 @@ mod tests {
     }
 
     fn is_empty(receiving: &Receiving) -> bool {
-        [&receiving.incomplete, &receiving.budget].iter().all(|shares| shares.is_unused())
+        [&receiving.incomplete, &receiving.budget].iter().all(|quota| quota.is_unused())
     }
 
     #[tokio::test(start_paused = true)]

@@ -132,7 +132,7 @@ async fn wait_for_outcome(app: &App, call: &Call, operation: &mut Operation, unt
         let next_look = until.min(Instant::now() + LOOK_AGAIN);
         let _ = timeout_at(next_look, app.pipeline.settled()).await;
         // It is durable, and that is what counts: where it cannot be read now, the state as it stood is still an answer.
-        if let Ok(Some(now)) = app.read_operation.get(operation.id).await {
+        if let Ok(Some(now)) = app.operation_loader.load(operation.id).await {
             *operation = now;
         }
     }

@@ -1,4 +1,4 @@
-//! What happens to one transaction, as it happens.
+//! Follows one transaction: its changes of state, as they happen.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,7 +7,7 @@ use std::time::Duration;
 use lastro_mesh::identity::User as Caller;
 use lastro_mesh::status::Problem;
 use metrics::{Gauge, gauge};
-use tokio::sync::watch;
+use tokio::sync::watch as channel;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -19,9 +19,9 @@ use crate::domain::operation::{Operation, State, is_terminal};
 use crate::store::operations;
 use crate::{EVENTS, Error};
 
-/// Should the news of a change by another replica not reach us: all that is watched is looked at in one statement.
+/// Another replica may settle a transaction that is watched here, so all watched transactions are polled, in one statement.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// What is left is read with the next look.
+/// Events that one query reads at most; the next query reads on.
 const CHANGES_AT_ONCE: u32 = 100;
 
 /// A transaction as it stood after one of its events.
@@ -31,40 +31,40 @@ pub struct Change {
     pub operation: Operation,
 }
 
-/// One reader. It reads the events itself when it is asked for the next one, so that one who asks slowly keeps nothing here.
-pub struct Watching {
+/// One open stream. It queries events only when the next one is asked for, so that a caller that reads slowly uses no memory here.
+pub struct TransactionWatch {
     app: Arc<App>,
     operation: Operation,
     /// The version of the last event that was read.
     read_to: i64,
     read: VecDeque<Change>,
     has_ended: bool,
-    place: Place,
+    watcher: Watcher,
 }
 
-/// Begins with the state as it stands, or after an event that the reader had.
-pub async fn watch_transaction(app: &Arc<App>, caller: &Caller, id: &str, last_event_id: Option<&str>) -> Result<Watching, Error> {
+/// Opens a stream. It starts with the current state, or after the event that the caller received last.
+pub async fn watch_transaction(app: &Arc<App>, caller: &Caller, id: &str, last_event_id: Option<&str>) -> Result<TransactionWatch, Error> {
     let operation = get_transaction(app, caller, id).await?;
-    // Before the events are read, so that none is missed in between.
-    let place = app.watched.begin(operation.id);
+    // Registered before the events are queried, so that no change in between is missed.
+    let watcher = app.watchers.begin(operation.id);
     let events = EVENTS.stream(&app.database, operation.id).await?;
     let after = match last_event_id {
-        // All but the last one.
+        // Without an id, all events but the last one are skipped: the last one is the current state.
         None => events.len().saturating_sub(1),
         Some(last) => {
             let had = Uuid::parse_str(last).ok().and_then(|last| events.iter().position(|event| event.id == last));
             had.ok_or_else(|| Problem::field("last_event_id", "must be the id of an event of this transaction"))? + 1
         }
     };
-    let mut watching = Watching { app: app.clone(), operation, read_to: after as i64, read: VecDeque::new(), has_ended: false, place };
-    watching.read_on().await?;
-    // It had the end before.
+    let mut watch = TransactionWatch { app: app.clone(), operation, read_to: after as i64, read: VecDeque::new(), has_ended: false, watcher };
+    watch.read_on().await?;
+    // The caller has already received the terminal event.
     let last_state = events.last().and_then(|event| state_after(&event.kind));
-    watching.has_ended |= watching.read.is_empty() && last_state.is_some_and(is_terminal);
-    Ok(watching)
+    watch.has_ended |= watch.read.is_empty() && last_state.is_some_and(is_terminal);
+    Ok(watch)
 }
 
-impl Watching {
+impl TransactionWatch {
     /// The next change; None after a terminal state.
     pub async fn next(&mut self) -> Result<Option<Change>, Error> {
         loop {
@@ -74,7 +74,7 @@ impl Watching {
             if self.has_ended {
                 return Ok(None);
             }
-            self.place.changed(self.read_to).await;
+            self.watcher.changed(self.read_to).await;
             self.read_on().await?;
         }
     }
@@ -82,11 +82,11 @@ impl Watching {
     async fn read_on(&mut self) -> Result<(), Error> {
         for event in EVENTS.stream_from(&self.app.database, self.operation.id, self.read_to + 1, CHANGES_AT_ONCE).await? {
             self.read_to = event.version;
-            // A newer version may know more kinds of events.
+            // A newer version of the service may store kinds of events that this one does not know.
             let Some(state) = state_after(&event.kind) else { continue };
             if state == State::Rejected {
-                // The reason stands in its row.
-                self.operation = self.app.read_operation.get(self.operation.id).await?.ok_or(Error::TransactionNotFound)?;
+                // The reason is stored in the row of the operation, not in the event.
+                self.operation = self.app.operation_loader.load(self.operation.id).await?.ok_or(Error::TransactionNotFound)?;
             }
             let reason = self.operation.reason.filter(|_| state == State::Rejected);
             let operation = Operation { state, reason, update_time_us: event.recorded_us, ..self.operation.clone() };
@@ -97,31 +97,31 @@ impl Watching {
     }
 }
 
-/// The transactions that are watched, and how far each has come.
-pub struct Watched {
+/// The transactions that have open streams, with the latest version known of each.
+pub struct Watchers {
     by_id: Mutex<HashMap<Uuid, Entry>>,
     readers: Gauge,
 }
 
 struct Entry {
     /// The version of the last event.
-    version: watch::Sender<i64>,
+    version: channel::Sender<i64>,
     readers: usize,
 }
 
-impl Default for Watched {
+impl Default for Watchers {
     fn default() -> Self {
         Self { by_id: Mutex::default(), readers: gauge!("lastro_transactions_watchers") }
     }
 }
 
-impl Watched {
-    fn begin(self: &Arc<Self>, id: Uuid) -> Place {
+impl Watchers {
+    fn begin(self: &Arc<Self>, id: Uuid) -> Watcher {
         let mut by_id = self.by_id.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = by_id.entry(id).or_insert_with(|| Entry { version: watch::Sender::new(0), readers: 0 });
+        let entry = by_id.entry(id).or_insert_with(|| Entry { version: channel::Sender::new(0), readers: 0 });
         entry.readers += 1;
         self.readers.increment(1.0);
-        Place { id, version: entry.version.subscribe(), watched: self.clone() }
+        Watcher { id, version: entry.version.subscribe(), watchers: self.clone() }
     }
 
     fn ids(&self) -> Vec<Uuid> {
@@ -138,25 +138,25 @@ impl Watched {
     }
 }
 
-/// A reader's place, until it is dropped.
-struct Place {
+/// The registration of one stream; dropping it removes it.
+struct Watcher {
     id: Uuid,
-    version: watch::Receiver<i64>,
-    watched: Arc<Watched>,
+    version: channel::Receiver<i64>,
+    watchers: Arc<Watchers>,
 }
 
-impl Place {
-    /// Until there is something after a version.
+impl Watcher {
+    /// Waits until the transaction has a later event than this version.
     async fn changed(&mut self, version: i64) {
-        // Its sender lives as long as this place.
+        // The sender lives in the map as long as this watcher, so that waiting cannot fail.
         let _ = self.version.wait_for(|now| *now > version).await;
     }
 }
 
-impl Drop for Place {
+impl Drop for Watcher {
     fn drop(&mut self) {
-        self.watched.readers.decrement(1.0);
-        let mut by_id = self.watched.by_id.lock().unwrap_or_else(PoisonError::into_inner);
+        self.watchers.readers.decrement(1.0);
+        let mut by_id = self.watchers.by_id.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(entry) = by_id.get_mut(&self.id) {
             entry.readers -= 1;
             if entry.readers == 0 {
@@ -166,19 +166,19 @@ impl Drop for Place {
     }
 }
 
-/// Looks how far everything that is watched has come, until told to stop: when something is settled here, and from time to time.
+/// Polls the versions of all watched transactions until told to stop: whenever this replica settles something, and every 250 ms.
 pub async fn keep_looking(app: &App, stop: CancellationToken) {
     while !stop.is_cancelled() {
         tokio::select! {
             () = stop.cancelled() => return,
             _ = timeout(LOOK_EVERY, app.pipeline.settled()) => {}
         }
-        let ids = app.watched.ids();
+        let ids = app.watchers.ids();
         if ids.is_empty() {
             continue;
         }
         match operations::versions(app.database.reader(), &ids).await {
-            Ok(versions) => app.watched.tell(&versions),
+            Ok(versions) => app.watchers.tell(&versions),
             Err(error) => tracing::warn!(%error, "transactions that are watched could not be looked at; their readers wait"),
         }
     }

@@ -43,11 +43,11 @@ impl TransactionsService for Transactions {
     async fn watch_transaction(&self, request: Request<WatchTransactionRequest>) -> Result<Response<Self::WatchTransactionStream>, Status> {
         let caller = Call::of(&request)?.user()?.clone();
         let message = request.into_inner();
-        let watching = watch_transaction(&self.0, &caller, &message.id, message.last_event_id.as_deref()).await?;
-        let changes = try_unfold((watching, caller), |(mut watching, caller)| async {
-            let Some(change) = watching.next().await? else { return Ok(None) };
+        let watch = watch_transaction(&self.0, &caller, &message.id, message.last_event_id.as_deref()).await?;
+        let changes = try_unfold((watch, caller), |(mut watch, caller)| async {
+            let Some(change) = watch.next().await? else { return Ok(None) };
             let answer = WatchTransactionResponse { event_id: change.event_id.to_string(), transaction: Some(wire(change.operation, &caller)) };
-            Ok(Some((answer, (watching, caller))))
+            Ok(Some((answer, (watch, caller))))
         });
         Ok(Response::new(changes.boxed()))
     }

@@ -2,8 +2,8 @@
 
 use std::sync::LazyLock;
 
+use lastro_database::batch_loader::BatchLoader;
 use lastro_database::rows::{all_of_ids, execute_of_ids};
-use lastro_database::together::Together;
 use lastro_database::{Database, Error, Transaction, all, execute, one};
 use lastro_mesh::page::Page;
 use lastro_money::{Currency, Minor};
@@ -124,10 +124,10 @@ pub async fn ensure_clearing(tx: &Transaction, currency: Currency, now_us: i64, 
 }
 
 /// Accounts by their ids, as they are now.
-pub fn together(database: &Database) -> Together<AccountWithBalance> {
+pub fn loader(database: &Database) -> BatchLoader<AccountWithBalance> {
     static BY_IDS: LazyLock<String> = LazyLock::new(|| format!("{SELECT} WHERE a.id = ANY($1)"));
     let database = database.clone();
-    Together::new(move |ids| {
+    BatchLoader::new(move |ids| {
         let database = database.clone();
         Box::pin(async move {
             let rows = match database.read_by_ids(&BY_IDS, &ids).await {

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
+use lastro_database::batch_loader::BatchLoader;
 use lastro_database::rows::all_of_ids;
-use lastro_database::together::Together;
 use lastro_database::{Database, Error, Transaction, all, execute, one, select_all};
 use lastro_mesh::page::{BYTES_MAX, Page};
 use lastro_money::{Amount, Currency, Minor};
@@ -183,10 +183,10 @@ fn metadata_from_text(text: &str) -> Result<BTreeMap<String, String>, Error> {
 }
 
 /// Operations by their ids, as they are now.
-pub fn together(database: &Database) -> Together<Operation> {
+pub fn loader(database: &Database) -> BatchLoader<Operation> {
     static BY_IDS: LazyLock<String> = LazyLock::new(|| format!("SELECT {} FROM operations WHERE id = ANY($1)", *COLUMNS));
     let database = database.clone();
-    Together::new(move |ids| {
+    BatchLoader::new(move |ids| {
         let database = database.clone();
         Box::pin(async move {
             let rows = match database.read_by_ids(&BY_IDS, &ids).await {

@@ -1,6 +1,6 @@
-//! Reads of single things that are under way at once share a statement, as commits share one. Nobody waits for company: the first read goes out at
-//! once, and what comes while statements are on their way goes with the next one. So an idle system reads as fast as before, and a busy one reads many
-//! things for the price of one.
+//! A batch loader: reads of single rows that are requested at the same time share one statement, as group commit shares one transaction. There is no
+//! timer: the first read is sent at once, and reads that arrive while statements are in flight are sent with the next statement. An idle system reads as
+//! fast as it would without batching, and a busy one reads up to 256 rows for the cost of one statement.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,18 +11,18 @@ use uuid::Uuid;
 
 use crate::Error;
 
-/// Statements on their way at once: while one is answered the next is made.
+/// Statements in flight at once: while PostgreSQL answers one, the next is prepared.
 pub(crate) const IN_FLIGHT_MAX: usize = 2;
-/// What one statement reads at most.
+/// Rows that one statement reads at most.
 const AT_ONCE: usize = 256;
 
-/// What a read brought: of each thing that is there, itself, or why it does not read.
+/// What a statement found: each row that exists, or why that row cannot be decoded.
 pub type Found<V> = Vec<(Uuid, Result<V, Error>)>;
 type Read<V> = dyn Fn(Vec<Uuid>) -> BoxFuture<'static, Result<Found<V>, Error>> + Send + Sync;
 type Answer<V> = Result<Option<V>, Error>;
 
-/// Reads things of one kind by their ids. Cheap to clone; all clones are one.
-pub struct Together<V>(Arc<Inner<V>>);
+/// Loads rows of one kind by their ids. Cheap to clone; all clones share their batches.
+pub struct BatchLoader<V>(Arc<Inner<V>>);
 
 struct Inner<V> {
     read: Box<Read<V>>,
@@ -34,20 +34,21 @@ struct Waiting<V> {
     in_flight: usize,
 }
 
-impl<V> Clone for Together<V> {
+impl<V> Clone for BatchLoader<V> {
     fn clone(&self) -> Self {
         Self(self.0.clone())
     }
 }
 
-impl<V: Clone + Send + 'static> Together<V> {
-    /// Things that this reads.
+impl<V: Clone + Send + 'static> BatchLoader<V> {
+    /// A loader whose statement is `read`: it gets the distinct ids of a batch.
     pub fn new(read: impl Fn(Vec<Uuid>) -> BoxFuture<'static, Result<Found<V>, Error>> + Send + Sync + 'static) -> Self {
         Self(Arc::new(Inner { read: Box::new(read), waiting: Mutex::new(Waiting { callers: Vec::new(), in_flight: 0 }) }))
     }
 
-    /// One thing as it is now: the statement that reads it begins after this call does.
-    pub async fn get(&self, id: Uuid) -> Result<Option<V>, Error> {
+    /// Loads one row as it is now. Its statement starts after this call did, so that a caller sees what it has written before. A row that cannot be
+    /// decoded fails the callers that asked for it, and nobody else.
+    pub async fn load(&self, id: Uuid) -> Result<Option<V>, Error> {
         let (answer, answered) = oneshot::channel();
         let begins = {
             let mut waiting = self.0.waiting();
@@ -57,7 +58,7 @@ impl<V: Clone + Send + 'static> Together<V> {
             begins
         };
         if begins {
-            // Of its own: whoever began it may leave while others wait.
+            // A task of its own: the caller that starts it may be cancelled while other callers wait for the same statement.
             tokio::spawn(self.0.clone().read_all());
         }
         answered.await.unwrap_or_else(|_| Err(Error::broken("a read was given up")))
@@ -71,14 +72,14 @@ impl<V> Inner<V> {
 }
 
 impl<V: Clone + Send + 'static> Inner<V> {
-    /// Reads until nobody waits.
+    /// Sends batches until no caller waits.
     async fn read_all(self: Arc<Self>) {
         let mut turn = Turn(Some(&self));
         loop {
             let callers = {
                 let mut waiting = self.waiting();
                 if waiting.callers.is_empty() {
-                    // Under the same lock: whoever comes now begins anew.
+                    // Under the same lock, so that a caller that arrives now starts a new task.
                     waiting.in_flight -= 1;
                     turn.0 = None;
                     return;
@@ -94,7 +95,7 @@ impl<V: Clone + Send + 'static> Inner<V> {
                 Ok(found) => {
                     let found: HashMap<Uuid, Result<V, Error>> = found.into_iter().collect();
                     for (id, caller) in callers {
-                        // Who has left does not want it any more.
+                        // Sending fails when the caller was cancelled.
                         let _ = caller.send(found.get(&id).map(|one| one.as_ref().cloned().map_err(Error::copy)).transpose());
                     }
                 }
@@ -106,7 +107,7 @@ impl<V: Clone + Send + 'static> Inner<V> {
     }
 }
 
-/// A place among those in flight, given back should a read panic.
+/// Counts a statement as in flight until it is dropped, so that a panic in `read` does not count for ever.
 struct Turn<'a, V>(Option<&'a Inner<V>>);
 
 impl<V> Drop for Turn<'_, V> {
@@ -124,11 +125,11 @@ mod tests {
 
     use super::*;
 
-    /// Things are their own ids; 7 does not read, and 8 is not there. Counts statements, each of which takes a while.
-    fn counted() -> (Together<u128>, Arc<AtomicUsize>) {
+    /// Rows are their own ids; row 7 cannot be decoded, and row 8 does not exist. Counts statements, each of which takes 10 ms.
+    fn counted() -> (BatchLoader<u128>, Arc<AtomicUsize>) {
         let statements = Arc::new(AtomicUsize::new(0));
         let counted = statements.clone();
-        let together = Together::new(move |ids: Vec<Uuid>| {
+        let loader = BatchLoader::new(move |ids: Vec<Uuid>| {
             counted.fetch_add(1, Ordering::Relaxed);
             Box::pin(async move {
                 tokio::time::sleep(Duration::from_millis(10)).await;
@@ -136,15 +137,15 @@ mod tests {
                 Ok(ids.into_iter().filter(|id| id.as_u128() != 8).map(one).collect())
             })
         });
-        (together, statements)
+        (loader, statements)
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_asked_for_meanwhile_goes_together_and_each_gets_its_own() {
-        let (together, statements) = counted();
+        let (loader, statements) = counted();
         let reads = (0..1000_u128).map(|n| {
-            let together = together.clone();
-            tokio::spawn(async move { (n, together.get(Uuid::from_u128(n % 100)).await) })
+            let loader = loader.clone();
+            tokio::spawn(async move { (n, loader.load(Uuid::from_u128(n % 100)).await) })
         });
         for read in reads.collect::<Vec<_>>() {
             let (n, got) = read.await.expect("no panic");
@@ -160,26 +161,26 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_is_alone_goes_at_once_and_who_leaves_takes_nobody_along() {
-        let (together, statements) = counted();
-        let left = tokio::time::timeout(Duration::from_millis(1), together.get(Uuid::from_u128(1))).await;
+        let (loader, statements) = counted();
+        let left = tokio::time::timeout(Duration::from_millis(1), loader.load(Uuid::from_u128(1))).await;
         assert!(left.is_err());
-        assert_eq!(together.get(Uuid::from_u128(2)).await.expect("it reads"), Some(2));
+        assert_eq!(loader.load(Uuid::from_u128(2)).await.expect("it reads"), Some(2));
         assert_eq!(statements.load(Ordering::Relaxed), 2);
         tokio::time::sleep(Duration::from_secs(1)).await;
-        assert_eq!(together.0.waiting().in_flight, 0);
+        assert_eq!(loader.0.waiting().in_flight, 0);
     }
 
     #[tokio::test]
     async fn a_read_that_panics_is_told_and_the_next_one_works() {
-        let panics = Together::<u128>::new(|ids| {
+        let panics = BatchLoader::<u128>::new(|ids| {
             Box::pin(async move {
                 assert_ne!(ids[0].as_u128(), 1, "as asked");
                 Ok(vec![(ids[0], Ok(2))])
             })
         });
         for _ in 0..2 * IN_FLIGHT_MAX {
-            assert!(panics.get(Uuid::from_u128(1)).await.is_err());
+            assert!(panics.load(Uuid::from_u128(1)).await.is_err());
         }
-        assert_eq!(panics.get(Uuid::from_u128(2)).await.expect("it reads"), Some(2));
+        assert_eq!(panics.load(Uuid::from_u128(2)).await.expect("it reads"), Some(2));
     }
 }

@@ -8,7 +8,7 @@ use crate::methods::{METHODS, Method};
 pub use crate::r#type::v1::Progress;
 
 /// A method that REST offers.
-pub trait Offered: Send + Sync + 'static {
+pub trait RestMethod: Send + Sync + 'static {
     /// What the table says of it.
     const METHOD: &'static Method;
     /// What it takes.
@@ -55,9 +55,9 @@ pub trait Offered: Send + Sync + 'static {
 /// What is done with every method that REST offers.
 pub trait Visitor {
     /// One that answers once.
-    fn unary<M: Offered>(&mut self);
+    fn unary<M: RestMethod>(&mut self);
     /// One that answers again and again.
-    fn streaming<M: Offered>(&mut self);
+    fn streaming<M: RestMethod>(&mut self);
 }
 
-include!(concat!(env!("OUT_DIR"), "/offered.rs"));
+include!(concat!(env!("OUT_DIR"), "/rest_methods.rs"));

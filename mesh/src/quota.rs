@@ -1,4 +1,4 @@
-//! So many of something, of which each client's address has at most a share: one client does not take what is there for all.
+//! A quota: a bounded number of permits, of which one client address gets at most a part, so that one client cannot use up what all share.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::serve::limited_address;
 
-/// So many of something, of which each address has at most a share.
+/// A bounded number of permits, in all and for each client address.
 #[derive(Debug)]
-pub struct Shares {
+pub struct Quota {
     per_address: usize,
     in_all: usize,
     taken: Mutex<Taken>,
@@ -20,22 +20,22 @@ struct Taken {
     in_all: usize,
 }
 
-/// Some of them, until it is dropped.
+/// Permits that were taken; dropping it gives them back.
 #[derive(Debug)]
-pub struct Place {
+pub struct Permit {
     address: Option<IpAddr>,
     count: usize,
-    shares: Arc<Shares>,
+    quota: Arc<Quota>,
 }
 
-impl Shares {
-    /// So many in all.
+impl Quota {
+    /// A quota of `in_all` permits, at most `per_address` of them for one address.
     pub fn new(per_address: usize, in_all: usize) -> Arc<Self> {
         Arc::new(Self { per_address, in_all, taken: Mutex::default() })
     }
 
-    /// So many, if they are there. Of an unknown address only the limit in all counts.
-    pub fn take(self: &Arc<Self>, address: Option<IpAddr>, count: usize) -> Option<Place> {
+    /// Takes `count` permits, or none if they would exceed the quota. For an unknown address only the limit in all counts.
+    pub fn take(self: &Arc<Self>, address: Option<IpAddr>, count: usize) -> Option<Permit> {
         let address = address.map(limited_address);
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let from_it = address.and_then(|address| taken.by_address.get(&address).copied()).unwrap_or_default();
@@ -46,10 +46,10 @@ impl Shares {
         if let Some(address) = address {
             taken.by_address.insert(address, from_it + count);
         }
-        Some(Place { address, count, shares: self.clone() })
+        Some(Permit { address, count, quota: self.clone() })
     }
 
-    /// Whether nothing is taken, and nothing is remembered of who had some.
+    /// Whether no permit is taken and no address is remembered.
     #[cfg(test)]
     pub fn is_unused(&self) -> bool {
         let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
@@ -57,16 +57,16 @@ impl Shares {
     }
 }
 
-impl Place {
+impl Permit {
     /// How many they are.
     pub fn count(&self) -> usize {
         self.count
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
-        let mut taken = self.shares.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = self.quota.taken.lock().unwrap_or_else(PoisonError::into_inner);
         taken.in_all -= self.count;
         let Some(address) = self.address else { return };
         if let Some(count) = taken.by_address.get_mut(&address) {

@@ -87,7 +87,7 @@ pub fn write(pool: &DescriptorPool, out: &Path) -> Result<()> {
         writeln!(visits, "visitor.{visit}::<M{index}>();")?;
     }
     writeln!(code, "/// Visits every method that REST offers.\npub fn visit(visitor: &mut impl Visitor) {{\n{visits}}}")?;
-    fs::write(out.join("offered.rs"), code)?;
+    fs::write(out.join("rest_methods.rs"), code)?;
     Ok(())
 }
 
@@ -136,7 +136,7 @@ fn write_one(code: &mut String, index: usize, method: &MethodDescriptor, rest: &
     }
     writeln!(
         code,
-        "/// `{}`.\npub struct M{index};\n\nimpl Offered for M{index} {{\nconst METHOD: &'static Method = &METHODS[{index}];\ntype Request = {request};\n\
+        "/// `{}`.\npub struct M{index};\n\nimpl RestMethod for M{index} {{\nconst METHOD: &'static Method = &METHODS[{index}];\ntype Request = {request};\n\
          type Answer = {answer};\n{items}}}\n",
         method.full_name()
     )?;
