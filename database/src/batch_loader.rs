@@ -78,6 +78,7 @@ impl<V: Clone + Send + 'static> Inner<V> {
         loop {
             let callers = {
                 let mut waiting = self.waiting();
+                waiting.callers.retain(|(_, caller)| !caller.is_closed());
                 if waiting.callers.is_empty() {
                     // Under the same lock, so that a caller that arrives now starts a new task.
                     waiting.in_flight -= 1;
@@ -112,9 +113,15 @@ struct Turn<'a, V>(Option<&'a Inner<V>>);
 
 impl<V> Drop for Turn<'_, V> {
     fn drop(&mut self) {
-        if let Some(inner) = self.0 {
-            inner.waiting().in_flight -= 1;
-        }
+        let Some(inner) = self.0 else { return };
+        let abandoned = {
+            let mut waiting = inner.waiting();
+            waiting.in_flight -= 1;
+            // Nobody is left who would read for them.
+            if waiting.in_flight == 0 { std::mem::take(&mut waiting.callers) } else { Vec::new() }
+        };
+        // Their callers are told that the read was given up.
+        drop(abandoned);
     }
 }
 
@@ -178,8 +185,12 @@ mod tests {
                 Ok(vec![(ids[0], Ok(2))])
             })
         });
-        for _ in 0..2 * IN_FLIGHT_MAX {
-            assert!(panics.load(Uuid::from_u128(1)).await.is_err());
+        let reads = (0..4 * IN_FLIGHT_MAX).map(|_| {
+            let panics = panics.clone();
+            tokio::spawn(async move { panics.load(Uuid::from_u128(1)).await })
+        });
+        for read in reads.collect::<Vec<_>>() {
+            assert!(read.await.expect("no panic here").is_err());
         }
         assert_eq!(panics.load(Uuid::from_u128(2)).await.expect("it reads"), Some(2));
     }

@@ -77,7 +77,7 @@ fn complete(document: &mut Value, method: &Method) {
         add("Idempotency-Key", "In place of `externalId`; if both are given they must be the same.");
     }
     if method.takes_wait {
-        add("Prefer", "`wait=5`: answer when the outcome is context, after 5 seconds at the latest; at most 30. Beats the body.");
+        add("Prefer", "`wait=5`: answer when the outcome is known, after 5 seconds at the latest; at most 30. Beats the body.");
     }
     if method.streams {
         add("Last-Event-ID", "In place of `lastEventId`: the id of the last event that was received, after which the stream goes on.");
@@ -117,8 +117,10 @@ fn reasons_of(method: &Method) -> Vec<&'static Reason> {
     if method.access != Access::Public {
         all.extend([&status::UNAUTHENTICATED, &status::PERMISSION_MISSING]);
     }
+    // Also for a body where none is taken.
+    all.push(&reasons::MALFORMED_JSON);
     if method.takes_body {
-        all.extend([&reasons::MALFORMED_JSON, &reasons::UNSUPPORTED_MEDIA_TYPE, &status::BODY_TOO_LARGE, &status::BODY_TOO_SLOW]);
+        all.extend([&reasons::UNSUPPORTED_MEDIA_TYPE, &status::BODY_TOO_LARGE, &status::BODY_TOO_SLOW]);
     }
     all.into_iter().chain(own).collect()
 }
@@ -128,7 +130,7 @@ fn successes(method: &Method) -> &'static [(&'static str, &'static str)] {
         Success::Created => &[("200", "A repetition, by its idempotency key, of a call that made it."), ("201", "Made.")],
         Success::NoContent => &[("204", "Done.")],
         Success::Accepted => &[
-            ("200", "A repetition of a call whose outcome is context."),
+            ("200", "A repetition of a call whose outcome is known."),
             ("201", "The outcome was waited for and is known; `state` tells it, and it may be a refusal."),
             ("202", "Durably accepted."),
         ],

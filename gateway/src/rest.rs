@@ -23,7 +23,7 @@ use lastro_mesh::call::{Call, CorrelationId, Slot};
 use lastro_mesh::inbound::ClientAddress;
 use lastro_mesh::outbound::Outbound;
 use lastro_mesh::serve::{NotReceived, Received, Receiving};
-use lastro_mesh::status::{BODY_TOO_LARGE, BODY_TOO_SLOW, MALFORMED_MESSAGE, Problem};
+use lastro_mesh::status::{BODY_TOO_LARGE, BODY_TOO_SLOW, INVALID_ARGUMENT, MALFORMED_MESSAGE, Problem};
 use lastro_mesh::trace::TraceContext;
 use lastro_proto::methods::Method;
 use lastro_proto::reasons::{METHOD_NOT_ALLOWED, NO_SUCH_ROUTE, UNSUPPORTED_MEDIA_TYPE};
@@ -186,7 +186,11 @@ fn check_content_type(headers: &HeaderMap, body: &Bytes) -> Result<(), Problem> 
 impl MethodCall {
     /// The request message, with what stands in headers.
     fn read<M: RestMethod>(&self) -> Result<M::Request, Problem> {
-        let mut request = serde_json::from_slice(&self.json).map_err(|error| words::unreadable(self.method, &error, &self.json))?;
+        let mut request = serde_json::from_slice(&self.json).map_err(|error| {
+            let unreadable = words::unreadable(self.method, &error, &self.json);
+            // Without a body the fields stood in the path and the query: no JSON was sent.
+            if self.method.takes_body { unreadable } else { Problem { reason: &INVALID_ARGUMENT, ..unreadable } }
+        })?;
         if let Some(external_id) = M::external_id(&mut request) {
             headers::apply_idempotency_key(external_id, &self.headers)?;
         }

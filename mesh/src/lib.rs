@@ -5,6 +5,7 @@ pub mod call;
 pub mod clock;
 pub mod codec;
 pub mod config;
+pub mod endable;
 pub mod health;
 pub mod identity;
 pub mod inbound;

@@ -34,6 +34,12 @@ pub fn observe(response: Response<Body>, on_end: impl FnOnce(Code) + Send + 'sta
     response.map(|body| Body::new(Observed { body, on_end: Some(Box::new(on_end)) }))
 }
 
+/// As [`observe`] for a call that streams: the head of the answer is its outcome. How long the stream goes on, and how it ends, is up to its caller.
+pub fn observe_head(response: Response<Body>, on_end: impl FnOnce(Code)) -> Response<Body> {
+    on_end(code_in(response.headers()).unwrap_or(Code::Ok));
+    response
+}
+
 struct Observed {
     body: Body,
     on_end: Option<OnEnd>,

@@ -390,7 +390,6 @@ fn apply_string(schema: &mut Json, rules: &DynamicMessage) -> Result<()> {
             "max_len" => schema["maxLength"] = number(&value)?,
             "pattern" => schema["pattern"] = json!(value.as_str()),
             "email" => schema["format"] = json!("email"),
-            // An empty one is taken as none, for clients that cannot leave it out.
             "uuid" => schema["format"] = json!("uuid"),
             other => bail!("the rule {other} of a string is not known to OpenAPI"),
         }

@@ -33,7 +33,7 @@ pub fn read(method: &Method, body: Bytes, fields: [Map<String, Value>; 2]) -> Re
         }
         return Ok(Value::Object(fields().collect()).to_string().into());
     }
-    let body = if body.is_empty() { Bytes::from_static(b"{}") } else { body };
+    let body = if body.iter().all(u8::is_ascii_whitespace) { Bytes::from_static(b"{}") } else { body };
     let Some(mut value) = parse(&body)? else { return Ok(body) };
     let mut changed = keep_the_contract(&mut value, schema_of(method), method, &mut Vec::new())?;
     if let Value::Object(members) = &mut value {

@@ -1,6 +1,6 @@
 //! A method that answers again and again: Server-Sent Events (WHATWG HTML, "Server-sent events"). Each message is an event with its id, by which a
 //! client that was cut off goes on: browsers send it as `Last-Event-ID` by themselves. Nothing is read ahead: a client that reads slowly slows down
-//! its own stream alone.
+//! its own stream alone, and is ended when it does not read for half a minute.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -15,11 +15,12 @@ use http::{HeaderValue, Response, StatusCode};
 use http_body::Frame;
 use lastro_mesh::call::CorrelationId;
 use lastro_mesh::codec::ValidatingCodec;
+use lastro_mesh::endable::{Ender, endable};
 use lastro_mesh::outbound::Outbound;
 use lastro_mesh::status::{INTERNAL, Problem, UNAVAILABLE};
 use lastro_proto::rest_methods::RestMethod;
 use tokio::time::{Instant, Sleep, sleep, timeout};
-use tokio_util::sync::WaitForCancellationFutureOwned;
+use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 use tonic::client::Grpc;
 
@@ -35,6 +36,8 @@ const SILENCE_MAX: Duration = Duration::from_secs(15);
 const SILENCE_BEFORE_A_PROXY: Duration = Duration::from_secs(1);
 /// The first event is usually there at once: a stream that ends without one is told from one that has none yet.
 const FIRST_WITHIN: Duration = Duration::from_millis(100);
+/// How often it is looked whether a stream is read.
+const SUPERVISE_EVERY: Duration = Duration::from_secs(1);
 /// After so long a browser connects again.
 const RECONNECT_AFTER: &str = "retry: 1000\n\n";
 
@@ -60,19 +63,39 @@ pub async fn answer<M: RestMethod>(channel: Outbound, input: MethodCall) -> Resu
     if let Some(first) = first {
         begin += &event::<M>(&first)?;
     }
-    let mut response = answer::stream(Events::<M> {
+    let correlation_id = input.context.correlation_id;
+    let events = Events::<M> {
         begin: Some(begin.into()),
         messages: Some(messages),
-        correlation_id: input.context.correlation_id,
-        stopped: Box::pin(input.context.stop.cancelled_owned()),
+        correlation_id: correlation_id.clone(),
         silence_max,
         silence: Box::pin(sleep(silence_max)),
-    });
+    };
+    let (body, ender) = endable(events, (), move |problem| Some(Frame::data(last_event(&problem, &correlation_id))));
+    tokio::spawn(supervise(ender, input.context.stop));
+    let mut response = answer::stream(body);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(BUFFERING, HeaderValue::from_static("no"));
     Ok(response)
+}
+
+/// Ends a stream when the gateway stops, and when it is read too slowly.
+async fn supervise<B>(ender: Ender<B>, stop: CancellationToken) {
+    while ender.end_if_slow() {
+        tokio::select! {
+            () = stop.cancelled() => {
+                return ender.end(Problem::new(&UNAVAILABLE, "this replica of the gateway stops; connect again, with the id of the last event"));
+            }
+            () = sleep(SUPERVISE_EVERY) => {}
+        }
+    }
+}
+
+/// The event that tells a client why its stream ends before the transaction does.
+fn last_event(problem: &Problem, correlation_id: &CorrelationId) -> Bytes {
+    format!("event: problem\ndata: {}\n\n", problem::json(problem, correlation_id)).into()
 }
 
 /// One event: its id and the message as JSON, which has no line breaks.
@@ -90,7 +113,6 @@ struct Events<M: RestMethod> {
     /// None once the stream has ended.
     messages: Option<Streaming<M::Answer>>,
     correlation_id: CorrelationId,
-    stopped: Pin<Box<WaitForCancellationFutureOwned>>,
     silence_max: Duration,
     silence: Pin<Box<Sleep>>,
 }
@@ -99,7 +121,7 @@ impl<M: RestMethod> Events<M> {
     /// The last event: why the stream ends before its time.
     fn end(&mut self, problem: &Problem) -> Bytes {
         self.messages = None;
-        format!("event: problem\ndata: {}\n\n", problem::json(problem, &self.correlation_id)).into()
+        last_event(problem, &self.correlation_id)
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
@@ -118,10 +140,6 @@ impl<M: RestMethod> Events<M> {
                 return Poll::Ready(None);
             }
             Poll::Pending => {}
-        }
-        if self.stopped.as_mut().poll(cx).is_ready() {
-            let stops = Problem::new(&UNAVAILABLE, "this replica of the gateway stops; connect again, with the id of the last event");
-            return Poll::Ready(Some(self.end(&stops)));
         }
         match self.silence.as_mut().poll(cx) {
             // A comment: clients read over it.

@@ -38,7 +38,9 @@ fn malformed(method: &Method, message: &str, body: &[u8]) -> Problem {
         let description = of_the_contract.map_or_else(|| cut(&must_be(what)), str::to_owned);
         (cut(&at), description)
     };
-    if field.is_empty() {
+    // A list at the top has no fields, only items.
+    if field.is_empty() || field.starts_with('[') {
+        let description = if field.is_empty() { description } else { "must be an object".to_owned() };
         return Problem::new(&MALFORMED_JSON, format!("the request body {description}"));
     }
     let detail = format!("{field}: {description}");

@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 use std::convert::Infallible;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -14,24 +14,23 @@ use bytes::Bytes;
 use http::header::AUTHORIZATION;
 use http::{HeaderMap, Request, Response};
 use http_body::Frame;
-use tokio::time::{Instant, Sleep, sleep, sleep_until};
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tower::Service;
 
 use super::identity::bearer;
 use crate::call::Call;
+use crate::endable::{Ender, endable};
 use crate::identity::TokenVerifier;
 use crate::identity::token::Refusal;
 use crate::outcome;
-use crate::quota::{Permit, Quota};
-use crate::status::{DEADLINE_EXCEEDED, Problem, RATE_LIMITED, SLOW_READER, UNAUTHENTICATED, UNAVAILABLE};
+use crate::quota::Quota;
+use crate::status::{DEADLINE_EXCEEDED, Problem, RATE_LIMITED, UNAUTHENTICATED, UNAVAILABLE};
 
 /// The quota of open streams, for one client address and in all. An open stream takes some 40 KB of memory.
 const PER_ADDRESS: usize = 2_000;
 const IN_ALL: usize = 10_000;
-/// A stream is ended when its caller reads nothing for so long although something was sent.
-const SLOW_AFTER: Duration = Duration::from_secs(30);
 /// How often the token of an open stream is verified again. Verifying is a look into a cache.
 const VERIFY_EVERY: Duration = Duration::from_secs(1);
 
@@ -41,12 +40,12 @@ pub(super) struct Streaming<S> {
     methods: Arc<HashSet<&'static str>>,
     stop: CancellationToken,
     verifier: Arc<TokenVerifier>,
-    places: Arc<Quota>,
+    quota: Arc<Quota>,
 }
 
 impl<S> Streaming<S> {
     pub(super) fn new(inner: S, methods: Arc<HashSet<&'static str>>, stop: CancellationToken, verifier: Arc<TokenVerifier>) -> Self {
-        Self { inner, methods, stop, verifier, places: Quota::new(PER_ADDRESS, IN_ALL) }
+        Self { inner, methods, stop, verifier, quota: Quota::new(PER_ADDRESS, IN_ALL) }
     }
 }
 
@@ -69,92 +68,65 @@ where
         }
         let call = request.extensions().get::<Call>();
         let (address, deadline) = (call.and_then(|call| call.address), call.map(|call| call.deadline));
-        let Some(place) = self.places.take(address, 1) else {
+        let Some(permit) = self.quota.take(address, 1) else {
             let problem = Problem::new(&RATE_LIMITED, "too many streams are open; end some").with("limit", "streams");
             return Box::pin(std::future::ready(Ok(tonic::Status::from(problem).into_http())));
         };
         let token = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer).map(str::to_owned);
-        let dead: Pin<Box<dyn Future<Output = ()> + Send>> = match token {
-            Some(token) => Box::pin(until_dead(self.verifier.clone(), token)),
-            None => Box::pin(std::future::pending()),
-        };
-        let (stop, answer) = (self.stop.clone(), self.inner.call(request));
+        let (stop, verifier, answer) = (self.stop.clone(), self.verifier.clone(), self.inner.call(request));
         Box::pin(async move {
             let response = answer.await?;
             // An answer without a body has its status in the head: there is nothing to wrap.
             if outcome::code_in(response.headers()).is_some() {
                 return Ok(response);
             }
-            let stopped = Box::pin(stop.cancelled_owned());
-            let late = deadline.map(|deadline| Box::pin(sleep_until(deadline)));
-            Ok(response.map(|body| Body::new(StreamingBody { body, stopped, dead, late, given: None, ended: false, _place: place })))
+            let (head, body) = response.into_parts();
+            let (body, ender) = endable(body, permit, trailers);
+            tokio::spawn(supervise(ender, Limits { stop, deadline, verifier, token }));
+            Ok(Response::from_parts(head, Body::new(body)))
         })
     }
 }
 
-/// Waits until a token expires or is revoked. While its validity cannot be told, the stream goes on.
-async fn until_dead(verifier: Arc<TokenVerifier>, token: String) {
-    loop {
-        sleep(VERIFY_EVERY).await;
-        if matches!(verifier.verify(&token).await, Err(Refusal::Invalid)) {
-            return;
+/// What ends a stream from outside.
+struct Limits {
+    stop: CancellationToken,
+    deadline: Option<Instant>,
+    verifier: Arc<TokenVerifier>,
+    token: Option<String>,
+}
+
+/// Ends a stream when the process stops, at its deadline, when its token expires or is revoked, and when it is read too slowly. While the validity of a
+/// token cannot be told, the stream goes on.
+async fn supervise<B>(ender: Ender<B>, limits: Limits) {
+    let late = async {
+        match limits.deadline {
+            Some(deadline) => sleep_until(deadline).await,
+            None => std::future::pending().await,
+        }
+    };
+    let mut late = pin!(late);
+    while ender.end_if_slow() {
+        tokio::select! {
+            () = limits.stop.cancelled() => {
+                return ender.end(Problem::new(&UNAVAILABLE, "this replica stops; call again, with the id of the last event"));
+            }
+            () = &mut late => return ender.end(Problem::new(&DEADLINE_EXCEEDED, "the stream lasted as long as its caller allowed")),
+            () = sleep(VERIFY_EVERY) => {}
+        }
+        if let Some(token) = &limits.token
+            && matches!(limits.verifier.verify(token).await, Err(Refusal::Invalid))
+        {
+            return ender.end(Problem::new(&UNAUTHENTICATED, "the access token is not valid any more; log in again"));
         }
     }
 }
 
-struct StreamingBody {
-    body: Body,
-    stopped: Pin<Box<WaitForCancellationFutureOwned>>,
-    /// Ends when the token of the stream is no longer valid.
-    dead: Pin<Box<dyn Future<Output = ()> + Send>>,
-    late: Option<Pin<Box<Sleep>>>,
-    /// When the last frame was given to the connection. The connection asks for the next one as soon as that frame is sent.
-    given: Option<Instant>,
-    ended: bool,
-    _place: Permit,
-}
-
-impl StreamingBody {
-    /// The reason to end the stream now, if there is one.
-    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Problem> {
-        if self.stopped.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Problem::new(&UNAVAILABLE, "this replica stops; call again, with the id of the last event"));
-        }
-        if self.dead.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Problem::new(&UNAUTHENTICATED, "the access token is not valid any more; log in again"));
-        }
-        if self.late.as_mut().is_some_and(|late| late.as_mut().poll(cx).is_ready()) {
-            return Poll::Ready(Problem::new(&DEADLINE_EXCEEDED, "the stream lasted as long as its caller allowed"));
-        }
-        Poll::Pending
-    }
-}
-
-impl http_body::Body for StreamingBody {
-    type Data = Bytes;
-    type Error = tonic::Status;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, tonic::Status>>> {
-        if self.ended {
-            return Poll::Ready(None);
-        }
-        let is_slow = self.given.take().is_some_and(|given| given.elapsed() > SLOW_AFTER);
-        let problem = if is_slow {
-            Problem::new(&SLOW_READER, format!("nothing was read for {} s; call again, with the id of the last event", SLOW_AFTER.as_secs()))
-        } else if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
-            self.given = Some(Instant::now());
-            return Poll::Ready(frame);
-        } else {
-            std::task::ready!(self.poll_end(cx))
-        };
-        self.ended = true;
-        let mut trailers = HeaderMap::new();
-        Poll::Ready(Some(tonic::Status::from(problem).add_header(&mut trailers).map(|()| Frame::trailers(trailers))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.ended || self.body.is_end_stream()
-    }
+/// gRPC's way to say why a stream ends.
+fn trailers(problem: Problem) -> Option<Frame<Bytes>> {
+    let mut trailers = HeaderMap::new();
+    tonic::Status::from(problem).add_header(&mut trailers).ok()?;
+    Some(Frame::trailers(trailers))
 }
 
 #[cfg(test)]
@@ -166,6 +138,7 @@ mod tests {
     use tower::util::BoxCloneSyncService;
 
     use super::*;
+    use crate::endable::SLOW_AFTER;
     use crate::identity::{KeySource, Revocations};
     use crate::inbound::GrpcService;
 
@@ -205,7 +178,7 @@ mod tests {
     async fn a_stream_ends_when_the_process_stops_or_its_time_is_over_and_gives_its_place_back() {
         let stop = CancellationToken::new();
         let (layer, send) = streaming(&stop);
-        let places = layer.places.clone();
+        let places = layer.quota.clone();
         let mut body = open(layer, Duration::from_secs(3600)).await;
         assert!(!places.is_unused());
         send.send(Bytes::from_static(b"one")).expect("open");
@@ -222,8 +195,9 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_reads_too_slowly_is_told() {
+    async fn who_reads_too_slowly_is_told_and_holds_nothing_meanwhile() {
         let (layer, send) = streaming(&CancellationToken::new());
+        let quota = layer.quota.clone();
         let mut body = open(layer, Duration::from_secs(3600)).await;
         for _ in 0..3 {
             send.send(Bytes::from_static(b"one")).expect("open");
@@ -232,6 +206,8 @@ mod tests {
         tokio::time::sleep(SLOW_AFTER / 2).await;
         assert_eq!(code(&mut body).await, None, "slow, and not too slow");
         tokio::time::sleep(SLOW_AFTER * 2).await;
+        // Nobody has polled the body since, as HTTP/2 does not when its reader gives no window.
+        assert!(quota.is_unused() && send.is_closed());
         assert_eq!(code(&mut body).await, Some(Code::ResourceExhausted));
         assert!(body.frame().await.is_none());
     }

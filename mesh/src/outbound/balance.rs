@@ -163,12 +163,14 @@ impl Balance {
         parts.scheme = Some(if self.0.tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP });
         parts.authority = Some(self.0.authority.clone());
         *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
-        let waits = request.extensions().get::<Call>().is_some_and(|call| call.waits);
+        let call = request.extensions().get::<Call>();
+        let (waits, streams) = call.map_or((false, false), |call| (call.waits, call.streams));
         let mut tried = Vec::new();
         while let Some(endpoint) = self.pick(&tried) {
             tried.push(endpoint.address);
             let flight = Flight::start(endpoint.clone(), waits);
             match endpoint.connections.send(request).await {
+                Ok(response) if streams => return outcome::observe_head(response, |code| flight.end(code)),
                 Ok(response) => return outcome::observe_target(response, move |code| flight.end(code)),
                 Err(Failure::NotSent(unsent, error)) => {
                     tracing::info!(target_service = self.0.target, error, "an endpoint cannot be reached");

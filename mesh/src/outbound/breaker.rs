@@ -317,7 +317,8 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let waits = request.extensions().get::<Call>().is_some_and(|call| call.waits);
+        let call = request.extensions().get::<Call>();
+        let (waits, streams) = call.map_or((false, false), |call| (call.waits, call.streams));
         let breaker = self.breakers.of((self.class)(request.uri().path()));
         let Some(permit) = breaker.acquire(waits) else {
             let problem = Problem::new(&UNAVAILABLE, "the service is away; calls to it pause").retry_after(breaker.open_for_now());
@@ -330,7 +331,8 @@ where
             let response = answer.await?;
             // Another service is away, or there are too many callers: that says nothing about this one, however long it took to say so.
             let of_others = response.headers().contains_key(DEPENDENCY_HEADER);
-            Ok(outcome::observe(response, move |code| permit.report(if of_others { Code::Cancelled } else { code })))
+            let report = move |code| permit.report(if of_others { Code::Cancelled } else { code });
+            Ok(if streams { outcome::observe_head(response, report) } else { outcome::observe(response, report) })
         })
     }
 }
@@ -462,5 +464,38 @@ mod tests {
             assert_eq!(breaker.state(), if waits { State::Closed } else { State::Open });
             tokio::time::advance(Duration::from_secs(1)).await;
         }
+    }
+    /// Streams that last, and that end because their replica stops or their caller leaves, say nothing of how the service answers.
+    #[tokio::test(start_paused = true)]
+    async fn the_end_of_a_stream_is_no_outcome_and_a_refused_one_is() {
+        use http_body_util::StreamBody;
+        let ended = |code: Code| {
+            let trailers = tonic::Status::new(code, "").into_http::<Body>().headers().clone();
+            let frames = futures_util::stream::once(async move {
+                tokio::time::sleep(Duration::from_secs(60)).await;
+                Ok::<_, tonic::Status>(http_body::Frame::trailers(trailers))
+            });
+            Response::new(Body::new(StreamBody::new(Box::pin(frames))))
+        };
+        let settings = BreakerSettings::default();
+        let breakers = Breakers::new("test", &settings);
+        let streams = |answer: Response<Body>| {
+            let answer = std::sync::Mutex::new(Some(answer));
+            let inner = tower::service_fn(move |_: Request<Body>| {
+                std::future::ready(Ok::<_, Infallible>(answer.lock().expect("not poisoned").take().expect("one call")))
+            });
+            let mut request = Request::new(Body::empty());
+            request.extensions_mut().insert(Call { streams: true, ..Call::start(Duration::from_secs(5)) });
+            tower::ServiceExt::oneshot(Guard { inner, breakers: breakers.clone(), class: |_| Class::Read }, request)
+        };
+        for code in [Code::Unavailable, Code::Ok, Code::Unauthenticated].into_iter().cycle().take(12) {
+            let answer = streams(ended(code)).await.expect("infallible");
+            http_body_util::BodyExt::collect(answer.into_body()).await.expect("the end");
+        }
+        assert_eq!(breakers.of(Class::Read).state(), State::Closed);
+        for _ in 0..10 {
+            let _ = streams(tonic::Status::unavailable("").into_http()).await;
+        }
+        assert_eq!(breakers.of(Class::Read).state(), State::Open);
     }
 }

@@ -274,8 +274,9 @@ pub struct Filter {
     pub to_us: Option<i64>,
 }
 
-/// An id begins with the time at which it was made, a moment before or after the time that is stored as that of acceptance.
-const ID_SLACK_US: i64 = 1_000_000;
+/// An id begins with the time at which it was made. It may differ from the time that is stored as that of acceptance by as much as the clock was set back
+/// meanwhile, since ids never go back.
+const ID_SLACK_US: i64 = 60_000_000;
 
 impl Filter {
     /// Whether an operation fits.
