@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cli::{AdminCommand, ResetArgs};
 use crate::data_dir::{DataDir, write_private};
+use crate::print;
 use crate::routes::outbound;
 
 const FILE: &str = "admin.json";
@@ -75,9 +76,8 @@ async fn reset(args: ResetArgs) -> Result<()> {
     customers.reset_administrator(&administrator).await.with_context(|| format!("whether {} holds is not known", new.display()))?;
     std::fs::rename(&new, &path).with_context(|| format!("the new password is in {}", new.display()))?;
     database.close().await;
-    #[allow(clippy::print_stdout, reason = "what the command was asked for")]
     {
-        println!("{} has a new password, kept in {}; the sessions of before have ended", administrator.email, path.display());
+        print::line(format_args!("{} has a new password, kept in {}; the sessions of before have ended", administrator.email, path.display()));
     }
     drop(folder);
     Ok(())

@@ -15,6 +15,7 @@ use rcgen::{
 };
 use serde_json::{Map, Value};
 
+use crate::print;
 use crate::services::SERVICES;
 use crate::services::policy::policy;
 
@@ -49,7 +50,6 @@ pub fn write(dir: &Path, hosts: &[String]) -> Result<()> {
 
 /// Writes the policy. To one that is there, which may be narrower by intent, it adds what services need that are not in it yet: the services
 /// themselves, their public methods for who passes calls on, and what a service calls that is in it. It says what it added.
-#[allow(clippy::print_stdout, reason = "what the command prints")]
 fn write_policy(path: &Path) -> Result<()> {
     let shown = path.display();
     let before = if path.exists() { fs::read_to_string(path).with_context(|| format!("{shown} cannot be read"))? } else { "{}".to_owned() };
@@ -77,7 +77,7 @@ fn write_policy(path: &Path) -> Result<()> {
         return Ok(());
     }
     if !is_first {
-        println!("{shown}: added {}", added.join("; "));
+        print::line(format_args!("{shown}: added {}", added.join("; ")));
     }
     let after = format!("{there:#}\n");
     let mut draft = path.as_os_str().to_owned();

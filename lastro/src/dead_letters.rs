@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use crate::cli::{DeadLettersCommand, OfService};
 use crate::data_dir::DataDir;
+use crate::print;
 use crate::services::by_name;
 
 /// Dead letters of one listing.
@@ -62,9 +63,8 @@ fn show(one: &DeadLetter) {
     ));
 }
 
-#[allow(clippy::print_stdout, reason = "what the command was asked for")]
 fn say(line: &str) {
-    println!("{line}");
+    print::line(line);
 }
 
 /// The id of an aggregate, as it is printed.

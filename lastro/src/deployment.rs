@@ -11,6 +11,7 @@ use prost::Message as _;
 use prost_types::{FileDescriptorProto, FileDescriptorSet};
 use serde_json::json;
 
+use crate::print;
 use crate::services::{IDENTITY, SERVICES, called_by, offered_over_rest};
 
 /// Where each file goes, and what it is made from.
@@ -32,9 +33,8 @@ pub fn write(dir: &Path) -> Result<()> {
 }
 
 /// Prints what whoever deploys services needs to know of them.
-#[allow(clippy::print_stdout, reason = "what the command was asked for")]
 pub fn list() {
-    println!("{:#}", json!({ "services": services(), "gateway": { "name": lastro_gateway::NAME, "calls": offered_over_rest() } }));
+    print::line(format_args!("{:#}", json!({ "services": services(), "gateway": { "name": lastro_gateway::NAME, "calls": offered_over_rest() } })));
 }
 
 fn services() -> serde_json::Value {

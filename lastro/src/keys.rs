@@ -5,6 +5,7 @@ use lastro_customers::{Customers, KeyInfo};
 use lastro_database::Database;
 
 use crate::cli::{KeysCommand, ServerArgs};
+use crate::print;
 
 /// Lists or rotates the signing keys.
 pub async fn keys(command: KeysCommand) -> Result<()> {
@@ -30,9 +31,8 @@ fn open(server: &ServerArgs) -> Result<Database> {
     Database::connect_postgres(&server.url()?, "lastro_customers", 4).context("the database lastro_customers cannot be opened")
 }
 
-#[allow(clippy::print_stdout, reason = "what the command was asked for")]
 fn show(key: &KeyInfo) {
     let time = |us: i64| jiff::Timestamp::from_microsecond(us).map(|time| time.strftime("%FT%TZ").to_string()).unwrap_or_default();
     let retires = key.retire_us.map_or_else(|| "with no end yet".to_owned(), |us| format!("until {}", time(us)));
-    println!("{}  signs from {}  verifies {retires}", key.kid, time(key.sign_from_us));
+    print::line(format_args!("{}  signs from {}  verifies {retires}", key.kid, time(key.sign_from_us)));
 }

@@ -11,6 +11,7 @@ mod health;
 mod keys;
 mod migrate;
 mod ops;
+mod print;
 mod process;
 mod proto;
 mod routes;

@@ -19,6 +19,7 @@ use crate::admin;
 use crate::banner::{self, Listening};
 use crate::cli::UpSettings;
 use crate::data_dir::DataDir;
+use crate::print;
 use crate::process::{Process, Telemetry, bind};
 use crate::routes::{Common, Dispatch, inbound, inbound_common, keys_of, outbound};
 use crate::services::policy::parsed_policy;
@@ -112,11 +113,10 @@ pub async fn up(settings: UpSettings) -> Result<()> {
     Ok(())
 }
 
-#[allow(clippy::print_stdout, reason = "what a start prints")]
 fn announce(listening: &Listening, administrator: Option<&lastro_customers::Administrator>, data: &DataDir) {
-    println!("{}", banner::listening(listening));
+    print::line(banner::listening(listening));
     if let Some(administrator) = administrator {
-        println!("{}", banner::first_session(listening, administrator, &data.file("admin.json").display().to_string()));
+        print::line(banner::first_session(listening, administrator, &data.file("admin.json").display().to_string()));
     }
 }
 
