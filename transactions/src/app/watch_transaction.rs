@@ -8,7 +8,7 @@ use lastro_mesh::identity::User as Caller;
 use lastro_mesh::status::Problem;
 use metrics::{Gauge, gauge};
 use tokio::sync::watch as channel;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -21,6 +21,8 @@ use crate::{EVENTS, Error};
 
 /// Another replica may settle a transaction that is watched here, so all watched transactions are polled, in one statement.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Polling takes at most one part in ten of the time, however many transactions are watched and however often something is settled.
+const LOOK_SHARE: u32 = 10;
 /// Events that one query reads at most; the next query reads on.
 const CHANGES_AT_ONCE: u32 = 100;
 
@@ -177,9 +179,15 @@ pub async fn keep_looking(app: &App, stop: CancellationToken) {
         if ids.is_empty() {
             continue;
         }
+        let started = Instant::now();
         match operations::versions(app.database.reader(), &ids).await {
             Ok(versions) => app.watchers.tell(&versions),
             Err(error) => tracing::warn!(%error, "transactions that are watched could not be looked at; their readers wait"),
+        }
+        let rest = started.elapsed() * LOOK_SHARE;
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = sleep(rest) => {}
         }
     }
 }
