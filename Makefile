@@ -11,8 +11,7 @@ help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## Build and run everything in one process, with SQLite and the embedded bus
-	$(CARGO) build --release --locked --bin lastro
-	@exec ./target/release/lastro up $(ARGS)
+	@exec $(CARGO) run --release --locked --bin lastro -- up $(ARGS)
 
 build: ## Build everything
 	$(CARGO) build --workspace --all-targets --locked
@@ -62,7 +61,7 @@ smoke: ## The REST and gRPC journeys against the local stack, through nginx
 
 stack: deps ## The same stack without Docker, on free ports, until Ctrl-C
 	$(CARGO) build --release --locked --bin lastro --bin lastro-stack
-	@./target/release/lastro-stack
+	@exec $(CARGO) run --release --locked --bin lastro-stack
 
 load: ## ghz and h2load against what is up: calls per second, p50, p95, p99
 	@tools/load
@@ -79,7 +78,7 @@ fmt: ## Format
 
 bench: deps ## Settled transfers beside pgbench on one PostgreSQL, and more; prints ratios
 	$(CARGO) build --release --locked --bin lastro --bin lastro-bench
-	. tools/test-env && ./target/release/lastro-bench $(ARGS)
+	. tools/test-env && exec $(CARGO) run --release --locked --bin lastro-bench -- $(ARGS)
 
 docs: ## Documentation of the crates
 	$(CARGO) doc --workspace --no-deps --locked

@@ -71,6 +71,8 @@ impl From<Error> for Problem {
             }
             Error::InvalidCredentials => Self::new(&reasons::INVALID_CREDENTIALS, text),
             Error::InvalidRefreshToken => Self::new(&reasons::INVALID_REFRESH_TOKEN, text),
+            // The callers are many, and the service is well.
+            Error::Database(error) if error.kind == lastro_database::Kind::Crowded => Self::crowded("too many reads at once"),
             Error::Database(error) if error.is_transient() => {
                 tracing::warn!(%error, "the database is busy or away");
                 Self::new(&UNAVAILABLE, "the database is busy or away")

@@ -9,6 +9,8 @@ use crate::read_only;
 pub enum Kind {
     /// The database is away or refuses connections: try again later. After COMMIT the outcome is unknown.
     Unavailable,
+    /// Too many callers wait for a connection to read by: try again soon. That says nothing of the database.
+    Crowded,
     /// The database takes no writes now: try again later. Nothing was written.
     ReadOnly,
     /// The transaction lost against another one: run it again at once.
@@ -36,7 +38,7 @@ pub struct Error {
 impl Error {
     /// Whether the same work may succeed when it is done again.
     pub fn is_transient(&self) -> bool {
-        matches!(self.kind, Kind::Unavailable | Kind::ReadOnly | Kind::Conflict | Kind::Cancelled)
+        matches!(self.kind, Kind::Unavailable | Kind::Crowded | Kind::ReadOnly | Kind::Conflict | Kind::Cancelled)
     }
 
     /// Whether no connection of a pool was free in time: that says more of the load than of the database.
@@ -63,6 +65,11 @@ impl Error {
     pub(crate) fn of_server(severity: &str, code: &str, text: &str) -> Self {
         let kind = if matches!(severity, "FATAL" | "PANIC") { Kind::Unavailable } else { kind_of_code(code) };
         Self { kind, source: format!("{severity} {code}: {text}").into() }
+    }
+
+    /// No connection of a pool for reads was free in time.
+    pub(crate) fn crowded(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self { kind: Kind::Crowded, source: source.into() }
     }
 
     /// A session that takes no writes.

@@ -86,7 +86,7 @@ impl Database {
             .connect_lazy_with(options);
         let pool = SqlxPostgresConnector::from_sqlx_postgres_pool(pool);
         let pipelined = Some(pipelined::pool(url, name, pipelined::FOR_BATCHES)?);
-        let reads = Some(pipelined::pool(url, name, batch_loader::IN_FLIGHT_MAX)?);
+        let reads = Some(pipelined::pool(url, name, pipelined::FOR_READS)?);
         let pages = Some(pipelined::pool(url, name, pipelined::FOR_PAGES)?);
         Ok(Self { writer: pool.clone(), reader: pool, pipelined, reads, pages })
     }

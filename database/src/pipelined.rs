@@ -16,6 +16,7 @@ pub use connection::{Connection, Pipeline, Statement};
 pub use copy::{Column, Field, Written, copy_statement};
 pub use row::Row;
 
+use crate::batch_loader::IN_FLIGHT_MAX;
 use crate::{ACQUIRE_TIMEOUT, Error, PostgresUrl, read_only};
 use connection::Stream;
 
@@ -26,6 +27,8 @@ pub type Pooled = managed::Object<Manager>;
 
 /// Three batches in flight, a worker, and one to spare.
 pub(crate) const FOR_BATCHES: usize = 5;
+/// Single reads at once: of two loaders, so that one whose table is locked does not starve the other.
+pub(crate) const FOR_READS: usize = 2 * IN_FLIGHT_MAX;
 /// Pages of lists that are read at once.
 pub(crate) const FOR_PAGES: usize = 4;
 
@@ -44,7 +47,10 @@ pub fn pool(url: &PostgresUrl, name: &str, connections_max: usize) -> Result<Poo
 
 /// The rows of one statement, which is prepared when it comes first: there must not be many.
 pub(crate) async fn query(pool: &Pool, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Error> {
-    let mut connection = pool.get().await?;
+    let mut connection = match pool.get().await {
+        Err(busy @ managed::PoolError::Timeout(managed::TimeoutType::Wait)) => return Err(Error::crowded(busy)),
+        connection => connection?,
+    };
     let statement = connection.prepare(sql).await?;
     let mut pipeline = connection.pipeline();
     pipeline.execute(&statement, parameters);

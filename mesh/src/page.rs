@@ -49,7 +49,12 @@ impl Page {
         let kept = by_bytes.min(self.size as usize);
         let more = items.len() > kept;
         items.truncate(kept);
-        items.last().filter(|_| more).map(|last| URL_SAFE_NO_PAD.encode(id(last).as_bytes())).unwrap_or_default()
+        items.last().filter(|_| more).map(|last| Self::token(id(last))).unwrap_or_default()
+    }
+
+    /// The token of the page that begins after an item.
+    pub fn token(last: Uuid) -> String {
+        URL_SAFE_NO_PAD.encode(last.as_bytes())
     }
 }
 

@@ -263,6 +263,24 @@ async fn a_list_costs_the_same_whatever_there_is(rig: &Rig) -> Result<()> {
     // The deposit that `two_accounts` made is one, too.
     let all: i64 = sqlx::query_scalar("SELECT count(*) FROM operations WHERE external_id <> 'ownerless'").fetch_one(&mut hand).await?;
     assert_eq!(found.len() as i64, all);
+    // A filter that leaves out nearly everything looks at 2,000 rows a page, and its tokens lead to all that fit.
+    sqlx::raw_sql(
+        "UPDATE operations SET state = 7 WHERE external_id LIKE 'many %' AND substr(external_id, 6)::int <= 5000; \
+         UPDATE operations SET state = 5 WHERE external_id IN ('many 1', 'many 2500', 'many 5000')",
+    )
+    .execute(&mut hand)
+    .await?;
+    let (mut rejected, mut pages, mut token) = (0, 0, String::new());
+    loop {
+        let page = api.get(&format!("/api/v1/transactions?state=REJECTED&pageToken={token}"), Some(&someone.token)).await?;
+        rejected += page.body["transactions"].as_array().context("a list")?.len();
+        pages += 1;
+        token = page.text("nextPageToken")?;
+        if token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!((rejected, pages), (3, 3), "of 5,000 that are not completed");
     Ok(())
 }
 

@@ -30,6 +30,7 @@ use lastro_proto::internal::customers::v1::identity_service_client::IdentityServ
 use lastro_proto::permissions::Permission;
 use quick_cache::sync::Cache;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use self::watch_transaction::Watchers;
@@ -47,6 +48,9 @@ const WAITING_MAX: usize = 10_000;
 
 /// Long pages that one user reads at once; what comes then waits for its turn.
 const LONG_PAGES_PER_USER: usize = 2;
+/// Streams that one user opens at once, and how long it waits for its turn.
+const OPENS_PER_USER: usize = 4;
+const OPEN_WAIT: Duration = Duration::from_secs(2);
 /// Pages of more items are long.
 const SHORT_PAGE: u32 = 100;
 /// What reading one takes at most, of its deadline.
@@ -68,6 +72,8 @@ pub struct App {
     pub(crate) watchers: Arc<Watchers>,
     /// The turns of each user at long pages, which cost more than anything else that one may ask for.
     lists: Turns<Uuid>,
+    /// The turns of each user at opening a stream.
+    opens: Turns<Uuid>,
     /// Reads of single accounts and operations, which share statements.
     pub(crate) account_loader: BatchLoader<AccountWithBalance>,
     pub(crate) operation_loader: BatchLoader<Operation>,
@@ -102,17 +108,24 @@ impl App {
             waiting: Semaphore::new(WAITING_MAX),
             watchers: Arc::default(),
             lists: Turns::new(LONG_PAGES_PER_USER),
+            opens: Turns::new(OPENS_PER_USER),
         })
     }
 
-    /// A turn of a user at a long page, held while it is read.
-    pub(crate) async fn list_turn(&self, call: &Call, user_id: Uuid, page: Page) -> Result<Option<OwnedSemaphorePermit>, Problem> {
-        if page.size <= SHORT_PAGE {
+    /// A turn of a user at a page that costs much, which is a long one or a filtered one, held while it is read.
+    pub(crate) async fn list_turn(&self, call: &Call, user_id: Uuid, page: Page, is_filtered: bool) -> Result<Option<OwnedSemaphorePermit>, Problem> {
+        if page.size <= SHORT_PAGE && !is_filtered {
             return Ok(None);
         }
         let by = call.deadline.checked_sub(LIST_MARGIN).unwrap_or(call.deadline);
-        let busy = || Problem::crowded("too many long pages of this user are being read; ask for fewer at once");
+        let busy = || Problem::crowded("too many long or filtered pages of this user are being read; ask for fewer at once");
         self.lists.take(user_id, by).await.ok_or_else(busy).map(Some)
+    }
+
+    /// A turn of a user at opening a stream, which reads the transaction and its events.
+    pub(crate) async fn open_turn(&self, user_id: Uuid) -> Result<OwnedSemaphorePermit, Problem> {
+        let busy = || Problem::crowded("too many streams of this user are being opened; open fewer at once");
+        self.opens.take(user_id, Instant::now() + OPEN_WAIT).await.ok_or_else(busy)
     }
 
     /// What never changes about an account; a call costs no SELECT for one that was asked for before.

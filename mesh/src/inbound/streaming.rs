@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -18,6 +19,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tower::Service;
+use uuid::Uuid;
 
 use super::identity::bearer;
 use crate::call::Call;
@@ -26,11 +28,14 @@ use crate::identity::TokenVerifier;
 use crate::identity::token::Refusal;
 use crate::outcome;
 use crate::quota::Quota;
+use crate::serve::limited_address;
 use crate::status::{DEADLINE_EXCEEDED, Problem, RATE_LIMITED, UNAUTHENTICATED, UNAVAILABLE};
 
 /// The quota of open streams, for one client address and in all. An open stream takes some 40 KB of memory.
 const PER_ADDRESS: usize = 2_000;
 const IN_ALL: usize = 10_000;
+/// And for one user, from wherever it calls.
+const PER_USER: usize = 1_500;
 /// How often the token of an open stream is verified again. Verifying is a look into a cache.
 const VERIFY_EVERY: Duration = Duration::from_secs(1);
 
@@ -40,19 +45,20 @@ pub(super) struct Streaming<S> {
     methods: Arc<HashSet<&'static str>>,
     stop: CancellationToken,
     verifier: Arc<TokenVerifier>,
-    quota: Arc<Quota>,
+    quota: Arc<Quota<IpAddr>>,
+    quota_of_users: Arc<Quota<Uuid>>,
 }
 
 impl<S> Streaming<S> {
     pub(super) fn new(inner: S, methods: Arc<HashSet<&'static str>>, stop: CancellationToken, verifier: Arc<TokenVerifier>) -> Self {
-        Self { inner, methods, stop, verifier, quota: Quota::new(PER_ADDRESS, IN_ALL) }
+        Self { inner, methods, stop, verifier, quota: Quota::new(PER_ADDRESS, IN_ALL), quota_of_users: Quota::new(PER_USER, IN_ALL) }
     }
 }
 
 impl<S> Service<Request<Body>> for Streaming<S>
 where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
-    S::Future: Send + 'static,
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
 {
     type Response = Response<Body>;
     type Error = Infallible;
@@ -68,24 +74,36 @@ where
         }
         let call = request.extensions().get::<Call>();
         let (address, deadline) = (call.and_then(|call| call.address), call.map(|call| call.deadline));
-        let Some(permit) = self.quota.take(address, 1) else {
-            let problem = Problem::new(&RATE_LIMITED, "too many streams are open; end some").with("limit", "streams");
-            return Box::pin(std::future::ready(Ok(tonic::Status::from(problem).into_http())));
+        let Some(of_address) = self.quota.take(address.map(limited_address), 1) else {
+            return Box::pin(std::future::ready(Ok(too_many("streams_of_address"))));
         };
         let token = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer).map(str::to_owned);
-        let (stop, verifier, answer) = (self.stop.clone(), self.verifier.clone(), self.inner.call(request));
+        let (stop, verifier, quota_of_users) = (self.stop.clone(), self.verifier.clone(), self.quota_of_users.clone());
+        // The clone that is ready is the one to call; the fresh one takes its place.
+        let fresh = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, fresh);
         Box::pin(async move {
-            let response = answer.await?;
+            // A token that proves nobody is refused by the layer within.
+            let user = match &token {
+                Some(token) => verifier.verify(token).await.ok().map(|user| user.id),
+                None => None,
+            };
+            let Some(of_user) = quota_of_users.take(user, 1) else { return Ok(too_many("streams_of_user")) };
+            let response = inner.call(request).await?;
             // An answer without a body has its status in the head: there is nothing to wrap.
             if outcome::code_in(response.headers()).is_some() {
                 return Ok(response);
             }
             let (head, body) = response.into_parts();
-            let (body, ender) = endable(body, permit, trailers);
+            let (body, ender) = endable(body, (of_address, of_user), trailers);
             tokio::spawn(supervise(ender, Limits { stop, deadline, verifier, token }));
             Ok(Response::from_parts(head, Body::new(body)))
         })
     }
+}
+
+fn too_many(limit: &str) -> Response<Body> {
+    tonic::Status::from(Problem::new(&RATE_LIMITED, "too many streams are open; end some").with("limit", limit)).into_http()
 }
 
 /// What ends a stream from outside.

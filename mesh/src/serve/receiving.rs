@@ -12,6 +12,7 @@ use http_body::Body;
 use http_body_util::BodyExt as _;
 use tokio::time::{Instant, timeout_at};
 
+use super::limited_address;
 use crate::quota::{Permit, Quota};
 
 /// What is only thrown away is not waited for so long.
@@ -53,10 +54,10 @@ impl Default for ReceivingLimits {
 #[derive(Debug)]
 pub struct Receiving {
     limits: ReceivingLimits,
-    incomplete: Arc<Quota>,
-    streams: Arc<Quota>,
+    incomplete: Arc<Quota<IpAddr>>,
+    streams: Arc<Quota<IpAddr>>,
     /// In units of [`SMALL_BYTES`].
-    budget: Arc<Quota>,
+    budget: Arc<Quota<IpAddr>>,
 }
 
 /// A whole message, with what it holds of the budget until it is dropped.
@@ -65,7 +66,7 @@ pub struct Received {
     /// The message.
     pub message: Bytes,
     /// To be kept until the request is answered.
-    pub held: Vec<Permit>,
+    pub held: Vec<Permit<IpAddr>>,
 }
 
 /// Why a message was not received.
@@ -94,8 +95,8 @@ impl Receiving {
     }
 
     /// A place for a call from an address that streams, if there is one.
-    pub fn stream(&self, address: Option<IpAddr>) -> Option<Permit> {
-        self.streams.take(address, 1)
+    pub fn stream(&self, address: Option<IpAddr>) -> Option<Permit<IpAddr>> {
+        self.streams.take(address.map(limited_address), 1)
     }
 
     /// Receives a message of at most so many bytes from an address.
@@ -104,7 +105,7 @@ impl Receiving {
         B: Body<Data = Bytes> + Unpin,
     {
         let (mut first, mut rest, mut held) = (Bytes::new(), BytesMut::new(), Vec::new());
-        let mut waiting: Option<(Permit, Instant)> = None;
+        let mut waiting: Option<(Permit<IpAddr>, Instant)> = None;
         loop {
             let frame = match body.frame().now_or_never() {
                 Some(frame) => frame,
@@ -112,7 +113,7 @@ impl Receiving {
                     let (_, until) = match &waiting {
                         Some(waiting) => waiting,
                         None => {
-                            let place = self.incomplete.take(address, 1).ok_or(NotReceived::NoRoom)?;
+                            let place = self.incomplete.take(address.map(limited_address), 1).ok_or(NotReceived::NoRoom)?;
                             waiting.insert((place, Instant::now() + self.limits.timeout))
                         }
                     };
@@ -146,7 +147,7 @@ impl Receiving {
     where
         B: Body<Data = Bytes> + Unpin,
     {
-        let Some(_place) = self.incomplete.take(address, 1) else { return };
+        let Some(_place) = self.incomplete.take(address.map(limited_address), 1) else { return };
         let read = async {
             let mut total = 0;
             while let Some(Ok(frame)) = body.frame().await {
@@ -167,11 +168,11 @@ impl Receiving {
     }
 
     /// Takes what a message of so many bytes needs beyond what it holds already.
-    fn budget_for(&self, bytes: usize, address: Option<IpAddr>, held: &mut Vec<Permit>) -> Result<(), NotReceived> {
+    fn budget_for(&self, bytes: usize, address: Option<IpAddr>, held: &mut Vec<Permit<IpAddr>>) -> Result<(), NotReceived> {
         let units = if bytes > SMALL_BYTES { bytes.div_ceil(SMALL_BYTES) } else { 0 };
         let missing = units.saturating_sub(held.iter().map(Permit::count).sum());
         if missing > 0 {
-            held.push(self.budget.take(address, missing).ok_or(NotReceived::NoRoom)?);
+            held.push(self.budget.take(address.map(limited_address), missing).ok_or(NotReceived::NoRoom)?);
         }
         Ok(())
     }

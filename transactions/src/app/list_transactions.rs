@@ -7,7 +7,7 @@ use super::get_account::get_account;
 use super::{App, sees_all};
 use crate::Error;
 use crate::domain::operation::Operation;
-use crate::store::operations::{self, Filter, Of};
+use crate::store::operations::{self, Filter, Listed, Of};
 
 /// Those of one account that the caller may see, or of all of its accounts; an administrator's are all. With a key the caller's own one alone.
 pub async fn list_transactions(
@@ -23,15 +23,19 @@ pub async fn list_transactions(
         None if sees_all(caller) => Of::Everybody,
         None => Of::Owner(caller.id),
     };
-    let mut found = match external_id {
+    let mut listed = match external_id {
         Some(key) => {
             let own = operations::by_keys(app.database.reader(), &[(caller.id, key)]).await?;
-            own.into_iter().filter(|one| is_of(one, of) && filter.has(one) && page.before.is_none_or(|before| one.id < before)).collect()
+            let fits = |one: &Operation| is_of(one, of) && filter.has(one) && page.before.is_none_or(|before| one.id < before);
+            Listed { operations: own.into_iter().filter(fits).collect(), scanned_to: None }
         }
         None => operations::list(&app.database, of, filter, page).await?,
     };
-    let next = page.cut(&mut found, |operation| operation.id, Operation::answer_bytes);
-    Ok((found, next))
+    let mut next = page.cut(&mut listed.operations, |operation| operation.id, Operation::answer_bytes);
+    if let Some(scanned_to) = listed.scanned_to.filter(|_| next.is_empty()) {
+        next = Page::token(scanned_to);
+    }
+    Ok((listed.operations, next))
 }
 
 /// Of the caller's own ones, which it sees whatever accounts they name.

@@ -4,6 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use lastro_events::Event;
 use lastro_mesh::identity::User as Caller;
 use lastro_mesh::status::Problem;
 use metrics::{Gauge, gauge};
@@ -46,6 +47,7 @@ pub struct TransactionWatch {
 
 /// Opens a stream. It starts with the current state, or after the event that the caller received last.
 pub async fn watch_transaction(app: &Arc<App>, caller: &Caller, id: &str, last_event_id: Option<&str>) -> Result<TransactionWatch, Error> {
+    let _turn = app.open_turn(caller.id).await?;
     let operation = get_transaction(app, caller, id).await?;
     // Registered before the events are queried, so that no change in between is missed.
     let watcher = app.watchers.begin(operation.id);
@@ -58,10 +60,11 @@ pub async fn watch_transaction(app: &Arc<App>, caller: &Caller, id: &str, last_e
             had.ok_or_else(|| Problem::field("last_event_id", "must be the id of an event of this transaction"))? + 1
         }
     };
+    let last = events.last().ok_or_else(|| lastro_database::Error::corrupt("an operation without events"))?;
+    let last_state = state_after(&last.kind);
     let mut watch = TransactionWatch { app: app.clone(), operation, read_to: after as i64, read: VecDeque::new(), has_ended: false, watcher };
-    watch.read_on().await?;
+    watch.take(events.into_iter().skip(after)).await?;
     // The caller has already received the terminal event.
-    let last_state = events.last().and_then(|event| state_after(&event.kind));
     watch.has_ended |= watch.read.is_empty() && last_state.is_some_and(is_terminal);
     Ok(watch)
 }
@@ -82,7 +85,13 @@ impl TransactionWatch {
     }
 
     async fn read_on(&mut self) -> Result<(), Error> {
-        for event in EVENTS.stream_from(&self.app.database, self.operation.id, self.read_to + 1, CHANGES_AT_ONCE).await? {
+        let events = EVENTS.stream_from(&self.app.database, self.operation.id, self.read_to + 1, CHANGES_AT_ONCE).await?;
+        self.take(events.into_iter()).await
+    }
+
+    /// Adds the changes that these events brought about.
+    async fn take(&mut self, events: impl Iterator<Item = Event>) -> Result<(), Error> {
+        for event in events {
             self.read_to = event.version;
             // A newer version of the service may store kinds of events that this one does not know.
             let Some(state) = state_after(&event.kind) else { continue };

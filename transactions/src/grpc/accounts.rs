@@ -36,7 +36,7 @@ impl AccountsService for Accounts {
         let (call, message) = (Call::of(&request)?, request.get_ref());
         let caller = call.user()?;
         let page = Page::read(message.page_size, &message.page_token)?;
-        let _turn = self.0.list_turn(call, caller.id, page).await?;
+        let _turn = self.0.list_turn(call, caller.id, page, false).await?;
         let (accounts, next_page_token) = list_accounts(&self.0, caller, message.owner_id.as_deref(), page).await?;
         Ok(Response::new(ListAccountsResponse { accounts: accounts.into_iter().map(wire).collect(), next_page_token }))
     }

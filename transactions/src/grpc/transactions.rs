@@ -69,8 +69,8 @@ impl TransactionsService for Transactions {
         let (call, message) = (Call::of(&request)?, request.get_ref());
         let caller = call.user()?;
         let page = Page::read(message.page_size, &message.page_token)?;
-        let _turn = self.0.list_turn(call, caller.id, page).await?;
         let filter = filter(message)?;
+        let _turn = self.0.list_turn(call, caller.id, page, !filter.is_empty()).await?;
         let given = |text: &'_ Option<String>| text.as_deref().filter(|text| !text.is_empty()).map(str::to_owned);
         let (account_id, external_id) = (given(&message.account_id), given(&message.external_id));
         let listed = list_transactions(&self.0, caller, account_id.as_deref(), external_id.as_deref(), &filter, page);

@@ -279,6 +279,11 @@ pub struct Filter {
 const ID_SLACK_US: i64 = 60_000_000;
 
 impl Filter {
+    /// Whether it leaves anything out.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// Whether an operation fits.
     pub fn has(&self, operation: &Operation) -> bool {
         (self.states.is_empty() || self.states.contains(&operation.state))
@@ -287,29 +292,18 @@ impl Filter {
             && self.to_us.is_none_or(|to| operation.create_time_us < to)
     }
 
-    /// Numbers stand in the statement itself, so that a planner sees which index has them; there are few of them.
-    fn apply(&self, select: &mut SelectStatement) {
-        let column = |name: &'static str| Expr::col(Alias::new(name));
-        if !self.states.is_empty() {
-            let numbers: Vec<String> = self.states.iter().map(|state| state_number(*state).to_string()).collect();
-            select.and_where(Expr::cust(format!("state IN ({})", numbers.join(", "))));
-            if !self.states.contains(&State::Completed) {
-                select.and_where(Expr::cust("state <> 4"));
-            }
-        }
-        if let Some(kind) = self.kind {
-            select.and_where(Expr::cust(format!("kind = {}", type_number(kind))));
-            if kind != Type::Transfer {
-                select.and_where(Expr::cust("kind <> 3"));
-            }
-        }
-        // By the time in the id, which the index has in order; then exactly.
-        if let Some(from_us) = self.from_us {
-            select.and_where(column("id").gte(first_id_at(from_us.saturating_sub(ID_SLACK_US)))).and_where(column("create_time_us").gte(from_us));
-        }
-        if let Some(to_us) = self.to_us {
-            select.and_where(column("id").lt(first_id_at(to_us.saturating_add(ID_SLACK_US)))).and_where(column("create_time_us").lt(to_us));
-        }
+    /// The ids between which everything lies that fits, the first one included: ids begin with the time at which they were made.
+    fn ids(&self) -> (Uuid, Uuid) {
+        let from = self.from_us.map_or(Uuid::nil(), |from| first_id_at(from.saturating_sub(ID_SLACK_US)));
+        (from, self.to_us.map_or(Uuid::max(), |to| first_id_at(to.saturating_add(ID_SLACK_US))))
+    }
+
+    /// The conditions of the partial indexes that have everything that fits, written as there, so that a planner sees that it is the same. What else the
+    /// filter says is looked at in each row: a statement for each combination would stay prepared in every session.
+    fn rare(&self) -> impl Iterator<Item = &'static str> {
+        let undone = (!self.states.is_empty() && !self.states.contains(&State::Completed)).then_some("state <> 4");
+        let unusual = self.kind.is_some_and(|kind| kind != Type::Transfer).then_some("kind <> 3");
+        undone.into_iter().chain(unusual)
     }
 }
 
@@ -319,42 +313,67 @@ fn first_id_at(us: i64) -> Uuid {
     Uuid::from_u128(u128::from(ms) << 80)
 }
 
-/// Rows to a statement: of what is far larger than the page may be, so many are read in vain at most.
-const ROWS_AT_ONCE: u64 = 64;
+/// Rows to a statement: of what is far larger than the page may be, so many are read in vain at most. The first statement of a page, and each further.
+const ROWS_AT_FIRST: u64 = 64;
+const ROWS_AT_ONCE: u64 = 256;
+/// Rows that one page looks at: who filters out nearly everything gets short pages, and goes on by their tokens.
+const SCANNED_MAX: usize = 2_000;
+
+/// A page, before it is cut.
+pub struct Listed {
+    pub operations: Vec<Operation>,
+    /// Where the next page goes on although this one is not full: so far was looked.
+    pub scanned_to: Option<Uuid>,
+}
 
 /// The operations of a page, newest first: up to its limit, or until the page is full by bytes. One look into one index a side, read from its end, so
-/// that a page costs the same however long the history is and however many accounts its owner has.
-pub async fn list(database: &Database, of: Of, filter: &Filter, page: Page) -> Result<Vec<Operation>, Error> {
-    let (mut found, mut bytes, mut before) = (Vec::new(), 0, page.before);
+/// that a page costs the same however long the history is and however many accounts its owner has. A filter looks at [`SCANNED_MAX`] rows at most.
+pub async fn list(database: &Database, of: Of, filter: &Filter, page: Page) -> Result<Listed, Error> {
+    let (from, to) = filter.ids();
+    let (mut found, mut bytes, mut scanned, mut before) = (Vec::new(), 0, 0, page.before.map_or(to, |before| Ord::min(before, to)));
     while page.limit() > found.len() as u64 && bytes <= BYTES_MAX {
-        let limit = Ord::min(ROWS_AT_ONCE, page.limit() - found.len() as u64);
-        let select = newest(of, filter, before.unwrap_or(Uuid::max()), limit);
+        if scanned >= SCANNED_MAX && !filter.is_empty() {
+            return Ok(Listed { operations: found, scanned_to: Some(before) });
+        }
+        let limit = match (filter.is_empty(), scanned) {
+            (true, _) => Ord::min(ROWS_AT_FIRST, page.limit() - found.len() as u64),
+            (false, 0) => ROWS_AT_FIRST,
+            (false, _) => ROWS_AT_ONCE,
+        };
+        let select = newest(of, filter, (from, before), limit);
         let rows = match database.read_by_index(&select).await {
             Some(rows) => rows?.iter().map(Row::from_postgres).collect::<Result<Vec<_>, _>>()?,
             None => select_all(database.reader(), &select).await?,
         };
         let is_last = (rows.len() as u64) < limit;
+        scanned += rows.len();
         for row in rows {
             let operation = row.read()?;
-            bytes += operation.answer_bytes();
-            found.push(operation);
+            before = operation.id;
+            if filter.has(&operation) {
+                bytes += operation.answer_bytes();
+                found.push(operation);
+            }
         }
         if is_last {
             break;
         }
-        before = found.last().map(|operation: &Operation| operation.id);
     }
-    Ok(found)
+    Ok(Listed { operations: found, scanned_to: None })
 }
 
-fn newest(of: Of, filter: &Filter, before: Uuid, limit: u64) -> SelectStatement {
+/// The newest rows of a range of ids, the first one included, that a filter's indexes have.
+fn newest(of: Of, filter: &Filter, (from, before): (Uuid, Uuid), limit: u64) -> SelectStatement {
     let one_side = |is_its: Option<SimpleExpr>| {
         let mut side = Query::select();
-        side.columns(COLUMN_NAMES.map(Alias::new)).from(Alias::new("operations")).cond_where(Expr::col(Alias::new("id")).lt(before));
+        let id = || Expr::col(Alias::new("id"));
+        side.columns(COLUMN_NAMES.map(Alias::new)).from(Alias::new("operations")).cond_where(id().lt(before)).and_where(id().gte(from));
         if let Some(is_its) = is_its {
             side.and_where(is_its);
         }
-        filter.apply(&mut side);
+        for rare in filter.rare() {
+            side.and_where(Expr::cust(rare));
+        }
         side.order_by(Alias::new("id"), Order::Desc).limit(limit).take()
     };
     let (columns, id) = match of {
