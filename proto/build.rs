@@ -328,6 +328,7 @@ fn write_methods(pool: &DescriptorPool, out: &Path) -> Result<()> {
             let option = |name: &str| option.get_field_by_name(name).map(std::borrow::Cow::into_owned);
             let hashes = option("hashes_password").and_then(|value| value.as_bool()).unwrap_or_default();
             let request_kb_max = option("request_kb_max").and_then(|value| value.as_i32()).filter(|kb| *kb > 0).unwrap_or(64);
+            let rest_kb_max = option("rest_kb_max").and_then(|value| value.as_i32()).filter(|kb| *kb > 0).unwrap_or(request_kb_max);
             // NO_SIDE_EFFECTS is 1.
             let reads = method.method_descriptor_proto().options.as_ref().is_some_and(|options| options.idempotency_level == Some(1));
             let class = if hashes {
@@ -347,7 +348,7 @@ fn write_methods(pool: &DescriptorPool, out: &Path) -> Result<()> {
                 "    Method {{ service: {:?}, name: {:?}, path: \"/{}/{}\", access: {access}, http_method: {http_method:?}, http_path: {http_path:?}, \
                  success: Success::{}, takes_idempotency_key: {}, takes_wait: {}, reasons: &{:?}, streams: {}, retry_safe: {retry_safe}, \
                  takes_body: {}, path_fields: &{path_fields:?}, query: &[{query}], input: {:?}, class: Class::{class}, \
-                 request_bytes_max: {} }},",
+                 request_bytes_max: {}, body_bytes_max: {} }},",
                 service.full_name(),
                 method.name(),
                 service.full_name(),
@@ -360,6 +361,7 @@ fn write_methods(pool: &DescriptorPool, out: &Path) -> Result<()> {
                 !body.is_empty(),
                 method.input().full_name(),
                 request_kb_max * 1024,
+                rest_kb_max * 1024,
             )?;
         }
     }

@@ -5,6 +5,7 @@ use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Response, StatusCode};
 use lastro_mesh::call::CorrelationId;
 use lastro_mesh::status::{self, Problem, Reason};
+use lastro_proto::json::camel_case;
 use lastro_proto::reasons;
 use serde_json::{Value, json};
 use tonic::{Code, Status};
@@ -63,24 +64,6 @@ fn reason_of(code: Code) -> &'static Reason {
     status::ALL.iter().copied().find(|reason| reason.code == code).unwrap_or(&status::INTERNAL)
 }
 
-/// `amount.currency_code` is `amount.currencyCode` in JSON; what stands in brackets is a client's own.
-pub fn camel_case(path: &str) -> String {
-    let mut text = String::with_capacity(path.len());
-    let (mut upper, mut in_brackets) = (false, false);
-    for character in path.chars() {
-        in_brackets = (in_brackets || character == '[') && character != ']';
-        match character {
-            '_' if !in_brackets => upper = true,
-            _ if upper => {
-                text.extend(character.to_uppercase());
-                upper = false;
-            }
-            _ => text.push(character),
-        }
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,8 +76,6 @@ mod tests {
 
     #[test]
     fn fields_are_named_as_in_json() {
-        assert_eq!(camel_case("amount.currency_code"), "amount.currencyCode");
-        assert_eq!(camel_case("metadata[\"a_b\"].next_one"), "metadata[\"a_b\"].nextOne");
         let body = |problem: &Problem| serde_json::from_slice::<Value>(response(problem, &CorrelationId::default()).body()).expect("JSON");
         let problem = body(&Problem::field("page_token", "must be one"));
         assert_eq!((&problem["detail"], &problem["errors"][0]["field"]), (&json!("pageToken must be one"), &json!("pageToken")));

@@ -92,7 +92,7 @@ impl Rest {
         let (route, path_values) = self.routes.find(&parts.method, &path).ok_or_else(|| self.not_routed(&path))?;
         headers::check(&parts.headers)?;
         let fields = [path_values?, query::read(route.method, parts.uri.query().unwrap_or_default())?];
-        let bytes_max = route.method.request_bytes_max;
+        let bytes_max = route.method.body_bytes_max;
         let received = if is_announced_too_large(&parts.headers, bytes_max) {
             Err(NotReceived::TooLarge)
         } else {

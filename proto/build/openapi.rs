@@ -160,7 +160,9 @@ impl Schemas {
             let (path, body) = of_route.and_then(http_rule).map(|(_, path, body)| (path, body)).unwrap_or_default();
             // All of it stands in the path and the query, or nothing is answered at all.
             let is_answered = |method: &MethodDescriptor| method.output() == *message && Rest::of(method).success != "NO_CONTENT";
-            if of_route.is_some() && body.is_empty() || message.fields().len() == 0 && of_route.is_none() && !offered.iter().any(is_answered) {
+            let is_within = |other: &MessageDescriptor| other.fields().any(|field| field.kind().as_message() == Some(message));
+            let is_shown = message.fields().len() > 0 || offered.iter().any(is_answered) || self.messages.iter().any(is_within);
+            if of_route.is_some() && body.is_empty() || of_route.is_none() && !is_shown {
                 continue;
             }
             let schema = self.of_message(message, &path).with_context(|| message.full_name().to_owned())?;
@@ -242,8 +244,12 @@ fn example(message: &MessageDescriptor, path: &str) -> Option<Json> {
         let said = all.find(|(extension, _)| extension.full_name() == "lastro.type.v1.example");
         let is_text = matches!(field.kind(), Kind::String | Kind::Enum(_));
         let read = |text: &str| if is_text { json!(text) } else { serde_json::from_str(text).unwrap_or_else(|_| json!(text)) };
+        if said.as_ref().is_some_and(|(_, value)| value.as_str() == Some("")) {
+            continue;
+        }
         let said = said.and_then(|(_, value)| value.as_str().map(read));
-        let within = || field.kind().as_message().filter(|of| of.full_name().starts_with("lastro.")).and_then(|of| example(of, ""));
+        let within =
+            || field.kind().as_message().filter(|of| !field.is_list() && of.full_name().starts_with("lastro.")).and_then(|of| example(of, ""));
         if let Some(value) = said.or_else(within) {
             fields.insert(field.json_name().to_owned(), value);
         }

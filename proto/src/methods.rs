@@ -40,8 +40,10 @@ pub struct Method {
     pub input: &'static str,
     /// With which other methods it is judged.
     pub class: Class,
-    /// The largest request message, in bytes; over REST the largest body.
+    /// The largest request message, in bytes.
     pub request_bytes_max: usize,
+    /// The largest body over REST, in bytes.
+    pub body_bytes_max: usize,
 }
 
 /// A field that a REST route reads from its query.

@@ -26,6 +26,32 @@ lastro_mesh::reasons! {
     OWNER_NOT_ALLOWED: FailedPrecondition, 409, Caller, "The user may not own an account";
     /// A user has money, or a transaction of its own is not settled yet.
     USER_HAS_MONEY: FailedPrecondition, 409, Caller, "The user still has money";
+    /// The account is another user's to change so.
+    ACCOUNT_NOT_YOURS: PermissionDenied, 403, Caller, "The account is not yours to change";
+    /// Nothing can be done with a closed account any more.
+    ACCOUNT_CLOSED: FailedPrecondition, 409, Caller, "The account is closed";
+    /// The account has money, or something is held.
+    ACCOUNT_NOT_EMPTY: FailedPrecondition, 409, Caller, "The account is not empty";
+    /// A transaction that is not settled yet names the account.
+    ACCOUNT_IN_USE: FailedPrecondition, 409, Caller, "A transaction that is not settled names the account";
+    /// The account could not hold what it would get.
+    BALANCE_OVERFLOW: FailedPrecondition, 409, Caller, "A balance would leave 64 bits";
+    /// The hold is another user's to capture or to void.
+    HOLD_NOT_YOURS: PermissionDenied, 403, Caller, "The hold is not yours";
+    /// The transaction is no hold, or it is not authorized yet, or it was rejected.
+    HOLD_NOT_AUTHORIZED: FailedPrecondition, 409, Caller, "The transaction is no authorized hold";
+    /// The hold was captured or voided.
+    HOLD_RESOLVED: FailedPrecondition, 409, Caller, "The hold was captured or voided already";
+    /// The hold ran out.
+    HOLD_EXPIRED: FailedPrecondition, 409, Caller, "The hold has expired";
+    /// The transaction is another user's to reverse.
+    REVERSAL_NOT_YOURS: PermissionDenied, 403, Caller, "The transaction is not yours to reverse";
+    /// Only completed deposits, withdrawals and transfers are reversed.
+    NOT_REVERSIBLE: FailedPrecondition, 409, Caller, "The transaction cannot be reversed";
+    /// Another reversal of the transaction was accepted.
+    ALREADY_REVERSED: FailedPrecondition, 409, Caller, "The transaction is reversed already";
+    /// One member of an atomic batch is refused, and with it all: the metadata has its `index` and its `reason`.
+    BATCH_REFUSED: FailedPrecondition, 422, Caller, "A transaction of the batch is refused, and with it the batch";
     /// The feature is in the contract but not offered yet.
     NOT_OFFERED: Unimplemented, 501, Operator, "Not offered yet";
     /// The header and the body say different things.
@@ -48,8 +74,10 @@ pub mod rejections {
     pub const BALANCE_OVERFLOW: &str = "BALANCE_OVERFLOW";
     /// One of the accounts is closed.
     pub const ACCOUNT_CLOSED: &str = "ACCOUNT_CLOSED";
+    /// The source account is frozen.
+    pub const ACCOUNT_FROZEN: &str = "ACCOUNT_FROZEN";
     /// All of them.
-    pub const ALL_REJECTIONS: &[&str] = &[INSUFFICIENT_FUNDS, BALANCE_OVERFLOW, ACCOUNT_CLOSED];
+    pub const ALL_REJECTIONS: &[&str] = &[INSUFFICIENT_FUNDS, BALANCE_OVERFLOW, ACCOUNT_CLOSED, ACCOUNT_FROZEN];
 }
 
 /// The whole registry.

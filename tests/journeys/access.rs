@@ -129,7 +129,12 @@ pub async fn somebody_elses_things_are_not_found(world: &World) -> Result<()> {
             other => panic!("say here what {other:?} of {} is", method.path),
         };
         let verb: Verb = method.http_method.parse()?;
-        let body = (method.http_method == "PATCH").then(|| json!({ "name": "x" }));
+        let body = match method.name {
+            "UpdateUser" => Some(json!({ "name": "x" })),
+            "UpdateAccount" => Some(json!({ "displayName": "x" })),
+            _ if method.takes_body && method.takes_idempotency_key => Some(json!({ "externalId": "k" })),
+            _ => method.takes_body.then(|| json!({})),
+        };
         let theirs = api.json(verb.clone(), &method.http_path.replace("{id}", own), Some(&stranger.token), &[], body.clone()).await?;
         let none = api.json(verb, &method.http_path.replace("{id}", &uuid::Uuid::now_v7().to_string()), Some(&stranger.token), &[], body).await?;
         assert_eq!((theirs.status, none.status), (404, 404), "{}", method.path);

@@ -1,5 +1,7 @@
 //! The use cases of transactions: one file each.
 
+pub mod batch_create_transactions;
+pub mod close_account;
 pub mod close_accounts;
 pub mod create_account;
 pub mod create_transaction;
@@ -8,6 +10,10 @@ pub mod get_transaction;
 pub mod list_accounts;
 pub mod list_transaction_events;
 pub mod list_transactions;
+pub mod resolve_hold;
+pub mod reverse_transaction;
+mod submit;
+pub mod update_account;
 pub mod watch_transaction;
 
 use std::collections::HashSet;
@@ -137,12 +143,6 @@ impl App {
         let account = Arc::new(found.account);
         self.accounts.insert(id, account.clone());
         Ok(Some(account))
-    }
-
-    /// Whether an account is the caller's, or the caller sees all. System accounts are nobody's.
-    async fn sees_account(&self, caller: &Caller, id: Option<Uuid>) -> Result<bool, Error> {
-        let Some(id) = id else { return Ok(false) };
-        Ok(self.account(id).await?.is_some_and(|account| account.owner_id == caller.id))
     }
 
     fn is_cleared(&self, currency: Currency) -> bool {

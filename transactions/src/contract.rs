@@ -1,6 +1,7 @@
 //! What is told of operations: from the domain to the messages of `lastro.transactions.events.v1`, in canonical bytes. The wire's enums stop here and
 //! in `grpc`.
 
+use lastro_money::{Amount, Minor};
 use lastro_proto::transactions::events::v1::{self as wire, operation_event::Event};
 use lastro_proto::transactions::v1::transaction;
 use prost::Message as _;
@@ -10,45 +11,91 @@ use uuid::Uuid;
 use crate::domain::ledger::Posting;
 use crate::domain::operation::{State, Type};
 use crate::domain::rejection::Rejection;
-use crate::domain::submission::Submission;
+use crate::domain::submission::{Leg, Movement, Submission};
 
 /// Everything that was asked for, in canonical form, but for how long the caller waits; and the hash by which a repeated key is told from a reused one.
-pub fn submitted(submission: &Submission, owner_id: Uuid) -> (Vec<u8>, [u8; 32]) {
-    let text = |id: Option<Uuid>| id.map(|id| id.to_string()).unwrap_or_default();
+/// Of a reversal, `original_id` is what it reverses.
+pub fn submitted(submission: &Submission, owner_id: Uuid, original_id: Option<Uuid>) -> (Vec<u8>, [u8; 32]) {
     let entry = |(key, value): (&String, &String)| wire::MetadataEntry { key: key.clone(), value: value.clone() };
+    let (single, legs) = match &submission.movement {
+        Movement::Single(leg) => (leg_to_wire(leg), Vec::new()),
+        Movement::Legs(legs) => (wire::Leg::default(), legs.iter().map(leg_to_wire).collect()),
+    };
+    let expiry = submission.hold.filter(|hold| hold.is_given).map(|hold| hold.expiry);
     let submitted = wire::Submitted {
         owner_id: owner_id.to_string(),
         external_id: submission.external_id.clone(),
         r#type: type_to_wire(submission.kind) as i32,
-        source_account_id: text(submission.source),
-        destination_account_id: text(submission.destination),
-        currency_code: submission.amount.currency().code().to_owned(),
-        amount_minor: submission.amount.minor().get(),
+        source_account_id: single.source_account_id,
+        destination_account_id: single.destination_account_id,
+        currency_code: single.currency_code,
+        amount_minor: single.amount_minor,
         description: submission.description.clone(),
         // Sorted by key.
         metadata: submission.metadata.iter().map(entry).collect(),
         effective_time_us: submission.effective_time_us,
         external: false,
-        hold: false,
+        hold: submission.hold.is_some(),
+        // At most 30 days.
+        hold_expiry_us: expiry.and_then(|expiry| i64::try_from(expiry.as_micros()).ok()),
+        original_id: text(original_id),
+        legs,
     };
     let hash = Sha256::digest(submitted.encode_to_vec()).into();
     (encode(Event::Submitted(submitted)), hash)
 }
 
-/// Settled, with its postings.
-pub fn completed(postings: &[Posting]) -> Vec<u8> {
+fn leg_to_wire(leg: &Leg) -> wire::Leg {
+    wire::Leg {
+        source_account_id: text(leg.source),
+        destination_account_id: text(leg.destination),
+        currency_code: leg.amount.currency().code().to_owned(),
+        amount_minor: leg.amount.minor().get(),
+        description: leg.description.clone(),
+    }
+}
+
+fn text(id: Option<Uuid>) -> String {
+    id.map(|id| id.to_string()).unwrap_or_default()
+}
+
+/// The hash by which a repeated capture or void of a hold is told from a reused key; `amount` is that of a capture, if it was given.
+pub fn resolution_hash(verb: &str, amount: Option<Amount>) -> [u8; 32] {
+    let amount = amount.map(|amount| format!("{}:{}", amount.currency().code(), amount.minor().get())).unwrap_or_default();
+    Sha256::digest(format!("{verb}:{amount}")).into()
+}
+
+/// Settled, with its postings; of a hold of a single leg, how much of it was captured.
+pub fn completed(postings: &[Posting], effective_time_us: i64, captured: Option<Minor>) -> Vec<u8> {
     let posting = |posting: &Posting| wire::Posting {
         account_id: posting.account_id.to_string(),
         amount_minor: posting.amount.get(),
         account_version: posting.account_version,
         balance_minor: posting.balance.get(),
+        record_time_us: posting.recorded_us,
     };
-    encode(Event::Completed(wire::Completed { postings: postings.iter().map(posting).collect() }))
+    let postings = postings.iter().map(posting).collect();
+    encode(Event::Completed(wire::Completed { postings, effective_time_us, captured_minor: captured.map(Minor::get) }))
 }
 
-/// Refused at settlement.
-pub fn rejected(reason: Rejection) -> Vec<u8> {
-    encode(Event::Rejected(wire::Rejected { reason: reason.name().to_owned() }))
+/// Refused at settlement, because of one of its legs where it has several.
+pub fn rejected(reason: Rejection, leg: Option<usize>) -> Vec<u8> {
+    encode(Event::Rejected(wire::Rejected { reason: reason.name().to_owned(), leg: leg.and_then(|leg| i32::try_from(leg).ok()) }))
+}
+
+/// Its amount is held until then.
+pub fn authorized(expire_time_us: i64) -> Vec<u8> {
+    encode(Event::Authorized(wire::Authorized { expire_time_us }))
+}
+
+/// The hold was given up.
+pub fn voided() -> Vec<u8> {
+    encode(Event::Voided(wire::Voided {}))
+}
+
+/// The hold ran out.
+pub fn expired() -> Vec<u8> {
+    encode(Event::Expired(wire::Expired {}))
 }
 
 /// Settling failed, and will be tried again.
@@ -112,6 +159,9 @@ pub fn state_after(kind: &str) -> Option<State> {
         "PROCESSING" => Some(State::Retrying),
         "COMPLETED" => Some(State::Completed),
         "REJECTED" => Some(State::Rejected),
+        "AUTHORIZED" => Some(State::Authorized),
+        "VOIDED" => Some(State::Voided),
+        "EXPIRED" => Some(State::Expired),
         _ => None,
     }
 }
@@ -120,10 +170,8 @@ pub fn state_after(kind: &str) -> Option<State> {
 mod tests {
     use std::collections::BTreeMap;
 
-    use lastro_money::Minor;
-
     use super::*;
-    use crate::domain::submission::Request;
+    use crate::domain::submission::{LegRequest, Money, Request};
 
     #[test]
     fn types_have_the_same_names_and_numbers_in_events() {
@@ -135,40 +183,60 @@ mod tests {
 
     #[test]
     fn the_hash_covers_what_is_asked_for_and_not_how() {
+        let brl = |amount: &str| Money { currency_code: "BRL".to_owned(), amount: amount.to_owned() };
+        let leg = |description: &str| LegRequest {
+            source: Uuid::from_u128(1).to_string(),
+            destination: Uuid::from_u128(2).to_string(),
+            amount: Some(brl("1.00")),
+            description: description.to_owned(),
+        };
         let hash = |change: &dyn Fn(&mut Request)| {
             let mut request = Request {
                 external_id: "k".to_owned(),
                 kind: Type::Transfer,
                 source: Some(Uuid::from_u128(1).to_string()),
                 destination: Some(Uuid::from_u128(0xabc).to_string()),
-                currency_code: "BRL".to_owned(),
-                amount: "1.00".to_owned(),
+                amount: Some(brl("1.00")),
+                legs: Vec::new(),
                 description: String::new(),
                 metadata: BTreeMap::new(),
                 effective_time: None,
                 wait: None,
                 hold: false,
+                hold_expiry: None,
                 external: false,
+                validate_only: false,
             };
             change(&mut request);
-            submitted(&Submission::read(request, Minor::MAX).expect("a good request"), Uuid::nil()).1
+            submitted(&Submission::read(request, Minor::MAX).expect("a good request"), Uuid::nil(), None).1
         };
         let plain = hash(&|_| {});
-        let same: [&dyn Fn(&mut Request); 3] = [&|request| request.wait = Some((5, 0)), &|request| request.amount = "1".to_owned(), &|request| {
-            request.destination = request.destination.as_ref().map(|id| id.to_uppercase());
-        }];
+        let same: [&dyn Fn(&mut Request); 4] = [
+            &|request| request.wait = Some((5, 0)),
+            &|request| request.validate_only = true,
+            &|request| request.amount = Some(brl("1")),
+            &|request| request.destination = request.destination.as_ref().map(|id| id.to_uppercase()),
+        ];
         for (index, change) in same.into_iter().enumerate() {
             assert_eq!(hash(change), plain, "{index}");
         }
-        let other: [&dyn Fn(&mut Request); 5] = [
-            &|request| request.amount = "1.01".to_owned(),
+        let other: [&dyn Fn(&mut Request); 10] = [
+            &|request| request.hold = true,
+            &|request| (request.hold, request.hold_expiry) = (true, Some((604_800, 0))),
+            &|request| (request.hold, request.hold_expiry) = (true, Some((5, 0))),
+            &|request| *request = Request { source: None, destination: None, amount: None, legs: vec![leg("")], ..request.clone() },
+            &|request| *request = Request { source: None, destination: None, amount: None, legs: vec![leg("d")], ..request.clone() },
+            &|request| request.amount = Some(brl("1.01")),
             &|request| request.description = "d".to_owned(),
             &|request| request.metadata = BTreeMap::from([("a".to_owned(), "b".to_owned())]),
             &|request| request.effective_time = Some((1_700_000_000, 0)),
             &|request| std::mem::swap(&mut request.source, &mut request.destination),
         ];
+        let mut hashes = vec![plain];
         for (index, change) in other.into_iter().enumerate() {
-            assert_ne!(hash(change), plain, "{index}");
+            let hash = hash(change);
+            assert!(!hashes.contains(&hash), "{index}");
+            hashes.push(hash);
         }
     }
 }

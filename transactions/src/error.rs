@@ -7,7 +7,9 @@ use lastro_mesh::status::{INTERNAL, Problem, UNAVAILABLE};
 use lastro_proto::permissions::Permission;
 use lastro_proto::reasons;
 
-use crate::domain::submission;
+use crate::domain::rejection::Rejection;
+use crate::domain::submission::{self, Rule};
+use crate::pipeline::{Culprit, Refused};
 
 /// Why a use case refused, in the order in which rules are checked.
 #[derive(Debug, thiserror::Error)]
@@ -23,10 +25,49 @@ pub enum Error {
     MayNotDeposit,
     /// No such account, or somebody else's.
     #[error("there is no such account")]
-    AccountNotFound,
+    AccountNotFound {
+        /// Which of several legs names it, from 0.
+        leg: Option<usize>,
+    },
+    /// The account may be seen, and not be changed so.
+    #[error("{0}")]
+    AccountNotYours(&'static str),
+    /// Nothing can be changed about a closed account.
+    #[error("the account is closed")]
+    AccountClosed,
+    /// The account has money, or something is held.
+    #[error("the account has money, or something is held; bring it to zero first")]
+    AccountNotEmpty,
+    /// An operation that is not settled yet names the account.
+    #[error("a transaction that is not settled yet names the account; close it when that is settled")]
+    AccountInUse,
     /// No such transaction, or somebody else's.
     #[error("there is no such transaction")]
     TransactionNotFound,
+    /// The hold may be seen, and neither captured nor voided.
+    #[error("only who submitted a hold captures it; who owns every account that it would credit, and administrators, void it too")]
+    HoldNotYours,
+    /// It is no hold, or not authorized yet, or rejected.
+    #[error("the transaction is no authorized hold")]
+    HoldNotAuthorized,
+    /// The hold was captured or voided, by another key.
+    #[error("the hold was captured or voided already")]
+    HoldResolved,
+    /// The hold has run out.
+    #[error("the hold has expired, and what was held is released")]
+    HoldExpired,
+    /// The hold cannot be captured for this reason, and stays.
+    #[error("the hold cannot be captured, and stays: {}", .0.name())]
+    NotCaptured(Rejection),
+    /// The transaction may be seen, and not be reversed.
+    #[error("only who owns every account that the reversal would debit, or an administrator, reverses a transaction")]
+    ReversalNotYours,
+    /// Only what was completed is reversed, and neither payments nor reversals.
+    #[error("only a COMPLETED transaction of type DEPOSIT, WITHDRAWAL or TRANSFER can be reversed")]
+    NotReversible,
+    /// Another reversal of it was accepted.
+    #[error("the transaction is reversed already")]
+    AlreadyReversed,
     /// The user may not own an account.
     #[error("the user may not own an account")]
     OwnerNotAllowed,
@@ -50,19 +91,94 @@ pub enum Error {
     Database(#[from] lastro_database::Error),
 }
 
+impl From<Rule> for Error {
+    fn from(rule: Rule) -> Self {
+        Self::Submission(rule.into())
+    }
+}
+
+impl From<Refused> for Error {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::KeyReused => Self::IdempotencyKeyReused,
+            Refused::Crowded => Problem::crowded("too many transactions wait to be stored; ask again with the same idempotency key").into(),
+            // Who resolved it is read again by whoever asked, and what goes together is told by its batch.
+            Refused::Unavailable | Refused::ResolvedMeanwhile => Self::LedgerUnavailable,
+            Refused::Broken => Self::LedgerBroken,
+            Refused::AlreadyReversed => Self::AlreadyReversed,
+            Refused::HoldExpired => Self::HoldExpired,
+            Refused::NotCaptured(reason) => Self::NotCaptured(reason),
+            Refused::Together { index, culprit } => refused_batch(index, culprit_problem(culprit)).into(),
+        }
+    }
+}
+
+/// The batch is refused because of one of its requests, which would have been refused so by itself.
+pub fn refused_batch(index: usize, of_one: Problem) -> Problem {
+    if of_one.reason.code == tonic::Code::Unavailable || of_one.reason == &INTERNAL {
+        // Nobody's fault, and nothing was stored.
+        return of_one;
+    }
+    let within = |field: &str| if field.is_empty() { format!("requests[{index}]") } else { format!("requests[{index}].{field}") };
+    let mut fields: Vec<Violation> = of_one.fields.iter().map(|one| Violation::new(within(&one.field), one.description.clone())).collect();
+    if fields.is_empty() {
+        fields.push(Violation::new(within(""), of_one.detail.clone()));
+    }
+    // Of what would be REJECTED the reason is told apart, since it is no error where it stands alone.
+    let told = of_one.metadata.iter().find(|(name, _)| *name == "reason").map(|(_, reason)| reason.clone());
+    let reason = told.unwrap_or_else(|| of_one.reason.name.to_owned());
+    let detail = format!("requests[{index}] is refused, and with it the batch: {}", of_one.detail);
+    let problem = Problem { fields, ..Problem::new(&reasons::BATCH_REFUSED, detail) };
+    problem.with("index", index.to_string()).with("reason", reason)
+}
+
+/// What is wrong with one operation of those that go together.
+pub fn culprit_problem(culprit: Culprit) -> Problem {
+    match culprit {
+        Culprit::Rejected { reason, leg } => {
+            let detail = format!("it would be REJECTED with {}", reason.name());
+            let fields = leg.map(|leg| Violation::new(format!("legs[{leg}]"), detail.clone())).into_iter().collect();
+            Problem { fields, ..Problem::new(&reasons::BATCH_REFUSED, detail) }.with("reason", reason.name())
+        }
+        Culprit::KeyReused => Error::IdempotencyKeyReused.into(),
+        Culprit::KeyExists => {
+            let detail = "its idempotency key was used before, and not those of all others; send the batch as it was, or use new keys";
+            Problem::new(&reasons::IDEMPOTENCY_KEY_REUSED, detail)
+        }
+    }
+}
+
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {
         let text = error.to_string();
         match error {
             Error::Problem(problem) => problem,
-            Error::Submission(broken @ (submission::Error::Hold | submission::Error::External)) => {
-                let said = broken.to_string();
-                let described = if broken.field() == "hold" { "is not offered yet" } else { "EXTERNAL is not offered yet" };
-                Self { fields: vec![Violation::new(broken.field(), described)], ..Self::new(&reasons::NOT_OFFERED, said) }
+            Error::Submission(submission::Error { rule: Rule::External, .. }) => {
+                Self { fields: vec![Violation::new("settlement", "EXTERNAL is not offered yet")], ..Self::new(&reasons::NOT_OFFERED, text) }
             }
             Error::Submission(broken) => Self::field(broken.field(), text),
             Error::MayNotDeposit => Self::permission(Permission::WriteDeposits.name(), text),
-            Error::AccountNotFound => Self::new(&reasons::ACCOUNT_NOT_FOUND, text),
+            Error::AccountNotFound { leg: None } => Self::new(&reasons::ACCOUNT_NOT_FOUND, text),
+            Error::AccountNotFound { leg: Some(leg) } => {
+                Self { fields: vec![Violation::new(format!("legs[{leg}]"), text.clone())], ..Self::new(&reasons::ACCOUNT_NOT_FOUND, text) }
+            }
+            Error::AccountNotYours(_) => Self::new(&reasons::ACCOUNT_NOT_YOURS, text),
+            Error::AccountClosed => Self::new(&reasons::ACCOUNT_CLOSED, text),
+            Error::AccountNotEmpty => Self::new(&reasons::ACCOUNT_NOT_EMPTY, text),
+            Error::AccountInUse => Self::new(&reasons::ACCOUNT_IN_USE, text),
+            Error::HoldNotYours => Self::new(&reasons::HOLD_NOT_YOURS, text),
+            Error::HoldNotAuthorized => Self::new(&reasons::HOLD_NOT_AUTHORIZED, text),
+            Error::HoldResolved => Self::new(&reasons::HOLD_RESOLVED, text),
+            Error::HoldExpired => Self::new(&reasons::HOLD_EXPIRED, text),
+            Error::NotCaptured(Rejection::AccountClosed) => Self::new(&reasons::ACCOUNT_CLOSED, text),
+            Error::NotCaptured(Rejection::BalanceOverflow) => Self::new(&reasons::BALANCE_OVERFLOW, text),
+            Error::NotCaptured(reason @ (Rejection::AccountFrozen | Rejection::InsufficientFunds)) => {
+                tracing::error!(reason = reason.name(), "a capture was refused for what is judged at the hold");
+                Self::new(&INTERNAL, "internal error")
+            }
+            Error::ReversalNotYours => Self::new(&reasons::REVERSAL_NOT_YOURS, text),
+            Error::NotReversible => Self::new(&reasons::NOT_REVERSIBLE, text),
+            Error::AlreadyReversed => Self::new(&reasons::ALREADY_REVERSED, text),
             Error::TransactionNotFound => Self::new(&reasons::TRANSACTION_NOT_FOUND, text),
             Error::OwnerNotAllowed => Self::new(&reasons::OWNER_NOT_ALLOWED, text),
             Error::UserHasMoney => Self::new(&reasons::USER_HAS_MONEY, text),

@@ -2,6 +2,7 @@
 
 mod accounts;
 mod owners;
+mod transaction;
 mod transactions;
 
 use std::sync::Arc;

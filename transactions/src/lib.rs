@@ -59,6 +59,7 @@ async fn start(given: Given) -> anyhow::Result<Running> {
         Job::essential("batches", &app, |app, stop| async move { app.pipeline.run_batches(stop).await }),
         Job::essential("lookups", &app, |app, stop| async move { app.pipeline.run_lookups(stop).await }),
         Job::helping("worker", &app, |app, stop| async move { app.pipeline.run_worker(stop).await }),
+        Job::helping("expiry of holds", &app, |app, stop| async move { app.pipeline.run_expiry(stop).await }),
         Job::essential("revocations", &app, |app, stop| async move { jobs::keep_learning(&app, stop).await }),
         Job::essential("watched transactions", &app, |app, stop| async move { app::watch_transaction::keep_looking(&app, stop).await }),
         Job::helping("owners of operations", &app, |app, stop| async move { jobs::keep_filling_in(&app, stop).await }),

@@ -7,6 +7,7 @@ mod m0004_cursors_name_their_cluster;
 mod m0005_account_streams;
 mod m0006_operations_that_wait;
 mod m0007_operations_that_are_rare;
+mod m0008_legs_holds_and_limits;
 
 use sea_orm_migration::prelude::*;
 
@@ -24,6 +25,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0005_account_streams::Migration),
             Box::new(m0006_operations_that_wait::Migration),
             Box::new(m0007_operations_that_are_rare::Migration),
+            Box::new(m0008_legs_holds_and_limits::Migration),
         ]
     }
 }

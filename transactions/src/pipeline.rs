@@ -2,70 +2,42 @@
 //! the last one was flushed goes together. What gets its locks is stored and settled in the same commit; the rest is stored as PENDING
 //! and settled by the worker.
 
+mod attempt;
 mod batch;
 mod decision;
+mod expiry;
+mod job;
 mod known_keys;
+mod rehearsal;
+mod settle;
 mod stripes;
 mod worker;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use lastro_database::Database;
 use lastro_events::bus::Bus;
 use metrics::{Histogram, histogram};
-use tokio::sync::{Mutex, Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{Mutex, Notify, Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+pub use self::job::{Accepted, Culprit, NewOperation, NewResolution, Refused, Verb, answer_of_all};
+use self::job::{Job, Work};
 use self::known_keys::{KnownKeys, Lookup};
 use self::stripes::Stripes;
-use crate::domain::operation::Operation;
+use crate::store::operations;
 
-/// Operations to a batch; what exceeds it waits for the next one.
+/// Jobs to a batch; what exceeds it waits for the next one.
 const BATCH_MAX: usize = 512;
+/// Legs to a batch, so that operations of many legs do not make it too long for those of one.
+const BATCH_LEGS_MAX: usize = 2048;
 /// Operations that wait for their batch, wherever they wait; what exceeds it is refused at once.
 const QUEUE_MAX: usize = 8192;
-
-/// An operation about to be stored.
-#[derive(Debug, Clone)]
-pub struct NewOperation {
-    /// PENDING, and without an event.
-    pub operation: Operation,
-    /// The payload of its event SUBMITTED.
-    pub submitted: Vec<u8>,
-    /// The request that led to it.
-    pub correlation_id: String,
-}
-
-/// An operation that is durably stored.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Accepted {
-    /// As it stands.
-    pub operation: Operation,
-    /// An earlier call created it.
-    pub replayed: bool,
-}
-
-/// Why an operation was not stored, or why nobody knows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refused {
-    /// The key was used for another request.
-    KeyReused,
-    /// Too many wait already. It was not stored.
-    Crowded,
-    /// The database is busy or away. It may have been stored: the same key tells.
-    Unavailable,
-    /// The database refuses the operation itself.
-    Broken,
-}
-
-struct Job {
-    new: NewOperation,
-    /// Closed when the caller has given up.
-    reply: oneshot::Sender<Result<Accepted, Refused>>,
-    /// One of the places of those who wait, until the job goes into a batch.
-    place: OwnedSemaphorePermit,
-}
+/// How long what is never stored unsettled waits for its locks: a capture, a void, a reversal, an atomic batch.
+const LOCK_WAIT: Duration = Duration::from_secs(2);
 
 /// The way into the pipeline. Cheap to clone; all clones are one.
 #[derive(Clone)]
@@ -83,7 +55,7 @@ pub struct Pipeline {
 pub(crate) struct Settler {
     database: Database,
     bus: Bus,
-    /// Told after every commit of the worker, for those who wait for an outcome.
+    /// Told after every commit that changed what was stored before, for those who wait for an outcome.
     settled: Notify,
     /// Told when something was stored unsettled.
     unsettled: Notify,
@@ -134,9 +106,33 @@ impl Pipeline {
         {
             return Ok(known);
         }
-        let place = self.places.clone().try_acquire_owned().map_err(|_| Refused::Crowded)?;
+        self.queue(1, |reply| Work::Create { new, reply }).await
+    }
+
+    /// Stores operations, all of them settled, or none: then one of them is the culprit. No two of them have the same key.
+    pub async fn submit_together(&self, new: Vec<NewOperation>) -> Result<Vec<Accepted>, Refused> {
+        let may_exist = |one: &NewOperation| self.settler.known.may_exist(one.operation.owner_id, &one.operation.external_id);
+        if new.iter().any(may_exist) {
+            let keys: Vec<_> = new.iter().map(NewOperation::key).collect();
+            let existing = operations::by_keys(self.settler.database.reader(), &keys).await.map_err(|_| Refused::Unavailable)?;
+            if !existing.is_empty() {
+                return job::answer_of_all(&new, existing);
+            }
+        }
+        self.queue(new.len(), |reply| Work::Together { new, reply }).await
+    }
+
+    /// Captures or voids a hold. Answers once that is durable.
+    pub async fn resolve(&self, new: NewResolution) -> Result<Accepted, Refused> {
+        self.queue(1, |reply| Work::Resolve { new, reply }).await
+    }
+
+    async fn queue<T>(&self, places: usize, work: impl FnOnce(oneshot::Sender<Result<T, Refused>>) -> Work) -> Result<T, Refused> {
+        let places = u32::try_from(places).map_err(|_| Refused::Crowded)?;
+        let place = self.places.clone().try_acquire_many_owned(places).map_err(|_| Refused::Crowded)?;
         let (reply, answer) = oneshot::channel();
-        self.queue.send(Box::new(Job { new, reply, place })).map_err(|_| Refused::Unavailable)?;
+        let job = Job { work: work(reply), locked_by: Instant::now() + LOCK_WAIT, place };
+        self.queue.send(Box::new(job)).map_err(|_| Refused::Unavailable)?;
         answer.await.unwrap_or(Err(Refused::Unavailable))
     }
 
@@ -147,10 +143,10 @@ impl Pipeline {
         let lookup = Lookup { owner_id: asked.owner_id, external_id: asked.external_id.clone(), reply };
         self.lookups.try_send(lookup).map_err(|_| Refused::Crowded)?;
         let found = found.await.unwrap_or_default();
-        found.map(|stored| batch::answer_of(&stored, asked.id, &asked.request_hash)).transpose()
+        found.map(|stored| job::answer_of(&stored, asked.id, &asked.request_hash)).transpose()
     }
 
-    /// Resolves when the worker has settled something after this call.
+    /// Resolves when an operation that was stored before has been settled after this call.
     pub async fn settled(&self) {
         self.settler.settled.notified().await;
     }
@@ -172,5 +168,10 @@ impl Pipeline {
     /// Settles what was stored unsettled, here or by another replica, until told to stop.
     pub async fn run_worker(&self, stop: CancellationToken) {
         worker::run(&self.settler, stop).await;
+    }
+
+    /// Releases holds that have run out, until told to stop.
+    pub async fn run_expiry(&self, stop: CancellationToken) {
+        expiry::run(&self.settler, stop).await;
     }
 }

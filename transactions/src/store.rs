@@ -3,5 +3,6 @@
 pub mod account_events;
 pub mod accounts;
 pub mod ledger;
+mod legs;
 pub mod operations;
 pub mod users;

@@ -53,11 +53,11 @@ impl Roles {
 }
 
 /// The one table of what a role allows. `read:all` lifts the rule that one sees only one's own; nothing lifts the rule that one debits
-/// only one's own.
+/// only one's own, but for a reversal, which `write:reversals` allows.
 fn permissions(role: Role) -> &'static [Permission] {
     use Permission::{
-        ReadAccounts, ReadAll, ReadProfile, ReadTransactions, ReadUsers, WriteAccounts, WriteDeposits, WriteOperations, WriteProfile,
-        WriteTransactions, WriteUsers,
+        AdministerAccounts, ReadAccounts, ReadAll, ReadProfile, ReadTransactions, ReadUsers, WriteAccounts, WriteDeposits, WriteOperations,
+        WriteProfile, WriteReversals, WriteTransactions, WriteUsers,
     };
     match role {
         Role::Unspecified => &[],
@@ -73,6 +73,8 @@ fn permissions(role: Role) -> &'static [Permission] {
             ReadUsers,
             WriteUsers,
             WriteDeposits,
+            AdministerAccounts,
+            WriteReversals,
         ],
         Role::Provider => &[ReadProfile, WriteProfile, ReadTransactions, WriteTransactions, WriteDeposits, WriteOperations],
     }

@@ -9,13 +9,14 @@ use std::sync::LazyLock;
 
 use bytes::Bytes;
 use lastro_mesh::status::Problem;
+use lastro_proto::json;
 use lastro_proto::methods::Method;
 use lastro_proto::reasons::MALFORMED_JSON;
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::json_path;
-use crate::{openapi, problem};
+use crate::openapi;
 
 static DOCUMENT: LazyLock<Value> = LazyLock::new(openapi::document);
 
@@ -91,7 +92,7 @@ fn keep_the_contract(value: &mut Value, schema: &Value, method: &Method, path: &
         Value::Object(members) => match schema["properties"].as_object() {
             Some(properties) => {
                 let known = |name: &str| {
-                    let json_name = if properties.contains_key(name) { name.to_owned() } else { problem::camel_case(name) };
+                    let json_name = if properties.contains_key(name) { name.to_owned() } else { json::camel_case(name) };
                     properties.get_key_value(&json_name)
                 };
                 let before = members.len();
@@ -101,7 +102,7 @@ fn keep_the_contract(value: &mut Value, schema: &Value, method: &Method, path: &
                 for (name, value) in members.iter_mut() {
                     let Some((json_name, schema)) = known(name) else {
                         let top = path.is_empty();
-                        let in_path = top && method.path_fields.contains(&problem::camel_case(name).as_str());
+                        let in_path = top && method.path_fields.contains(&json::camel_case(name).as_str());
                         let why = if in_path { "stands in the path; remove it from the body" } else { "is not known here; remove it" };
                         return Err(refuse(&join(&path.join("."), name), why));
                     };

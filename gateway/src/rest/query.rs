@@ -3,10 +3,9 @@
 use std::borrow::Cow;
 
 use lastro_mesh::status::Problem;
+use lastro_proto::json;
 use lastro_proto::methods::{Form, Method, Parameter};
 use serde_json::{Map, Value};
-
-use crate::problem;
 
 /// Longer names are cut where an error repeats them.
 const NAME_SHOWN_MAX: usize = 100;
@@ -30,7 +29,7 @@ pub fn read(method: &Method, query: &str) -> Result<Map<String, Value>, Problem>
 
 fn not_taken(method: &Method, name: &str) -> Problem {
     // As the field is named in JSON, whichever of its names was given.
-    let shown = problem::camel_case(&name.chars().take(NAME_SHOWN_MAX).collect::<String>());
+    let shown = json::camel_case(&name.chars().take(NAME_SHOWN_MAX).collect::<String>());
     let why = if method.path_fields.contains(&shown.as_str()) {
         "stands in the path; remove it from the query"
     } else if method.takes_body {

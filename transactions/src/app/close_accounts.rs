@@ -16,7 +16,7 @@ pub async fn close_accounts(app: &App, call: &Call, user_id: &str) -> Result<(),
     let tx = app.database.begin().await?;
     users::lock_owner(&tx, user_id).await?;
     let open = accounts::lock_open(&tx, user_id).await?;
-    if open.iter().any(|balance| !balance.is_empty()) || operations::any_open_of(&tx, user_id).await? {
+    if open.iter().any(|balance| !balance.is_empty()) || operations::any_open_of_owner(&tx, user_id).await? {
         return Err(Error::UserHasMoney);
     }
     let open: Vec<Uuid> = open.iter().map(|balance| balance.account_id).collect();

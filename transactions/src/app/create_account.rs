@@ -5,7 +5,7 @@ use lastro_mesh::call::Call;
 use lastro_mesh::clock;
 use lastro_mesh::identity::User as Caller;
 use lastro_mesh::status::Problem;
-use lastro_money::{Currency, Minor};
+use lastro_money::Currency;
 use lastro_proto::internal::customers::v1::ConfirmOwnerRequest;
 use lastro_proto::transactions::v1::CreateAccountRequest;
 use sha2::{Digest as _, Sha256};
@@ -35,14 +35,8 @@ pub async fn create_account(app: &App, call: &Call, caller: &Caller, request: Cr
         return Ok(opened);
     }
     confirm(app, call, caller).await?;
-    let account = Account {
-        id: Uuid::now_v7(),
-        owner_id: caller.id,
-        currency,
-        display_name: request.display_name,
-        system: false,
-        create_time_us: clock::now_us(),
-    };
+    let account = Account { id: Uuid::now_v7(), owner_id: caller.id, currency, system: false, create_time_us: clock::now_us() };
+    let display_name = request.display_name;
     let cause = Cause { correlation_id: call.correlation_id.as_str(), event_id: None };
     let tx = app.database.begin().await?;
     if !users::lock_owner(&tx, caller.id).await? {
@@ -51,7 +45,7 @@ pub async fn create_account(app: &App, call: &Call, caller: &Caller, request: Cr
     if !app.is_cleared(currency) {
         accounts::ensure_clearing(&tx, currency, account.create_time_us, cause).await?;
     }
-    match accounts::open(&tx, &account, key.as_ref(), cause).await {
+    match accounts::open(&tx, &account, &display_name, key.as_ref(), cause).await {
         Err(error) if error.kind == Kind::Unique => {
             tx.rollback().await.map_err(lastro_database::Error::from)?;
             return opened_before(app, caller, key.as_ref()).await?.ok_or(Error::Database(error));
@@ -61,7 +55,7 @@ pub async fn create_account(app: &App, call: &Call, caller: &Caller, request: Cr
     tx.commit().await.map_err(lastro_database::Error::from)?;
     app.note_cleared(currency);
     app.bus.wake(ACCOUNT_EVENTS.topic);
-    Ok(Opened { account: AccountWithBalance { account, posted: Minor::ZERO, held: Minor::ZERO }, replayed: false })
+    Ok(Opened { account: AccountWithBalance::new(account, display_name), replayed: false })
 }
 
 /// What the caller asked for before with this key.

@@ -18,6 +18,6 @@ pub async fn list_accounts(app: &App, caller: &Caller, owner_id: Option<&str>, p
         Some(_) => return Ok((Vec::new(), String::new())),
     };
     let mut found = accounts::list(app.database.reader(), owner, page).await?;
-    let next = page.cut(&mut found, |one| one.account.id, |one| 400 + one.account.display_name.len());
+    let next = page.cut(&mut found, |one| one.account.id, |one| 400 + one.display_name.len());
     Ok((found, next))
 }

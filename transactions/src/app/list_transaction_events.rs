@@ -2,7 +2,7 @@
 
 use lastro_events::Event;
 use lastro_mesh::identity::User as Caller;
-use lastro_proto::transactions::events::v1::{Completed, OperationEvent, Submitted, operation_event};
+use lastro_proto::transactions::events::v1::{OperationEvent, operation_event};
 use prost::Message as _;
 use uuid::Uuid;
 
@@ -17,27 +17,34 @@ pub async fn list_transaction_events(app: &App, caller: &Caller, id: &str) -> Re
     let mut events = Vec::new();
     for event in EVENTS.stream(&app.database, operation.id).await? {
         let mut payload = OperationEvent::decode(event.payload.as_slice()).map_err(lastro_database::Error::corrupt)?;
-        redact(app, caller, &operation, &mut payload).await?;
+        redact(caller, &operation, &mut payload);
         events.push((event, payload));
     }
     Ok(events)
 }
 
-/// The key and the metadata are the submitter's; an account's version and balance are its owner's.
-async fn redact(app: &App, caller: &Caller, operation: &Operation, payload: &mut OperationEvent) -> Result<(), Error> {
+/// The key and the metadata are the submitter's. Whoever did not submit it sees the legs and postings of its own accounts alone; the submitter sees of
+/// others' postings neither version nor balance, which are their owners'.
+fn redact(caller: &Caller, operation: &Operation, payload: &mut OperationEvent) {
+    let is_submitter = operation.owner_id == caller.id;
+    let is_own = |account_id: &str| {
+        let id = Uuid::parse_str(account_id).ok();
+        operation.movement.parties().any(|party| Some(party.account_id) == id && party.owner_id == caller.id)
+    };
     match &mut payload.event {
-        Some(operation_event::Event::Submitted(submitted)) if operation.owner_id != caller.id => {
-            *submitted = Submitted { external_id: String::new(), metadata: Vec::new(), ..std::mem::take(submitted) };
+        Some(operation_event::Event::Submitted(submitted)) if !is_submitter => {
+            submitted.external_id.clear();
+            submitted.metadata.clear();
+            if !sees_all(caller) {
+                submitted.legs.retain(|leg| is_own(&leg.source_account_id) || is_own(&leg.destination_account_id));
+            }
         }
-        Some(operation_event::Event::Completed(Completed { postings })) if !sees_all(caller) => {
-            for posting in postings {
-                if !app.sees_account(caller, Uuid::parse_str(&posting.account_id).ok()).await? {
-                    posting.account_version = 0;
-                    posting.balance_minor = 0;
-                }
+        Some(operation_event::Event::Completed(completed)) if !sees_all(caller) => {
+            completed.postings.retain(|posting| is_submitter || is_own(&posting.account_id));
+            for posting in completed.postings.iter_mut().filter(|posting| !is_own(&posting.account_id)) {
+                (posting.account_version, posting.balance_minor, posting.record_time_us) = (0, 0, 0);
             }
         }
         _ => {}
     }
-    Ok(())
 }

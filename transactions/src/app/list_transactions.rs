@@ -42,6 +42,6 @@ pub async fn list_transactions(
 fn is_of(operation: &Operation, of: Of) -> bool {
     match of {
         Of::Everybody | Of::Owner(_) => true,
-        Of::Account(id) => [operation.source, operation.destination].contains(&Some(id)),
+        Of::Account(id) => operation.movement.parties().any(|party| party.account_id == id),
     }
 }

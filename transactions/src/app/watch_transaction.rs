@@ -95,17 +95,34 @@ impl TransactionWatch {
             self.read_to = event.version;
             // A newer version of the service may store kinds of events that this one does not know.
             let Some(state) = state_after(&event.kind) else { continue };
-            if state == State::Rejected {
-                // The reason is stored in the row of the operation, not in the event.
+            if is_terminal(state) {
+                // What came of it is stored in the row of the operation.
                 self.operation = self.app.operation_loader.load(self.operation.id).await?.ok_or(Error::TransactionNotFound)?;
             }
-            let reason = self.operation.reason.filter(|_| state == State::Rejected);
-            let operation = Operation { state, reason, update_time_us: event.recorded_us, ..self.operation.clone() };
+            let operation = as_it_stood(&self.operation, state, event.recorded_us);
             self.has_ended |= is_terminal(state);
             self.read.push_back(Change { event_id: event.id, operation });
         }
         Ok(())
     }
+}
+
+/// An operation as it stood in a state that it has come to: what only later states have is left out.
+fn as_it_stood(now: &Operation, state: State, update_time_us: i64) -> Operation {
+    let mut then = Operation { state, update_time_us, ..now.clone() };
+    if state != State::Rejected {
+        (then.reason, then.rejected_leg) = (None, None);
+    }
+    if state != State::Completed {
+        then.balances_after = None;
+        if let Some(hold) = &mut then.hold {
+            hold.captured = None;
+        }
+        if !then.has_effective_time {
+            then.effective_time_us = then.create_time_us;
+        }
+    }
+    then
 }
 
 /// The transactions that have open streams, with the latest version known of each.

@@ -16,7 +16,6 @@ pub struct Account {
     pub id: Uuid,
     pub owner_id: Uuid,
     pub currency: Currency,
-    pub display_name: String,
     /// A stripe of a clearing account: no floor, and nobody's to name in a request.
     pub system: bool,
     pub create_time_us: i64,

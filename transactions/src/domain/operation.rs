@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use lastro_money::Amount;
+use lastro_money::{Amount, Minor};
+use smallvec::SmallVec;
 use uuid::Uuid;
 
+use super::ledger::Postings;
 use super::rejection::Rejection;
 
 /// What kind of movement an operation is.
@@ -70,19 +72,23 @@ pub struct Operation {
     pub state: State,
     /// Why it was rejected, if it was.
     pub reason: Option<Rejection>,
-    /// More than zero.
-    pub amount: Amount,
-    /// None: the clearing account.
-    pub source: Option<Uuid>,
-    /// None: the clearing account.
-    pub destination: Option<Uuid>,
-    /// Whose the source is.
-    pub source_owner: Option<Uuid>,
-    /// Whose the destination is, unless it is the source's owner: so that who owns both finds the operation once.
-    pub destination_owner: Option<Uuid>,
+    /// For which of its legs it was rejected, from 0, where it has several.
+    pub rejected_leg: Option<usize>,
+    pub movement: Movement,
+    /// It is a hold: what it moves is authorized first.
+    pub hold: Option<Hold>,
+    /// Of a reversal: the operation that it reverses.
+    pub original_id: Option<Uuid>,
+    /// The reversal of this operation that was not rejected.
+    pub reversal_id: Option<Uuid>,
+    /// The posted balances after it, in minor units: two a leg, of the debited and of the credited account. None until it is posted.
+    pub balances_after: Option<BalancesAfter>,
     pub description: String,
     pub metadata: BTreeMap<String, String>,
+    /// When it counts for reports: as given, else when it was posted, and until then when it was accepted.
     pub effective_time_us: i64,
+    /// Whether the submitter said when it counts.
+    pub has_effective_time: bool,
     pub create_time_us: i64,
     pub update_time_us: i64,
     /// Its last event; None before its first one, when it is not stored yet.
@@ -100,17 +106,106 @@ pub struct Head {
     pub hash: [u8; 32],
 }
 
+/// What an operation moves.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Movement {
+    /// One leg: the operation's own source, destination and amount.
+    Single(OperationLeg),
+    /// Several, in the order in which they are judged.
+    Legs(Vec<OperationLeg>),
+}
+
+/// Money that is to move from one account to another.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OperationLeg {
+    /// None: the clearing account.
+    pub source: Option<Party>,
+    /// None: the clearing account.
+    pub destination: Option<Party>,
+    /// More than zero.
+    pub amount: Amount,
+    /// As given; that of a single leg is its operation's.
+    pub description: String,
+}
+
+/// An account, and whose it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Party {
+    pub account_id: Uuid,
+    pub owner_id: Uuid,
+}
+
+/// What makes an operation a hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hold {
+    /// When it ends by itself, Unix microseconds.
+    pub expire_time_us: i64,
+    /// What was captured of a hold of a single leg.
+    pub captured: Option<Minor>,
+}
+
+/// Two a leg.
+pub type BalancesAfter = SmallVec<[Minor; 2]>;
+
+impl Movement {
+    pub fn legs(&self) -> &[OperationLeg] {
+        match self {
+            Self::Single(leg) => std::slice::from_ref(leg),
+            Self::Legs(legs) => legs,
+        }
+    }
+
+    /// The one leg, where it is one.
+    pub fn single(&self) -> Option<&OperationLeg> {
+        match self {
+            Self::Single(leg) => Some(leg),
+            Self::Legs(_) => None,
+        }
+    }
+
+    /// The accounts that it names, some of them several times.
+    pub fn parties(&self) -> impl Iterator<Item = Party> {
+        self.legs().iter().flat_map(|leg| [leg.source, leg.destination]).flatten()
+    }
+}
+
+impl OperationLeg {
+    pub fn concerns(&self, user_id: Uuid) -> bool {
+        [self.source, self.destination].into_iter().flatten().any(|party| party.owner_id == user_id)
+    }
+}
+
 impl Operation {
+    /// Whether a user owns one of its accounts.
+    pub fn concerns(&self, user_id: Uuid) -> bool {
+        self.movement.legs().iter().any(|leg| leg.concerns(user_id))
+    }
+
+    /// What each leg moves: of a hold that was captured in part, that part.
+    pub fn moved(&self) -> impl Iterator<Item = Minor> {
+        let captured = self.hold.and_then(|hold| hold.captured);
+        self.movement.legs().iter().map(move |leg| captured.unwrap_or(leg.amount.minor()))
+    }
+
+    /// Notes what was posted, and when that was.
+    pub fn note_posted(&mut self, postings: &Postings, now_us: i64) {
+        self.balances_after = Some(postings.iter().map(|posting| posting.balance).collect());
+        if !self.has_effective_time {
+            self.effective_time_us = now_us;
+        }
+    }
+
     /// How large it is in an answer, about: never less than it is.
     pub fn answer_bytes(&self) -> usize {
         let metadata: usize = self.metadata.iter().map(|(key, value)| key.len() + value.len() + 12).sum();
-        440 + self.external_id.len() + self.description.len() + metadata
+        let legs: usize = self.movement.legs().iter().map(|leg| 480 + leg.description.len()).sum();
+        440 + self.external_id.len() + self.description.len() + metadata + legs
     }
 }
 
 /// What happens to an operation, apart from its being submitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[allow(dead_code, reason = "the table of the state machine is whole before everything that drives it exists")]
+#[allow(dead_code, reason = "nothing waits for somebody before there are providers")]
 pub enum Happening {
     /// An attempt to settle it failed.
     Failed,

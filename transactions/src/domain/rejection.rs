@@ -5,6 +5,8 @@
 pub enum Rejection {
     /// One of the accounts is closed.
     AccountClosed,
+    /// The source account is frozen.
+    AccountFrozen,
     /// The source account has less available.
     InsufficientFunds,
     /// A balance would leave 64 bits.
@@ -13,12 +15,13 @@ pub enum Rejection {
 
 impl Rejection {
     /// Every reason, in the order in which they are checked.
-    pub const ALL: [Self; 3] = [Self::AccountClosed, Self::InsufficientFunds, Self::BalanceOverflow];
+    pub const ALL: [Self; 4] = [Self::AccountClosed, Self::AccountFrozen, Self::InsufficientFunds, Self::BalanceOverflow];
 
     /// As it is stored and answered.
     pub const fn name(self) -> &'static str {
         match self {
             Self::AccountClosed => "ACCOUNT_CLOSED",
+            Self::AccountFrozen => "ACCOUNT_FROZEN",
             Self::InsufficientFunds => "INSUFFICIENT_FUNDS",
             Self::BalanceOverflow => "BALANCE_OVERFLOW",
         }

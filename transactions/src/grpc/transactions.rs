@@ -1,6 +1,5 @@
 //! `lastro.transactions.v1.TransactionsService`.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -8,30 +7,38 @@ use futures_util::StreamExt as _;
 use futures_util::stream::{BoxStream, try_unfold};
 use lastro_events::Event;
 use lastro_mesh::call::Call;
+use lastro_mesh::codec::{Checked as _, Violation};
 use lastro_mesh::identity::User as Caller;
 use lastro_mesh::page::Page;
 use lastro_mesh::status::Problem;
+use lastro_proto::json::camel_case;
 use lastro_proto::time::{Timestamp, micros, timestamp};
 use lastro_proto::transactions::events::v1::OperationEvent;
 use lastro_proto::transactions::v1::transaction::Settlement;
 use lastro_proto::transactions::v1::transactions_service_server::TransactionsService;
 use lastro_proto::transactions::v1::{
-    CreateTransactionRequest, GetTransactionRequest, ListTransactionEventsRequest, ListTransactionEventsResponse, ListTransactionsRequest,
-    ListTransactionsResponse, Transaction, TransactionEvent, WatchTransactionRequest, WatchTransactionResponse,
+    BatchCreateTransactionsRequest, BatchCreateTransactionsResponse, BatchError, BatchErrorField, BatchResult, CaptureTransactionRequest,
+    CreateTransactionRequest, GetTransactionRequest, LegRequest, ListTransactionEventsRequest, ListTransactionEventsResponse,
+    ListTransactionsRequest, ListTransactionsResponse, ReverseTransactionRequest, Transaction, TransactionEvent, VoidTransactionRequest,
+    WatchTransactionRequest, WatchTransactionResponse,
 };
+use lastro_proto::r#type::v1::Money;
 use tonic::{Request, Response, Status};
-use uuid::Uuid;
 
-use super::money;
+use super::transaction::transaction;
+use crate::Error;
 use crate::app::App;
+use crate::app::batch_create_transactions::{Terms, batch_create_transactions};
 use crate::app::create_transaction::create_transaction;
-use crate::app::get_transaction::get_transaction;
+use crate::app::get_transaction::{get_transaction, get_transaction_by_key};
 use crate::app::list_transaction_events::list_transaction_events;
 use crate::app::list_transactions::list_transactions;
+use crate::app::resolve_hold::{CaptureRequest, capture_transaction, void_transaction};
+use crate::app::reverse_transaction::reverse_transaction;
 use crate::app::watch_transaction::watch_transaction;
-use crate::contract::{state_to_wire, states_from_wire, type_from_wire, type_to_wire};
-use crate::domain::operation::Operation;
+use crate::contract::{states_from_wire, type_from_wire};
 use crate::domain::submission;
+use crate::pipeline::Accepted;
 use crate::store::operations::Filter;
 
 pub struct Transactions(pub Arc<App>);
@@ -46,7 +53,8 @@ impl TransactionsService for Transactions {
         let watch = watch_transaction(&self.0, &caller, &message.id, message.last_event_id.as_deref()).await?;
         let changes = try_unfold((watch, caller), |(mut watch, caller)| async {
             let Some(change) = watch.next().await? else { return Ok(None) };
-            let answer = WatchTransactionResponse { event_id: change.event_id.to_string(), transaction: Some(wire(change.operation, &caller)) };
+            let transaction = Some(transaction(change.operation, &caller));
+            let answer = WatchTransactionResponse { event_id: change.event_id.to_string(), transaction };
             Ok(Some((answer, (watch, caller))))
         });
         Ok(Response::new(changes.boxed()))
@@ -55,14 +63,60 @@ impl TransactionsService for Transactions {
     async fn create_transaction(&self, request: Request<CreateTransactionRequest>) -> Result<Response<Transaction>, Status> {
         let call = Call::of(&request)?.clone();
         let caller = call.user()?;
-        let accepted = create_transaction(&self.0, &call, caller, read(request.into_inner())?).await?;
-        Ok(Response::new(Transaction { replayed: accepted.replayed, ..wire(accepted.operation, caller) }))
+        let request = request.into_inner();
+        let validate_only = request.validate_only;
+        let accepted = create_transaction(&self.0, &call, caller, read(request)?).await?;
+        Ok(Response::new(accepted_transaction(accepted, caller, validate_only)))
+    }
+
+    async fn batch_create_transactions(
+        &self,
+        request: Request<BatchCreateTransactionsRequest>,
+    ) -> Result<Response<BatchCreateTransactionsResponse>, Status> {
+        let call = Call::of(&request)?.clone();
+        let (caller, message) = (call.user()?, request.into_inner());
+        let wait = message.wait.map(|wait| submission::wait((wait.seconds, wait.nanos))).transpose().map_err(Error::from)?;
+        let terms = Terms { atomic: message.atomic, wait: wait.unwrap_or_default(), validate_only: message.validate_only };
+        let requests = message.requests.into_iter().map(read_in_batch).collect();
+        let results = batch_create_transactions(&self.0, &call, caller, requests, terms).await?;
+        let results = results.into_iter().map(|result| batch_result(result, caller, terms.validate_only)).collect();
+        Ok(Response::new(BatchCreateTransactionsResponse { results }))
+    }
+
+    async fn capture_transaction(&self, request: Request<CaptureTransactionRequest>) -> Result<Response<Transaction>, Status> {
+        let call = Call::of(&request)?.clone();
+        let (caller, message) = (call.user()?, request.into_inner());
+        let validate_only = message.validate_only;
+        let CaptureTransactionRequest { id, external_id, amount, .. } = message;
+        let asked = CaptureRequest { id, external_id, amount: amount.map(read_money), validate_only };
+        let accepted = capture_transaction(&self.0, &call, caller, asked).await?;
+        Ok(Response::new(accepted_transaction(accepted, caller, validate_only)))
+    }
+
+    async fn void_transaction(&self, request: Request<VoidTransactionRequest>) -> Result<Response<Transaction>, Status> {
+        let call = Call::of(&request)?.clone();
+        let (caller, message) = (call.user()?, request.into_inner());
+        let accepted = void_transaction(&self.0, &call, caller, &message.id, message.external_id).await?;
+        Ok(Response::new(accepted_transaction(accepted, caller, false)))
+    }
+
+    async fn reverse_transaction(&self, request: Request<ReverseTransactionRequest>) -> Result<Response<Transaction>, Status> {
+        let call = Call::of(&request)?.clone();
+        let (caller, message) = (call.user()?, request.into_inner());
+        let accepted = reverse_transaction(&self.0, &call, caller, &message.id, message.external_id).await?;
+        Ok(Response::new(accepted_transaction(accepted, caller, false)))
     }
 
     async fn get_transaction(&self, request: Request<GetTransactionRequest>) -> Result<Response<Transaction>, Status> {
         let caller = Call::of(&request)?.user()?;
-        let operation = get_transaction(&self.0, caller, &request.get_ref().id).await?;
-        Ok(Response::new(wire(operation, caller)))
+        let message = request.get_ref();
+        let operation = match (message.id.as_str(), message.external_id.as_deref()) {
+            ("" | "-", None) => return Err(Problem::field("id", "is required, or external_id in its place").into()),
+            ("" | "-", Some(external_id)) => get_transaction_by_key(&self.0, caller, external_id).await?,
+            (_, Some(_)) => return Err(Problem::field("external_id", "must not be given together with an id").into()),
+            (id, None) => get_transaction(&self.0, caller, id).await?,
+        };
+        Ok(Response::new(transaction(operation, caller)))
     }
 
     async fn list_transactions(&self, request: Request<ListTransactionsRequest>) -> Result<Response<ListTransactionsResponse>, Status> {
@@ -75,7 +129,7 @@ impl TransactionsService for Transactions {
         let (account_id, external_id) = (given(&message.account_id), given(&message.external_id));
         let listed = list_transactions(&self.0, caller, account_id.as_deref(), external_id.as_deref(), &filter, page);
         let (operations, next_page_token) = listed.await?;
-        let transactions = operations.into_iter().map(|operation| wire(operation, caller)).collect();
+        let transactions = operations.into_iter().map(|operation| transaction(operation, caller)).collect();
         Ok(Response::new(ListTransactionsResponse { transactions, next_page_token }))
     }
 
@@ -92,23 +146,46 @@ impl TransactionsService for Transactions {
 /// What is asked for, in the words of the domain; its rules are checked there.
 fn read(request: CreateTransactionRequest) -> Result<submission::Request, Problem> {
     let kind = type_from_wire(request.r#type()).ok_or_else(|| Problem::field("type", "must be DEPOSIT, WITHDRAWAL or TRANSFER"))?;
-    let (hold, external) = (request.hold, request.settlement() == Settlement::External);
+    let external = request.settlement() == Settlement::External;
     let given = |text: Option<String>| text.filter(|text| !text.is_empty());
-    let amount = request.amount.unwrap_or_default();
+    let leg = |leg: LegRequest| submission::LegRequest {
+        source: leg.source_account_id,
+        destination: leg.destination_account_id,
+        amount: leg.amount.map(read_money),
+        description: leg.description,
+    };
     Ok(submission::Request {
         external_id: request.external_id,
         kind,
         source: given(request.source_account_id),
         destination: given(request.destination_account_id),
-        currency_code: amount.currency_code,
-        amount: amount.amount,
+        amount: request.amount.map(read_money),
+        legs: request.legs.into_iter().map(leg).collect(),
         description: request.description,
         metadata: request.metadata,
         effective_time: request.effective_time.map(|time| (time.seconds, time.nanos)),
         wait: request.wait.map(|wait| (wait.seconds, wait.nanos)),
-        hold,
+        hold: request.hold,
+        hold_expiry: request.hold_expiry.map(|expiry| (expiry.seconds, expiry.nanos)),
         external,
+        validate_only: request.validate_only,
     })
+}
+
+fn read_money(money: Money) -> submission::Money {
+    submission::Money { currency_code: money.currency_code, amount: money.amount }
+}
+
+/// One request of a batch: the rules of its message are judged here, so that one that breaks them does not stop the others.
+fn read_in_batch(request: CreateTransactionRequest) -> Result<submission::Request, Problem> {
+    let broken = request.violations();
+    if !broken.is_empty() {
+        return Err(Problem::fields(broken));
+    }
+    if request.settlement() == Settlement::External {
+        return Err(Problem::field("settlement", "must not be EXTERNAL in a batch"));
+    }
+    read(request)
 }
 
 /// Which transactions a list is to have.
@@ -124,28 +201,24 @@ fn filter(message: &ListTransactionsRequest) -> Result<Filter, Problem> {
     Ok(Filter { states: states_from_wire(message.state()), kind: type_from_wire(message.r#type()), from_us, to_us })
 }
 
-fn wire(operation: Operation, caller: &Caller) -> Transaction {
-    let id = |id: Option<Uuid>| id.map(|id| id.to_string()).unwrap_or_default();
-    let own = operation.owner_id == caller.id;
-    Transaction {
-        id: operation.id.to_string(),
-        external_id: if own { operation.external_id } else { String::new() },
-        r#type: type_to_wire(operation.kind) as i32,
-        state: state_to_wire(operation.state) as i32,
-        reason: operation.reason.map(|reason| reason.name().to_owned()).unwrap_or_default(),
-        amount: money(operation.amount.minor(), operation.amount.currency()),
-        source_account_id: id(operation.source),
-        destination_account_id: id(operation.destination),
-        description: operation.description,
-        metadata: if own { operation.metadata } else { BTreeMap::new() },
-        effective_time: Some(timestamp(operation.effective_time_us)),
-        settlement: Settlement::Internal as i32,
-        create_time: Some(timestamp(operation.create_time_us)),
-        update_time: Some(timestamp(operation.update_time_us)),
-        replayed: false,
-    }
+/// What would happen has no id, and repeats nothing.
+fn accepted_transaction(accepted: Accepted, caller: &Caller, validate_only: bool) -> Transaction {
+    let answer = transaction(accepted.operation, caller);
+    if validate_only { Transaction { id: String::new(), ..answer } } else { Transaction { replayed: accepted.replayed, ..answer } }
 }
 
+fn batch_result(result: Result<Accepted, Error>, caller: &Caller, validate_only: bool) -> BatchResult {
+    match result {
+        Ok(accepted) => BatchResult { transaction: Some(accepted_transaction(accepted, caller, validate_only)), error: None },
+        Err(error) => {
+            let problem = Problem::from(error);
+            let field = |one: &Violation| BatchErrorField { field: camel_case(&one.field), description: one.description.clone() };
+            let fields = problem.fields.iter().map(field).collect();
+            let error = BatchError { reason: problem.reason.name.to_owned(), message: problem.detail, fields };
+            BatchResult { transaction: None, error: Some(error) }
+        }
+    }
+}
 fn wire_event((event, payload): (Event, OperationEvent)) -> TransactionEvent {
     let mut hash = String::with_capacity(64);
     event.hash.iter().for_each(|byte| {

@@ -3,13 +3,15 @@
 use lastro_database::Error;
 use lastro_events::Event;
 use lastro_events::event::{GENESIS, NewEvent};
-use smallvec::smallvec;
+use lastro_money::{Currency, Minor};
+use smallvec::SmallVec;
 use uuid::Uuid;
 
+use super::job::{Refused, Verb};
 use super::stripes::Stripes;
 use crate::contract;
 use crate::domain::ledger::{self, Balances, Decision, Leg, Legs, Postings, Side};
-use crate::domain::operation::{Happening, Head, Operation, after, is_to_be_settled};
+use crate::domain::operation::{Happening, Head, Movement, Operation, State, after, is_to_be_settled};
 use crate::domain::rejection::Rejection;
 
 /// What the events of one operation say of where they come from.
@@ -20,19 +22,51 @@ pub struct Origin {
     pub now_us: i64,
 }
 
-/// The legs of an operation; the clearing account stands for the outside world.
-pub fn legs(operation: &Operation, stripes: &Stripes) -> Legs {
-    let clearing = |side| stripes.pick(operation.amount.currency(), operation.id, side);
-    smallvec![Leg {
-        debit: operation.source.unwrap_or_else(|| clearing(Side::Debit)),
-        credit: operation.destination.unwrap_or_else(|| clearing(Side::Credit)),
-        amount: operation.amount.minor(),
-    }]
+/// What is decided against.
+pub struct Table<'a> {
+    pub balances: Balances,
+    pub stripes: &'a Stripes,
+    /// By the clock of this replica, when it had its locks.
+    pub now_us: i64,
+    /// Accounts that somebody was refused for who would have funds if less were held there.
+    pub short: Vec<Uuid>,
 }
 
-/// The accounts of some operations, sorted: the order in which everybody locks them.
-pub fn accounts<'a>(operations: impl Iterator<Item = &'a Operation>, stripes: &Stripes) -> Vec<Uuid> {
-    let mut ids: Vec<Uuid> = operations.flat_map(|operation| legs(operation, stripes)).flat_map(|leg| [leg.debit, leg.credit]).collect();
+impl<'a> Table<'a> {
+    pub fn new(balances: Balances, stripes: &'a Stripes, now_us: i64) -> Self {
+        Self { balances, stripes, now_us, short: Vec::new() }
+    }
+
+    /// Whether another stripe of a clearing account is to be used; then the operation is decided anew.
+    fn is_room_elsewhere(&self, movement: &Movement, legs: &[Leg], leg: usize, side: Side) -> bool {
+        let account_id = match side {
+            Side::Debit => legs[leg].debit,
+            Side::Credit => legs[leg].credit,
+        };
+        self.stripes.note_full(currency_of(movement, leg), account_id, side)
+    }
+}
+
+fn currency_of(movement: &Movement, leg: usize) -> Currency {
+    movement.legs()[leg].amount.currency()
+}
+
+/// The legs of an operation; the clearing account stands for the outside world.
+pub fn legs(movement: &Movement, operation_id: Uuid, stripes: &Stripes) -> Legs {
+    let leg = |leg: &crate::domain::operation::OperationLeg| {
+        let clearing = |side| stripes.pick(leg.amount.currency(), operation_id, side);
+        Leg {
+            debit: leg.source.map_or_else(|| clearing(Side::Debit), |party| party.account_id),
+            credit: leg.destination.map_or_else(|| clearing(Side::Credit), |party| party.account_id),
+            amount: leg.amount.minor(),
+        }
+    };
+    movement.legs().iter().map(leg).collect()
+}
+
+/// The accounts of some legs, sorted: the order in which everybody locks them.
+pub fn accounts(legs: impl Iterator<Item = Leg>) -> Vec<Uuid> {
+    let mut ids: Vec<Uuid> = legs.flat_map(|leg| [leg.debit, leg.credit]).collect();
     ids.sort_unstable();
     ids.dedup();
     ids
@@ -58,7 +92,7 @@ pub fn record(operation: &mut Operation, origin: &Origin, kind: &'static str, pa
 /// What became of an operation. Almost always the largest variant, and never kept.
 #[allow(clippy::large_enum_variant, reason = "a box for each operation that ends would cost more than the room")]
 pub enum Settled {
-    /// It has come to its end, with this event and these postings.
+    /// It is settled, refused or authorized, with this event and these postings.
     Ended(Event, Postings),
     /// One of its accounts is not among those that were locked, or its state allows no decision.
     Open,
@@ -67,36 +101,118 @@ pub enum Settled {
 }
 
 /// Decides an operation. An error where an invariant is broken: then nothing is changed, and the operation is at fault.
-pub fn settle(operation: &mut Operation, origin: &Origin, balances: &mut Balances, stripes: &Stripes) -> Result<Settled, Error> {
-    let (Some(completed), Some(rejected)) = (after(operation.state, Happening::Completed), after(operation.state, Happening::Rejected)) else {
-        return Ok(Settled::Open);
-    };
+pub fn settle(operation: &mut Operation, origin: &Origin, table: &mut Table<'_>) -> Result<Settled, Error> {
     if !is_to_be_settled(operation.state) {
         return Ok(Settled::Open);
     }
-    let legs = legs(operation, stripes);
-    let reason = match ledger::decide(balances, &legs).map_err(Error::corrupt)? {
-        Decision::Completed(postings) => {
-            operation.state = completed;
-            let payload = contract::completed(&postings);
-            return Ok(Settled::Ended(record(operation, origin, "COMPLETED", payload), postings));
+    let legs = legs(&operation.movement, operation.id, table.stripes);
+    let decision = match operation.hold {
+        Some(hold) => ledger::hold(&mut table.balances, &legs).map(|decision| decision.map(|()| Agreed::Held(hold.expire_time_us))),
+        None => ledger::post(&mut table.balances, &legs, table.now_us).map(|decision| decision.map(Agreed::Posted)),
+    };
+    let (leg, reason) = match decision.map_err(Error::corrupt)? {
+        Decision::Agreed(Agreed::Posted(postings)) => {
+            operation.note_posted(&postings, table.now_us);
+            let payload = contract::completed(&postings, operation.effective_time_us, None);
+            return Ok(Settled::Ended(happen(operation, Happening::Completed, origin, "COMPLETED", payload)?, postings));
+        }
+        Decision::Agreed(Agreed::Held(expire_time_us)) => {
+            let event = happen(operation, Happening::Authorized, origin, "AUTHORIZED", contract::authorized(expire_time_us))?;
+            return Ok(Settled::Ended(event, Postings::new()));
         }
         Decision::NotLocked => return Ok(Settled::Open),
         Decision::SystemFull { leg, side } => {
-            let account_id = match side {
-                Side::Debit => legs[leg].debit,
-                Side::Credit => legs[leg].credit,
-            };
-            if stripes.note_full(operation.amount.currency(), account_id, side) {
+            if table.is_room_elsewhere(&operation.movement, &legs, leg, side) {
                 return Ok(Settled::ElsewhereFirst);
             }
-            Rejection::BalanceOverflow
+            (leg, Rejection::BalanceOverflow)
         }
-        Decision::Rejected { reason, .. } => reason,
+        Decision::Refused { leg, reason } => (leg, reason),
     };
-    operation.state = rejected;
+    let short = legs[leg].debit;
+    if reason == Rejection::InsufficientFunds && table.balances.get(&short).is_some_and(|balance| balance.held > Minor::ZERO) {
+        table.short.push(short);
+    }
     operation.reason = Some(reason);
-    Ok(Settled::Ended(record(operation, origin, "REJECTED", contract::rejected(reason)), Postings::new()))
+    operation.rejected_leg = operation.movement.single().is_none().then_some(leg);
+    let payload = contract::rejected(reason, operation.rejected_leg);
+    Ok(Settled::Ended(happen(operation, Happening::Rejected, origin, "REJECTED", payload)?, Postings::new()))
+}
+
+enum Agreed {
+    Posted(Postings),
+    Held(i64),
+}
+
+fn happen(operation: &mut Operation, happening: Happening, origin: &Origin, kind: &'static str, payload: Vec<u8>) -> Result<Event, Error> {
+    operation.state = after(operation.state, happening).ok_or_else(|| Error::corrupt("a change of state that cannot be"))?;
+    Ok(record(operation, origin, kind, payload))
+}
+
+/// What became of a hold that is captured, voided, or has run out.
+#[allow(clippy::large_enum_variant, reason = "as of `Settled`")]
+pub enum Resolved {
+    /// It has come to its end, with this event and these postings.
+    Ended(Event, Postings),
+    Refused(Refused),
+    /// One of its accounts is not among those that were locked.
+    NotLocked,
+    /// As of [`Settled`].
+    ElsewhereFirst,
+}
+
+/// Captures or voids a hold.
+pub fn resolve(hold: &mut Operation, verb: Verb, origin: &Origin, table: &mut Table<'_>) -> Result<Resolved, Error> {
+    let Some(terms) = hold.hold.filter(|_| hold.state == State::Authorized) else { return Ok(Resolved::Refused(Refused::ResolvedMeanwhile)) };
+    // Dead exactly at its expiry, whether or not its release was written yet.
+    if table.now_us >= terms.expire_time_us {
+        return Ok(Resolved::Refused(Refused::HoldExpired));
+    }
+    match verb {
+        Verb::Capture(amount) => capture(hold, amount, origin, table),
+        Verb::Void => release(hold, Happening::Voided, origin, table),
+    }
+}
+
+/// Releases a hold that has run out.
+pub fn expire(hold: &mut Operation, origin: &Origin, table: &mut Table<'_>) -> Result<Resolved, Error> {
+    let is_expired = hold.hold.is_some_and(|terms| table.now_us >= terms.expire_time_us);
+    if hold.state != State::Authorized || !is_expired {
+        return Ok(Resolved::Refused(Refused::ResolvedMeanwhile));
+    }
+    release(hold, Happening::Expired, origin, table)
+}
+
+fn release(hold: &mut Operation, happening: Happening, origin: &Origin, table: &mut Table<'_>) -> Result<Resolved, Error> {
+    let legs = legs(&hold.movement, hold.id, table.stripes);
+    match ledger::release(&mut table.balances, &legs).map_err(Error::corrupt)? {
+        Decision::Agreed(()) => {}
+        Decision::NotLocked => return Ok(Resolved::NotLocked),
+        Decision::Refused { .. } | Decision::SystemFull { .. } => return Err(Error::corrupt("a release that is refused")),
+    }
+    let (kind, payload) = match happening {
+        Happening::Voided => ("VOIDED", contract::voided()),
+        _ => ("EXPIRED", contract::expired()),
+    };
+    Ok(Resolved::Ended(happen(hold, happening, origin, kind, payload)?, Postings::new()))
+}
+
+fn capture(hold: &mut Operation, amount: Option<Minor>, origin: &Origin, table: &mut Table<'_>) -> Result<Resolved, Error> {
+    let legs = legs(&hold.movement, hold.id, table.stripes);
+    let captured: SmallVec<[Minor; 1]> = legs.iter().map(|leg| amount.unwrap_or(leg.amount)).collect();
+    let postings = match ledger::capture(&mut table.balances, &legs, &captured, table.now_us).map_err(Error::corrupt)? {
+        Decision::Agreed(postings) => postings,
+        Decision::NotLocked => return Ok(Resolved::NotLocked),
+        Decision::SystemFull { leg, side } if table.is_room_elsewhere(&hold.movement, &legs, leg, side) => return Ok(Resolved::ElsewhereFirst),
+        Decision::SystemFull { .. } => return Ok(Resolved::Refused(Refused::NotCaptured(Rejection::BalanceOverflow))),
+        Decision::Refused { reason, .. } => return Ok(Resolved::Refused(Refused::NotCaptured(reason))),
+    };
+    if let (Some(terms), Some(leg)) = (&mut hold.hold, hold.movement.single()) {
+        terms.captured = Some(amount.unwrap_or(leg.amount.minor()));
+    }
+    hold.note_posted(&postings, table.now_us);
+    let payload = contract::completed(&postings, hold.effective_time_us, hold.hold.and_then(|terms| terms.captured));
+    Ok(Resolved::Ended(happen(hold, Happening::Completed, origin, "COMPLETED", payload)?, postings))
 }
 
 /// Notes that settling failed and will be tried again; an event only the first time.

@@ -11,11 +11,12 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::Settler;
-use super::batch::changed;
-use super::decision::{self, Origin, Settled};
+use super::attempt::changed;
+use super::decision::{self, Origin, Settled, Table};
+use super::expiry;
 use crate::EVENTS;
 use crate::domain::operation::{Head, Operation, State, is_to_be_settled};
-use crate::store::ledger::{Claim, ClaimedOperation, DeadLetter, Ledger, Lock, OperationChange, Writes};
+use crate::store::ledger::{Among, Claim, ClaimedOperation, DeadLetter, ExpiredHolds, Ledger, Lock, OperationChange, ReversalChange, Writes};
 
 const SWEEP_EVERY: Duration = Duration::from_millis(250);
 const CLAIM_MAX: u32 = 200;
@@ -112,20 +113,29 @@ impl Settler {
         }
     }
 
-    /// False when a clearing account was full: then nothing was done.
+    /// False when a clearing account was full, or holds that had run out were released first: then nothing was settled.
     async fn settle_locked(&self, mut ledger: Ledger, claimed: &[Claimed], operations: &mut [ClaimedOperation]) -> Result<bool, Error> {
-        let mut balances = ledger.lock(&decision::accounts(operations.iter().map(|one| &one.operation), &self.stripes), Lock::Wait).await?;
+        // The originals of reversals are operations that somebody may have locked: before balances, as everybody does.
+        let mut originals: Vec<Uuid> = operations.iter().filter_map(|one| one.operation.original_id).collect();
+        originals.sort_unstable();
+        ledger.lock_operations(&originals, Lock::Wait).await?;
+        let legs = operations.iter().flat_map(|one| decision::legs(&one.operation.movement, one.operation.id, &self.stripes));
+        let balances = ledger.lock(&decision::accounts(legs), Lock::Wait).await?;
         let before = balances.clone();
+        let mut table = Table::new(balances, &self.stripes, clock::now_us());
         let mut writes = Writes::default();
         let mut settled = vec![false; operations.len()];
         for (one, settled) in operations.iter_mut().zip(&mut settled) {
             // As its caller's call would have recorded it, had it settled it.
-            let origin = Origin { correlation_id: one.correlation_id.clone(), causation_id: one.last_event_id, now_us: clock::now_us() };
+            let origin = Origin { correlation_id: one.correlation_id.clone(), causation_id: one.last_event_id, now_us: table.now_us };
             let operation = &mut one.operation;
-            match decision::settle(operation, &origin, &mut balances, &self.stripes)? {
+            match decision::settle(operation, &origin, &mut table)? {
                 Settled::Ended(event, postings) => {
                     writes.events.push(event);
                     writes.postings.extend(postings.into_iter().map(|posting| (operation.id, posting)));
+                    // That it was rejected does not use up the one reversal of its original.
+                    let original_id = operation.original_id.filter(|_| operation.state == State::Rejected);
+                    writes.reversals.extend(original_id.map(|original_id| ReversalChange { original_id, from: Some(operation.id), to: None }));
                     *settled = true;
                 }
                 Settled::Open => {}
@@ -135,7 +145,17 @@ impl Settler {
                 }
             }
         }
-        writes.balances = changed(&before, &balances);
+        if !table.short.is_empty() {
+            let which = ExpiredHolds { now_us: table.now_us, limit: 1, among: Among::OnAccounts(&table.short) };
+            if !ledger.lock_expired(which).await?.is_empty() {
+                ledger.rollback().await?;
+                if expiry::release_on(self, &table.short).await {
+                    return Ok(false);
+                }
+                return Err(Error::busy("holds that have run out could not be released"));
+            }
+        }
+        writes.balances = changed(&before, &table.balances);
         let all = claimed.iter().zip(operations.iter()).zip(settled);
         writes.updated = all.filter(|(_, settled)| *settled).map(|((claimed, one), _)| change(claimed, &one.operation)).collect();
         ledger.commit(&writes).await?;

@@ -40,6 +40,19 @@ pub async fn append_closed(tx: &Transaction, accounts: &[Uuid], cause: Cause<'_>
     ACCOUNT_EVENTS.append_all(tx, accounts.iter().map(closed).collect()).await.map(|_| ())
 }
 
+/// Appends that something about an account was changed.
+pub async fn append_changed(tx: &Transaction, account_id: Uuid, event: account_event::Event, cause: Cause<'_>) -> Result<(), Error> {
+    let kind = match &event {
+        account_event::Event::Opened(_) => "OPENED",
+        account_event::Event::Closed(_) => "CLOSED",
+        account_event::Event::Renamed(_) => "RENAMED",
+        account_event::Event::CreditLimitChanged(_) => "CREDIT_LIMIT_CHANGED",
+        account_event::Event::Frozen(_) => "FROZEN",
+        account_event::Event::Unfrozen(_) => "UNFROZEN",
+    };
+    ACCOUNT_EVENTS.append_all(tx, vec![(account_id, new_event(kind, event, cause, clock::now_us()))]).await.map(|_| ())
+}
+
 /// An event of an account.
 pub fn new_event(kind: &'static str, event: account_event::Event, cause: Cause<'_>, recorded_us: i64) -> NewEvent {
     NewEvent {

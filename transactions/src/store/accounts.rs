@@ -7,18 +7,32 @@ use lastro_database::rows::{all_of_ids, execute_of_ids};
 use lastro_database::{Database, Error, Transaction, all, execute, one};
 use lastro_mesh::page::Page;
 use lastro_money::{Currency, Minor};
+use lastro_proto::transactions::events::v1::{AccountFrozen, AccountRenamed, AccountUnfrozen, CreditLimitChanged, account_event};
 use sea_orm::{ConnectionTrait, DbBackend, FromQueryResult, Value};
 use uuid::Uuid;
 
-use super::account_events::{Cause, append_closed, append_opened};
+use super::account_events::{Cause, append_changed, append_closed, append_opened};
 use crate::domain::account::{Account, STRIPES, SYSTEM_OWNER, clearing_account_id};
+use crate::domain::ledger::{Balance, Balances};
 
-/// An account with what it has now.
+/// An account with what may change about it.
 #[derive(Debug, Clone)]
 pub struct AccountWithBalance {
     pub account: Account,
+    /// What its owner calls it.
+    pub display_name: String,
     pub posted: Minor,
     pub held: Minor,
+    pub credit_limit: Minor,
+    pub frozen: bool,
+    pub closed: bool,
+}
+
+impl AccountWithBalance {
+    /// Just opened.
+    pub fn new(account: Account, display_name: String) -> Self {
+        Self { account, display_name, posted: Minor::ZERO, held: Minor::ZERO, credit_limit: Minor::ZERO, frozen: false, closed: false }
+    }
 }
 
 #[derive(FromQueryResult)]
@@ -31,10 +45,13 @@ struct Row {
     create_time_us: i64,
     posted: i64,
     held: i64,
+    credit_limit: i64,
+    frozen: bool,
+    closed: bool,
 }
 
-const SELECT: &str = "SELECT a.id, a.owner_id, a.currency_code, a.display_name, a.system, a.create_time_us, b.posted, b.held \
-                      FROM accounts a JOIN balances b ON b.account_id = a.id";
+const SELECT: &str = "SELECT a.id, a.owner_id, a.currency_code, a.display_name, a.system, a.create_time_us, b.posted, b.held, b.credit_limit, \
+                      b.frozen, b.closed FROM accounts a JOIN balances b ON b.account_id = a.id";
 
 impl Row {
     /// Of a row of [`SELECT`].
@@ -48,20 +65,24 @@ impl Row {
             create_time_us: row.get(5)?,
             posted: row.get(6)?,
             held: row.get(7)?,
+            credit_limit: row.get(8)?,
+            frozen: row.get(9)?,
+            closed: row.get(10)?,
         })
     }
 
     fn read(self) -> Result<AccountWithBalance, Error> {
         let currency = Currency::from_code(&self.currency_code).ok_or_else(|| Error::corrupt("a currency that is none"))?;
-        let account = Account {
-            id: self.id,
-            owner_id: self.owner_id,
-            currency,
+        let account = Account { id: self.id, owner_id: self.owner_id, currency, system: self.system, create_time_us: self.create_time_us };
+        Ok(AccountWithBalance {
+            account,
             display_name: self.display_name,
-            system: self.system,
-            create_time_us: self.create_time_us,
-        };
-        Ok(AccountWithBalance { account, posted: Minor::new(self.posted), held: Minor::new(self.held) })
+            posted: Minor::new(self.posted),
+            held: Minor::new(self.held),
+            credit_limit: Minor::new(self.credit_limit),
+            frozen: self.frozen,
+            closed: self.closed,
+        })
     }
 }
 
@@ -73,7 +94,7 @@ pub struct Key {
 }
 
 /// Adds an account with a balance of zero; false when it is a stripe that is there already. An error of kind `Unique` when its owner has used the key.
-async fn insert(tx: &Transaction, account: &Account, stripe: Option<u8>, key: Option<&Key>) -> Result<bool, Error> {
+async fn insert(tx: &Transaction, account: &Account, display_name: &str, stripe: Option<u8>, key: Option<&Key>) -> Result<bool, Error> {
     // Whoever makes a currency's stripes at the same time makes the same ones; of any other account a conflict is told.
     let conflict = if stripe.is_some() { " ON CONFLICT DO NOTHING" } else { "" };
     let sql = format!(
@@ -84,7 +105,7 @@ async fn insert(tx: &Transaction, account: &Account, stripe: Option<u8>, key: Op
         account.id.into(),
         account.owner_id.into(),
         account.currency.code().into(),
-        account.display_name.clone().into(),
+        display_name.into(),
         account.system.into(),
         stripe.map(i64::from).into(),
         account.create_time_us.into(),
@@ -99,8 +120,8 @@ async fn insert(tx: &Transaction, account: &Account, stripe: Option<u8>, key: Op
 }
 
 /// Opens an account, with a balance of zero and its event. An error of kind `Unique` when its owner has used the key.
-pub async fn open(tx: &Transaction, account: &Account, key: Option<&Key>, cause: Cause<'_>) -> Result<(), Error> {
-    insert(tx, account, None, key).await?;
+pub async fn open(tx: &Transaction, account: &Account, display_name: &str, key: Option<&Key>, cause: Cause<'_>) -> Result<(), Error> {
+    insert(tx, account, display_name, None, key).await?;
     append_opened(tx, &[account], cause).await
 }
 
@@ -108,15 +129,8 @@ pub async fn open(tx: &Transaction, account: &Account, key: Option<&Key>, cause:
 pub async fn ensure_clearing(tx: &Transaction, currency: Currency, now_us: i64, cause: Cause<'_>) -> Result<(), Error> {
     let mut made = Vec::new();
     for stripe in 0..STRIPES {
-        let account = Account {
-            id: clearing_account_id(currency, stripe),
-            owner_id: SYSTEM_OWNER,
-            currency,
-            display_name: "clearing".to_owned(),
-            system: true,
-            create_time_us: now_us,
-        };
-        if insert(tx, &account, Some(stripe), None).await? {
+        let account = Account { id: clearing_account_id(currency, stripe), owner_id: SYSTEM_OWNER, currency, system: true, create_time_us: now_us };
+        if insert(tx, &account, "clearing", Some(stripe), None).await? {
             made.push(account);
         }
     }
@@ -157,6 +171,38 @@ pub async fn by_key(on: &impl ConnectionTrait, owner_id: Uuid, external_id: &str
     Ok(Some((account, found.request_hash)))
 }
 
+/// What accounts have now, as a batch would lock it.
+pub async fn balances(on: &impl ConnectionTrait, ids: &[Uuid]) -> Result<Balances, Error> {
+    #[derive(FromQueryResult)]
+    struct Stored {
+        account_id: Uuid,
+        posted: i64,
+        held: i64,
+        version: i64,
+        system: bool,
+        closed: bool,
+        frozen: bool,
+        credit_limit: i64,
+        recorded_us: i64,
+    }
+    let sql = "SELECT account_id, posted, held, version, system, closed, frozen, credit_limit, recorded_us FROM balances WHERE account_id {ids}";
+    let rows: Vec<Stored> = all_of_ids(on, sql, ids, []).await?;
+    let read = |row: Stored| {
+        let balance = Balance {
+            posted: Minor::new(row.posted),
+            held: Minor::new(row.held),
+            credit_limit: Minor::new(row.credit_limit),
+            version: row.version,
+            recorded_us: row.recorded_us,
+            system: row.system,
+            frozen: row.frozen,
+            closed: row.closed,
+        };
+        (row.account_id, balance)
+    };
+    Ok(rows.into_iter().map(read).collect())
+}
+
 /// What an open account has, locked.
 #[derive(Debug, Clone, FromQueryResult)]
 pub struct OpenBalance {
@@ -180,6 +226,34 @@ pub async fn lock_open(tx: &Transaction, owner_id: Uuid) -> Result<Vec<OpenBalan
          ORDER BY account_id{for_update}"
     );
     all(tx, &sql, [owner_id.into()]).await
+}
+
+/// Locks an account's balance until the transaction ends; the account as it is then. None where there is none.
+pub async fn lock(tx: &Transaction, id: Uuid) -> Result<Option<AccountWithBalance>, Error> {
+    let for_update = if tx.get_database_backend() == DbBackend::Postgres { " FOR UPDATE OF b" } else { "" };
+    one::<Row>(tx, &format!("{SELECT} WHERE a.id = $1{for_update}"), [id.into()]).await?.map(Row::read).transpose()
+}
+
+/// Gives an account another name.
+pub async fn rename(tx: &Transaction, id: Uuid, display_name: &str, cause: Cause<'_>) -> Result<(), Error> {
+    Error::expect_rows(1, execute(tx, "UPDATE accounts SET display_name = $2 WHERE id = $1", [id.into(), display_name.into()]).await?)?;
+    append_changed(tx, id, account_event::Event::Renamed(AccountRenamed {}), cause).await
+}
+
+/// Changes the credit limit of an open account, whose balance is locked. The floor of the table follows it, but not above what the account has.
+pub async fn set_credit_limit(tx: &Transaction, id: Uuid, credit_limit: Minor, cause: Cause<'_>) -> Result<(), Error> {
+    let sql = "UPDATE balances SET credit_limit = $2, floor = CASE WHEN posted - held < -$2 THEN posted - held ELSE -$2 END WHERE account_id = $1 AND NOT closed AND NOT system";
+    Error::expect_rows(1, execute(tx, sql, [id.into(), credit_limit.get().into()]).await?)?;
+    let changed = CreditLimitChanged { credit_limit_minor: credit_limit.get() };
+    append_changed(tx, id, account_event::Event::CreditLimitChanged(changed), cause).await
+}
+
+/// Freezes an open account whose balance is locked, or ends that.
+pub async fn set_frozen(tx: &Transaction, id: Uuid, frozen: bool, cause: Cause<'_>) -> Result<(), Error> {
+    let sql = "UPDATE balances SET frozen = $2 WHERE account_id = $1 AND NOT closed AND NOT system";
+    Error::expect_rows(1, execute(tx, sql, [id.into(), frozen.into()]).await?)?;
+    let event = if frozen { account_event::Event::Frozen(AccountFrozen {}) } else { account_event::Event::Unfrozen(AccountUnfrozen {}) };
+    append_changed(tx, id, event, cause).await
 }
 
 /// Closes accounts that are open and empty; their balances are locked.

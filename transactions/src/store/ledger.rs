@@ -6,8 +6,10 @@ mod sqlite;
 
 use lastro_database::{Database, Error};
 use lastro_events::Event;
+use lastro_money::Minor;
 use uuid::Uuid;
 
+use super::operations::Resolution;
 use crate::domain::ledger::{Balance, Balances, Posting};
 use crate::domain::operation::{Head, Operation, State};
 
@@ -83,6 +85,10 @@ impl ClaimedRow {
 }
 
 impl ClaimedOperations {
+    pub fn is_empty(&self) -> bool {
+        self.read.is_empty() && self.unreadable.is_empty()
+    }
+
     fn of(rows: Vec<ClaimedRow>) -> Self {
         let mut claimed = Self::default();
         for row in rows {
@@ -125,6 +131,10 @@ pub struct Writes<'a> {
     pub postings: Vec<(Uuid, Posting)>,
     /// Accounts whose balance changed.
     pub balances: Vec<BalanceChange>,
+    /// How holds were captured or voided.
+    pub resolutions: Vec<Resolution>,
+    /// Originals whose reversal was accepted, or rejected later.
+    pub reversals: Vec<ReversalChange>,
     pub dead_letters: Vec<DeadLetter>,
 }
 
@@ -136,12 +146,64 @@ pub struct OperationChange<'a> {
     pub from_state: State,
 }
 
-/// A balance as it is to be, and its version when it was locked. Where it has another one, nothing is written at all.
+/// A balance as it is to be, and its version and what was held when it was locked. Where it has others, nothing is written at all.
 #[derive(Debug, Clone, Copy)]
 pub struct BalanceChange {
     pub account_id: Uuid,
     pub from_version: i64,
+    pub from_held: Minor,
     pub after: Balance,
+}
+
+/// What reverses an operation, and what did when it was locked. Where another one does, nothing is written at all.
+#[derive(Debug, Clone, Copy)]
+pub struct ReversalChange {
+    pub original_id: Uuid,
+    pub from: Option<Uuid>,
+    pub to: Option<Uuid>,
+}
+
+/// Which holds to take that have run out.
+#[derive(Debug, Clone, Copy)]
+pub struct ExpiredHolds<'a> {
+    /// Whose expiry is not later.
+    pub now_us: i64,
+    /// At most so many.
+    pub limit: u32,
+    pub among: Among<'a>,
+}
+
+/// Among which holds to look.
+#[derive(Debug, Clone, Copy)]
+pub enum Among<'a> {
+    All,
+    /// Those on these accounts.
+    OnAccounts(&'a [Uuid]),
+    /// These, by their ids.
+    These(&'a [Uuid]),
+}
+
+impl ExpiredHolds<'_> {
+    /// With the time as `$1`, and `are_listed` as the condition that an id is in the list of ids. The accounts of a hold of several legs are in
+    /// `operation_parties`.
+    fn condition(&self, are_listed: &str) -> String {
+        let among = match self.among {
+            Among::All => String::new(),
+            Among::These(_) => format!(" AND o.id {are_listed}"),
+            Among::OnAccounts(_) => format!(
+                " AND (o.source_account_id {are_listed} OR o.legs IS NOT NULL AND EXISTS \
+                 (SELECT 1 FROM operation_parties p WHERE p.operation_id = o.id AND p.party_id {are_listed}))"
+            ),
+        };
+        format!("WHERE o.state = 3 AND o.hold_expire_us <= $1{among} ORDER BY o.hold_expire_us LIMIT {}", self.limit)
+    }
+
+    fn ids(&self) -> Option<&[Uuid]> {
+        match self.among {
+            Among::All => None,
+            Among::OnAccounts(ids) | Among::These(ids) => Some(ids),
+        }
+    }
 }
 
 /// An operation that is given up until an operator retries it.
@@ -169,6 +231,25 @@ impl Ledger {
         match self {
             Self::Postgres(tx) => postgres::lock(tx, accounts, lock).await,
             Self::Sqlite(tx) => sqlite::lock(tx, accounts).await,
+        }
+    }
+
+    /// Locks operations in the order of their ids, which must be sorted. Those that are missing were not locked.
+    pub async fn lock_operations(&mut self, ids: &[Uuid], lock: Lock) -> Result<Vec<ClaimedOperation>, Error> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        match self {
+            Self::Postgres(tx) => postgres::lock_operations(tx, ids, lock).await,
+            Self::Sqlite(tx) => sqlite::lock_operations(tx, ids).await,
+        }
+    }
+
+    /// Locks holds that have run out and that nobody else has, those that ran out first before the others.
+    pub async fn lock_expired(&mut self, which: ExpiredHolds<'_>) -> Result<ClaimedOperations, Error> {
+        match self {
+            Self::Postgres(tx) => postgres::lock_expired(tx, which).await,
+            Self::Sqlite(tx) => sqlite::lock_expired(tx, which).await,
         }
     }
 

@@ -8,11 +8,13 @@ use lastro_database::rows::all_of_ids;
 use lastro_database::{Database, Error, Transaction, all, execute, one, select_all};
 use lastro_mesh::page::{BYTES_MAX, Page};
 use lastro_money::{Amount, Currency, Minor};
-use sea_orm::sea_query::{Alias, Expr, ExprTrait as _, Order, Query, SelectStatement, SimpleExpr, UnionType};
+use sea_orm::sea_query::{Alias, Expr, ExprTrait as _, JoinType, Order, Query, SelectStatement, SimpleExpr, UnionType};
 use sea_orm::{ConnectionTrait, FromQueryResult, Value};
 use uuid::Uuid;
 
-use crate::domain::operation::{Head, Operation, State, Type};
+use super::legs;
+use crate::domain::account::SYSTEM_OWNER;
+use crate::domain::operation::{Head, Hold, Movement, Operation, OperationLeg, Party, State, Type};
 use crate::domain::rejection::Rejection;
 
 /// The numbers of kinds in the table.
@@ -75,10 +77,17 @@ pub(super) struct Row {
     version: i64,
     hash: Vec<u8>,
     attempts: i64,
+    legs: Option<Vec<u8>>,
+    hold_expire_us: Option<i64>,
+    captured_amount: Option<i64>,
+    rejected_leg: Option<i64>,
+    original_id: Option<Uuid>,
+    reversal_id: Option<Uuid>,
+    balances_after: Option<Vec<u8>>,
 }
 
 /// In this order everywhere: what is read by place, written by place, and copied.
-pub(super) const COLUMN_NAMES: [&str; 21] = [
+pub(super) const COLUMN_NAMES: [&str; 28] = [
     "id",
     "owner_id",
     "external_id",
@@ -100,6 +109,13 @@ pub(super) const COLUMN_NAMES: [&str; 21] = [
     "version",
     "hash",
     "attempts",
+    "legs",
+    "hold_expire_us",
+    "captured_amount",
+    "rejected_leg",
+    "original_id",
+    "reversal_id",
+    "balances_after",
 ];
 
 pub(super) static COLUMNS: LazyLock<String> = LazyLock::new(|| COLUMN_NAMES.join(", "));
@@ -133,6 +149,13 @@ impl Row {
             version: row.get(18)?,
             hash: row.get(19)?,
             attempts: row.get(20)?,
+            legs: row.get(21)?,
+            hold_expire_us: row.get(22)?,
+            captured_amount: row.get(23)?,
+            rejected_leg: row.get(24)?,
+            original_id: row.get(25)?,
+            reversal_id: row.get(26)?,
+            balances_after: row.get(27)?,
         })
     }
 
@@ -144,29 +167,119 @@ impl Row {
             "" => None,
             name => Some(Rejection::from_name(name).ok_or_else(|| Error::corrupt("a reason that is none"))?),
         };
-        let currency = Currency::from_code(&self.currency_code).ok_or_else(|| Error::corrupt("a currency that is none"))?;
+        let rejected_leg = self.rejected_leg.map(usize::try_from).transpose().map_err(Error::corrupt)?;
+        let movement = match &self.legs {
+            Some(legs) => Movement::Legs(legs::from_bytes(legs)?),
+            None => Movement::Single(self.single()?),
+        };
         Ok(Operation {
             id: self.id,
             owner_id: self.owner_id,
-            external_id: self.external_id,
             request_hash: hash(self.request_hash)?,
             kind,
             state,
             reason,
-            amount: Amount::new(Minor::new(self.amount), currency),
-            source: self.source_account_id,
-            destination: self.destination_account_id,
-            source_owner: self.source_owner_id,
-            destination_owner: self.destination_owner_id,
+            rejected_leg,
+            movement,
+            hold: self.hold_expire_us.map(|expire_time_us| Hold { expire_time_us, captured: self.captured_amount.map(Minor::new) }),
+            original_id: self.original_id,
+            reversal_id: self.reversal_id,
+            balances_after: self.balances_after.as_deref().map(legs::balances_from_bytes).transpose()?,
+            external_id: self.external_id,
             description: self.description,
             metadata: metadata_from_text(&self.metadata)?,
             effective_time_us: self.effective_time_us,
+            // Where nothing was given, it is the time of acceptance until it is posted, and nobody asks any more then.
+            has_effective_time: self.effective_time_us != self.create_time_us,
             create_time_us: self.create_time_us,
             update_time_us: self.update_time_us,
             head: Some(Head { version: self.version, hash: hash(self.hash)? }),
             attempts: self.attempts,
         })
     }
+
+    fn single(&self) -> Result<OperationLeg, Error> {
+        let currency = Currency::from_code(&self.currency_code).ok_or_else(|| Error::corrupt("a currency that is none"))?;
+        // Of an account whose owner an older version did not note, nobody is the owner.
+        let party = |account_id, owner_id: Option<Uuid>| Party { account_id, owner_id: owner_id.unwrap_or(SYSTEM_OWNER) };
+        Ok(OperationLeg {
+            source: self.source_account_id.map(|id| party(id, self.source_owner_id)),
+            destination: self.destination_account_id.map(|id| party(id, self.destination_owner_id.or(self.source_owner_id))),
+            amount: Amount::new(Minor::new(self.amount), currency),
+            description: String::new(),
+        })
+    }
+}
+
+/// The columns in which a list looks for an operation's accounts and owners.
+pub(super) struct Sides {
+    pub source: Option<Uuid>,
+    pub destination: Option<Uuid>,
+    pub source_owner: Option<Uuid>,
+    /// None where it is the source's owner, so that who owns both finds the operation once.
+    pub destination_owner: Option<Uuid>,
+}
+
+/// Those of an operation. One of several legs has its accounts, and their other owners, in `operation_parties`.
+pub(super) fn sides(operation: &Operation) -> Sides {
+    let parties = |leg: &OperationLeg| (leg.source, leg.destination);
+    match &operation.movement {
+        Movement::Single(leg) => {
+            let (source, destination) = parties(leg);
+            let source_owner = source.map(|party| party.owner_id);
+            Sides {
+                source: source.map(|party| party.account_id),
+                destination: destination.map(|party| party.account_id),
+                source_owner,
+                destination_owner: destination.map(|party| party.owner_id).filter(|owner| source_owner != Some(*owner)),
+            }
+        }
+        Movement::Legs(_) => {
+            let first = operation.movement.parties().next();
+            Sides { source: None, destination: None, source_owner: first.map(|party| party.owner_id), destination_owner: None }
+        }
+    }
+}
+
+/// The amount that stands in the row: of several legs that of the first, which nobody reads.
+pub(super) fn row_amount(operation: &Operation) -> Option<Amount> {
+    operation.movement.legs().first().map(|leg| leg.amount)
+}
+
+/// Several legs, as they are stored.
+pub(super) fn legs_bytes(operation: &Operation) -> Option<Vec<u8>> {
+    match &operation.movement {
+        Movement::Single(_) => None,
+        Movement::Legs(legs) => Some(legs::to_bytes(legs)),
+    }
+}
+
+/// What was captured of a hold of a single leg.
+pub(super) fn captured(operation: &Operation) -> Option<i64> {
+    operation.hold?.captured.map(Minor::get)
+}
+
+/// At most 100 legs.
+pub(super) fn rejected_leg(operation: &Operation) -> Option<i64> {
+    operation.rejected_leg.and_then(|leg| i64::try_from(leg).ok())
+}
+
+/// The posted balances after it, as they are stored.
+pub(super) fn balances_after(operation: &Operation) -> Option<Vec<u8>> {
+    operation.balances_after.as_ref().map(legs::balances_to_bytes)
+}
+
+/// The rows of `operation_parties` of an operation: of several legs every account, and every owner but the one whom its row names.
+pub(super) fn party_rows(operation: &Operation) -> Vec<(Uuid, Uuid)> {
+    if operation.movement.single().is_some() {
+        return Vec::new();
+    }
+    let named = sides(operation).source_owner;
+    let mut parties: Vec<Uuid> = operation.movement.parties().flat_map(|party| [party.account_id, party.owner_id]).collect();
+    parties.sort_unstable();
+    parties.dedup();
+    parties.retain(|party| Some(*party) != named);
+    parties.into_iter().map(|party| (party, operation.id)).collect()
 }
 
 /// Metadata as it is stored: a JSON object, or nothing.
@@ -203,6 +316,16 @@ pub async fn get(on: &impl ConnectionTrait, id: Uuid) -> Result<Option<Operation
     one::<Row>(on, &format!("SELECT {} FROM operations WHERE id = $1", *COLUMNS), [id.into()]).await?.map(Row::read).transpose()
 }
 
+/// Whether an operation has an event.
+pub async fn has_event(on: &impl ConnectionTrait, operation_id: Uuid, event_id: Uuid) -> Result<bool, Error> {
+    #[derive(FromQueryResult)]
+    struct Found {
+        id: Uuid,
+    }
+    let sql = "SELECT id FROM operation_events WHERE aggregate_id = $1 AND id = $2";
+    Ok(one::<Found>(on, sql, [operation_id.into(), event_id.into()]).await?.is_some_and(|found| found.id == event_id))
+}
+
 /// How far these operations have come: the versions of their last events.
 pub async fn versions(on: &impl ConnectionTrait, ids: &[Uuid]) -> Result<Vec<(Uuid, i64)>, Error> {
     #[derive(FromQueryResult)]
@@ -233,8 +356,9 @@ pub async fn by_keys(on: &impl ConnectionTrait, keys: &[(Uuid, &str)]) -> Result
     Ok(found)
 }
 
-/// Whether an operation that is not settled yet names an account of a user, on either side. Few are open at any time.
-pub async fn any_open_of(tx: &Transaction, owner_id: Uuid) -> Result<bool, Error> {
+/// Whether an operation that is not settled yet names one of some accounts, on either side. Few are open at any time. `accounts` is a query of ids, in
+/// which `$1` is `of`.
+async fn any_open(tx: &Transaction, accounts: &str, of: Uuid) -> Result<bool, Error> {
     #[derive(FromQueryResult)]
     struct Found {
         id: Uuid,
@@ -242,12 +366,58 @@ pub async fn any_open_of(tx: &Transaction, owner_id: Uuid) -> Result<bool, Error
     // To be settled, and then authorized or waiting for somebody: each of the two has an index of its own.
     let arms = ["1, 2", "3, 8"].map(|states| {
         format!(
-            "SELECT id FROM operations WHERE state IN ({states}) AND (source_account_id IN (SELECT id FROM accounts WHERE owner_id = $1) \
-             OR destination_account_id IN (SELECT id FROM accounts WHERE owner_id = $1))"
+            "SELECT o.id FROM operations o WHERE o.state IN ({states}) AND (o.source_account_id IN ({accounts}) OR o.destination_account_id IN ({accounts}) \
+             OR EXISTS (SELECT 1 FROM operation_parties p WHERE p.operation_id = o.id AND p.party_id IN ({accounts})))"
         )
     });
-    let found: Option<Found> = one(tx, &format!("{} LIMIT 1", arms.join(" UNION ALL ")), [owner_id.into()]).await?;
+    let found: Option<Found> = one(tx, &format!("{} LIMIT 1", arms.join(" UNION ALL ")), [of.into()]).await?;
     Ok(found.is_some_and(|found| !found.id.is_nil()))
+}
+
+/// Whether an operation that is not settled yet names an account of a user.
+pub async fn any_open_of_owner(tx: &Transaction, owner_id: Uuid) -> Result<bool, Error> {
+    any_open(tx, "SELECT id FROM accounts WHERE owner_id = $1", owner_id).await
+}
+
+/// Whether an operation that is not settled yet names an account.
+pub async fn any_open_of_account(tx: &Transaction, account_id: Uuid) -> Result<bool, Error> {
+    any_open(tx, "SELECT id FROM accounts WHERE id = $1", account_id).await
+}
+
+/// The holds on some accounts that have run out and are not released yet, those that ran out first before the others: at most 1,000.
+pub async fn expired_on(on: &impl ConnectionTrait, accounts: &[Uuid], now_us: i64) -> Result<Vec<Operation>, Error> {
+    let mut expired = Vec::new();
+    for of in ["source_account_id {ids}", "id IN (SELECT operation_id FROM operation_parties WHERE party_id {ids})"] {
+        let sql = format!("SELECT {} FROM operations WHERE state = 3 AND hold_expire_us <= $2 AND {of} ORDER BY hold_expire_us LIMIT 500", *COLUMNS);
+        let rows: Vec<Row> = all_of_ids(on, &sql, accounts, [now_us.into()]).await?;
+        for row in rows {
+            expired.push(row.read()?);
+        }
+    }
+    Ok(expired)
+}
+
+/// Who captured or voided a hold, by which key, and what it asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resolution {
+    pub operation_id: Uuid,
+    pub caller_id: Uuid,
+    pub external_id: String,
+    pub request_hash: [u8; 32],
+}
+
+/// How a hold was captured or voided; None where it was not.
+pub async fn resolution(on: &impl ConnectionTrait, operation_id: Uuid) -> Result<Option<Resolution>, Error> {
+    #[derive(FromQueryResult)]
+    struct Stored {
+        caller_id: Uuid,
+        external_id: String,
+        request_hash: Vec<u8>,
+    }
+    let sql = "SELECT caller_id, external_id, request_hash FROM hold_resolutions WHERE operation_id = $1";
+    let Some(found) = one::<Stored>(on, sql, [operation_id.into()]).await? else { return Ok(None) };
+    let request_hash = found.request_hash.try_into().map_err(|_| Error::corrupt("a hash that has not 32 bytes"))?;
+    Ok(Some(Resolution { operation_id, caller_id: found.caller_id, external_id: found.external_id, request_hash }))
 }
 
 /// Whose operations a list has.
@@ -381,13 +551,34 @@ fn newest(of: Of, filter: &Filter, (from, before): (Uuid, Uuid), limit: u64) -> 
         Of::Owner(id) => (["source_owner_id", "destination_owner_id"], id),
         Of::Account(id) => (["source_account_id", "destination_account_id"], id),
     };
-    // No operation is on both sides: an owner of both is the source's, and an account is never both.
+    // No operation is in two of the three: an owner of both sides is the source's, an account is never both, and of several legs the row names no account,
+    // and one owner, who is no party again.
     let [debits, credits] = columns.map(|column| {
         let side = one_side(Some(Expr::col(Alias::new(column)).eq(id)));
         Query::select().columns(COLUMN_NAMES.map(Alias::new)).from_subquery(side, Alias::new(column)).take()
     });
-    let mut both = debits;
-    both.union(UnionType::All, credits).order_by(Alias::new("id"), Order::Desc).limit(limit).take()
+    let mut all = debits;
+    all.union(UnionType::All, credits)
+        .union(UnionType::All, of_several_legs(id, (from, before), limit))
+        .order_by(Alias::new("id"), Order::Desc)
+        .limit(limit)
+        .take()
+}
+
+/// The newest operations of several legs that have a party, whatever else a filter asks for: each row is one look into each of two indexes.
+fn of_several_legs(party_id: Uuid, (from, before): (Uuid, Uuid), limit: u64) -> SelectStatement {
+    let party = |name: &str| Expr::col((Alias::new("p"), Alias::new(name)));
+    let mut newest = Query::select();
+    newest
+        .columns(COLUMN_NAMES.map(|name| (Alias::new("o"), Alias::new(name))))
+        .from_as(Alias::new("operation_parties"), Alias::new("p"))
+        .join_as(JoinType::InnerJoin, Alias::new("operations"), Alias::new("o"), party("operation_id").equals((Alias::new("o"), Alias::new("id"))))
+        .and_where(party("party_id").eq(party_id))
+        .and_where(party("operation_id").lt(before))
+        .and_where(party("operation_id").gte(from))
+        .order_by((Alias::new("p"), Alias::new("operation_id")), Order::Desc)
+        .limit(limit);
+    Query::select().columns(COLUMN_NAMES.map(Alias::new)).from_subquery(newest, Alias::new("several_legs")).take()
 }
 
 /// Notes the owners of operations that a replica of an older version stored, which knew no such columns; of at most 500, and how many they were.

@@ -4,26 +4,31 @@
 use std::sync::LazyLock;
 
 use lastro_database::Error;
-use lastro_database::pipelined::{Column, Pipeline, Pool, Pooled, Row, Statement, copy_statement};
+use lastro_database::pipelined::{Column, Field, Pipeline, Pool, Pooled, Row, Statement, Written, copy_statement};
 use lastro_events::Event;
 use lastro_money::Minor;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::{
-    BalanceChange, Claim, ClaimedOperation, ClaimedOperations, ClaimedRow, DEAD_LETTER, Lock, OperationChange, Writes, select_claimed, select_open,
+    BalanceChange, Claim, ClaimedOperation, ClaimedOperations, ClaimedRow, DEAD_LETTER, ExpiredHolds, Lock, OperationChange, ReversalChange, Writes,
+    select_claimed, select_open,
 };
 use crate::domain::ledger::{Balance, Balances, Posting};
 use crate::domain::operation::Operation;
-use crate::store::operations::{self, metadata_to_text};
+use crate::store::operations::{
+    self, Resolution, balances_after, captured, legs_bytes, metadata_to_text, party_rows, rejected_leg, row_amount, sides,
+};
 
-const SKIP_LOCKED: &str =
-    "SELECT account_id, posted, held, version, system, closed FROM balances WHERE account_id = ANY($1) ORDER BY account_id FOR UPDATE SKIP LOCKED";
-const WAIT_LOCKED: &str =
-    "SELECT account_id, posted, held, version, system, closed FROM balances WHERE account_id = ANY($1) ORDER BY account_id FOR UPDATE";
+const SKIP_LOCKED: &str = "SELECT account_id, posted, held, version, system, closed, frozen, credit_limit, recorded_us FROM balances \
+                           WHERE account_id = ANY($1) ORDER BY account_id FOR UPDATE SKIP LOCKED";
+const WAIT_LOCKED: &str = "SELECT account_id, posted, held, version, system, closed, frozen, credit_limit, recorded_us FROM balances \
+                           WHERE account_id = ANY($1) ORDER BY account_id FOR UPDATE";
 static COPY_OPERATIONS: LazyLock<String> = LazyLock::new(|| copy_statement("operations", OPERATION));
 static COPY_EVENTS: LazyLock<String> = LazyLock::new(|| copy_statement("operation_events", EVENT));
 static COPY_POSTINGS: LazyLock<String> = LazyLock::new(|| copy_statement("postings", POSTING));
+static COPY_PARTIES: LazyLock<String> = LazyLock::new(|| copy_statement("operation_parties", PARTY));
+static COPY_RESOLUTIONS: LazyLock<String> = LazyLock::new(|| copy_statement("hold_resolutions", RESOLUTION));
 
 const OPERATION: &[Column<Operation>] = &[
     Column { name: "id", write: |one, field| field.bytes(one.id.as_bytes()) },
@@ -33,12 +38,16 @@ const OPERATION: &[Column<Operation>] = &[
     Column { name: "kind", write: |one, field| field.bigint(operations::type_number(one.kind)) },
     Column { name: "state", write: |one, field| field.bigint(operations::state_number(one.state)) },
     Column { name: "reason", write: |one, field| field.bytes(operations::reason_text(one.reason).as_bytes()) },
-    Column { name: "currency_code", write: |one, field| field.bytes(one.amount.currency().code().as_bytes()) },
-    Column { name: "amount", write: |one, field| field.bigint(one.amount.minor().get()) },
-    Column { name: "source_account_id", write: |one, field| field.optional(bytes_of(one.source.as_ref())) },
-    Column { name: "destination_account_id", write: |one, field| field.optional(bytes_of(one.destination.as_ref())) },
-    Column { name: "source_owner_id", write: |one, field| field.optional(bytes_of(one.source_owner.as_ref())) },
-    Column { name: "destination_owner_id", write: |one, field| field.optional(bytes_of(one.destination_owner.as_ref())) },
+    // What moves nothing is not stored: the table refuses NULL.
+    Column {
+        name: "currency_code",
+        write: |one, field| field.optional(row_amount(one).map(|amount| amount.currency()).as_ref().map(|currency| currency.code().as_bytes())),
+    },
+    Column { name: "amount", write: |one, field| optional_bigint(field, row_amount(one).map(|amount| amount.minor().get())) },
+    Column { name: "source_account_id", write: |one, field| field.optional(bytes_of(sides(one).source.as_ref())) },
+    Column { name: "destination_account_id", write: |one, field| field.optional(bytes_of(sides(one).destination.as_ref())) },
+    Column { name: "source_owner_id", write: |one, field| field.optional(bytes_of(sides(one).source_owner.as_ref())) },
+    Column { name: "destination_owner_id", write: |one, field| field.optional(bytes_of(sides(one).destination_owner.as_ref())) },
     Column { name: "description", write: |one, field| field.bytes(one.description.as_bytes()) },
     Column { name: "metadata", write: |one, field| field.bytes(metadata_to_text(&one.metadata).as_bytes()) },
     Column { name: "effective_time_us", write: |one, field| field.bigint(one.effective_time_us) },
@@ -48,6 +57,13 @@ const OPERATION: &[Column<Operation>] = &[
     Column { name: "version", write: |one, field| field.optional(one.head.map(|head| head.version.to_be_bytes()).as_ref().map(<[u8; 8]>::as_slice)) },
     Column { name: "hash", write: |one, field| field.optional(one.head.as_ref().map(|head| head.hash.as_slice())) },
     Column { name: "attempts", write: |one, field| field.bigint(one.attempts) },
+    Column { name: "legs", write: |one, field| field.optional(legs_bytes(one).as_deref()) },
+    Column { name: "hold_expire_us", write: |one, field| optional_bigint(field, one.hold.map(|hold| hold.expire_time_us)) },
+    Column { name: "captured_amount", write: |one, field| optional_bigint(field, captured(one)) },
+    Column { name: "rejected_leg", write: |one, field| optional_bigint(field, rejected_leg(one)) },
+    Column { name: "original_id", write: |one, field| field.optional(bytes_of(one.original_id.as_ref())) },
+    Column { name: "reversal_id", write: |one, field| field.optional(bytes_of(one.reversal_id.as_ref())) },
+    Column { name: "balances_after", write: |one, field| field.optional(balances_after(one).as_deref()) },
 ];
 
 const EVENT: &[Column<Event>] = &[
@@ -70,7 +86,28 @@ const POSTING: &[Column<(Uuid, Posting)>] = &[
     Column { name: "operation_id", write: |(operation_id, _), field| field.bytes(operation_id.as_bytes()) },
     Column { name: "amount", write: |(_, posting), field| field.bigint(posting.amount.get()) },
     Column { name: "balance", write: |(_, posting), field| field.bigint(posting.balance.get()) },
+    Column { name: "recorded_us", write: |(_, posting), field| field.bigint(posting.recorded_us) },
 ];
+
+/// A party of an operation of several legs, and the operation.
+const PARTY: &[Column<(Uuid, Uuid)>] = &[
+    Column { name: "party_id", write: |(party_id, _), field| field.bytes(party_id.as_bytes()) },
+    Column { name: "operation_id", write: |(_, operation_id), field| field.bytes(operation_id.as_bytes()) },
+];
+
+const RESOLUTION: &[Column<Resolution>] = &[
+    Column { name: "operation_id", write: |one, field| field.bytes(one.operation_id.as_bytes()) },
+    Column { name: "caller_id", write: |one, field| field.bytes(one.caller_id.as_bytes()) },
+    Column { name: "external_id", write: |one, field| field.bytes(one.external_id.as_bytes()) },
+    Column { name: "request_hash", write: |one, field| field.bytes(&one.request_hash) },
+];
+
+fn optional_bigint(field: Field<'_>, value: Option<i64>) -> Written {
+    match value {
+        Some(value) => field.bigint(value),
+        None => field.optional(None),
+    }
+}
 
 fn bytes_of(id: Option<&Uuid>) -> Option<&[u8]> {
     id.map(|id| id.as_bytes().as_slice())
@@ -78,20 +115,30 @@ fn bytes_of(id: Option<&Uuid>) -> Option<&[u8]> {
 
 /// What is changed is what was locked, as it was then: else the server raises an error, which names both numbers, and skips the COMMIT.
 const UPDATE_OPERATIONS: &str = "WITH changed AS (UPDATE operations o SET state = u.state, reason = u.reason, update_time_us = u.update_time_us, \
-                                 version = u.version, hash = u.hash, attempts = u.attempts \
+                                 version = u.version, hash = u.hash, attempts = u.attempts, rejected_leg = u.rejected_leg, \
+                                 captured_amount = u.captured_amount, balances_after = u.balances_after, effective_time_us = u.effective_time_us \
                                  FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::bigint[], $5::bigint[], $6::bytea[], $7::bigint[], \
-                                 $8::bigint[], $9::bigint[]) \
-                                 AS u (id, state, reason, update_time_us, version, hash, attempts, from_version, from_state) \
+                                 $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bytea[], $13::bigint[]) \
+                                 AS u (id, state, reason, update_time_us, version, hash, attempts, from_version, from_state, rejected_leg, \
+                                 captured_amount, balances_after, effective_time_us) \
                                  WHERE o.id = u.id AND o.version = u.from_version AND o.state = u.from_state RETURNING 1) \
                                  SELECT CASE WHEN count(*) = cardinality($1) THEN 1 \
                                  ELSE (count(*) || ' operations were changed, and meant were ' || cardinality($1))::int END FROM changed";
 /// As UPDATE_OPERATIONS.
-const UPDATE_BALANCES: &str = "WITH changed AS (UPDATE balances b SET posted = u.posted, held = u.held, version = u.version \
-                               FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[]) \
-                               AS u (account_id, posted, held, version, from_version) \
-                               WHERE b.account_id = u.account_id AND b.version = u.from_version RETURNING 1) \
+const UPDATE_BALANCES: &str = "WITH changed AS (UPDATE balances b SET posted = u.posted, held = u.held, version = u.version, floor = u.floor, \
+                               recorded_us = u.recorded_us \
+                               FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[]) \
+                               AS u (account_id, posted, held, version, from_version, from_held, floor, recorded_us) \
+                               WHERE b.account_id = u.account_id AND b.version = u.from_version AND b.held = u.from_held RETURNING 1) \
                                SELECT CASE WHEN count(*) = cardinality($1) THEN 1 \
                                ELSE (count(*) || ' balances were changed, and meant were ' || cardinality($1))::int END FROM changed";
+
+/// As UPDATE_OPERATIONS.
+const UPDATE_REVERSALS: &str = "WITH changed AS (UPDATE operations o SET reversal_id = u.to_id \
+                                FROM unnest($1::uuid[], $2::uuid[], $3::uuid[]) AS u (id, from_id, to_id) \
+                                WHERE o.id = u.id AND o.reversal_id IS NOT DISTINCT FROM u.from_id RETURNING 1) \
+                                SELECT CASE WHEN count(*) = cardinality($1) THEN 1 \
+                                ELSE (count(*) || ' originals were changed, and meant were ' || cardinality($1))::int END FROM changed";
 
 /// A transaction. Dropped before its end, it takes its connection along, and the server undoes it.
 pub struct Tx {
@@ -147,8 +194,17 @@ pub async fn lock(tx: &mut Tx, accounts: &[Uuid], lock: Lock) -> Result<Balances
     };
     let rows = tx.run(sql, &[&accounts]).await?;
     let read = |row: Row| {
-        let (posted, held, version) = (Minor::new(row.get(1)?), Minor::new(row.get(2)?), row.get(3)?);
-        Ok((row.get(0)?, Balance { posted, held, version, system: row.get(4)?, closed: row.get(5)? }))
+        let balance = Balance {
+            posted: Minor::new(row.get(1)?),
+            held: Minor::new(row.get(2)?),
+            version: row.get(3)?,
+            system: row.get(4)?,
+            closed: row.get(5)?,
+            frozen: row.get(6)?,
+            credit_limit: Minor::new(row.get(7)?),
+            recorded_us: row.get(8)?,
+        };
+        Ok((row.get(0)?, balance))
     };
     rows.into_iter().map(read).collect()
 }
@@ -156,6 +212,25 @@ pub async fn lock(tx: &mut Tx, accounts: &[Uuid], lock: Lock) -> Result<Balances
 pub async fn claim(tx: &mut Tx, claim: Claim) -> Result<ClaimedOperations, Error> {
     let sql = select_open(claim, " FOR UPDATE OF o SKIP LOCKED");
     let rows = tx.run(&sql, &[&claim.after, &claim.failed_before_us, &claim.failed_after_us()]).await?;
+    Ok(ClaimedOperations::of(rows.iter().map(claimed_row).collect::<Result<_, _>>()?))
+}
+
+pub async fn lock_operations(tx: &mut Tx, ids: &[Uuid], lock: Lock) -> Result<Vec<ClaimedOperation>, Error> {
+    let skip = match lock {
+        Lock::Skip => " SKIP LOCKED",
+        Lock::Wait => "",
+    };
+    let sql = select_claimed(&format!("WHERE o.id = ANY($1) ORDER BY o.id FOR UPDATE OF o{skip}"));
+    let rows = tx.run(&sql, &[&ids]).await?;
+    rows.iter().map(|row| claimed_row(row)?.read()).collect()
+}
+
+pub async fn lock_expired(tx: &mut Tx, which: ExpiredHolds<'_>) -> Result<ClaimedOperations, Error> {
+    let sql = select_claimed(&format!("{} FOR UPDATE OF o SKIP LOCKED", which.condition("= ANY($2)")));
+    let rows = match which.ids() {
+        None => tx.run(&sql, &[&which.now_us]).await?,
+        Some(ids) => tx.run(&sql, &[&which.now_us, &ids]).await?,
+    };
     Ok(ClaimedOperations::of(rows.iter().map(claimed_row).collect::<Result<_, _>>()?))
 }
 
@@ -176,7 +251,10 @@ pub async fn commit(mut tx: Tx, writes: &Writes<'_>) -> Result<(), Error> {
         [tx.prepare("BEGIN").await?, tx.prepare(&COPY_OPERATIONS).await?, tx.prepare(UPDATE_OPERATIONS).await?];
     let [copy_events, copy_postings] = [tx.prepare(&COPY_EVENTS).await?, tx.prepare(&COPY_POSTINGS).await?];
     let [update_balances, dead_letter] = [tx.prepare(UPDATE_BALANCES).await?, tx.prepare(DEAD_LETTER).await?];
+    let [copy_parties, copy_resolutions, update_reversals] =
+        [tx.prepare(&COPY_PARTIES).await?, tx.prepare(&COPY_RESOLUTIONS).await?, tx.prepare(UPDATE_REVERSALS).await?];
     let commit = tx.prepare("COMMIT").await?;
+    let parties: Vec<(Uuid, Uuid)> = writes.inserted.iter().flat_map(|operation| party_rows(operation)).collect();
 
     let begun = std::mem::replace(&mut tx.begun, true);
     let mut pipeline = tx.connection()?.pipeline();
@@ -197,6 +275,15 @@ pub async fn commit(mut tx: Tx, writes: &Writes<'_>) -> Result<(), Error> {
     }
     if !writes.postings.is_empty() {
         pipeline.copy(&copy_postings, POSTING, &writes.postings);
+    }
+    if !parties.is_empty() {
+        pipeline.copy(&copy_parties, PARTY, &parties);
+    }
+    if !writes.resolutions.is_empty() {
+        pipeline.copy(&copy_resolutions, RESOLUTION, &writes.resolutions);
+    }
+    if !writes.reversals.is_empty() {
+        write_reversals(&mut pipeline, &update_reversals, &writes.reversals);
     }
     for one in &writes.dead_letters {
         pipeline.execute(&dead_letter, &[&one.operation_id, &one.error, &one.attempts, &one.create_time_us]);
@@ -223,6 +310,10 @@ fn write_updated(pipeline: &mut Pipeline<'_>, update: &Statement, changes: &[Ope
             &column(changes, |one| one.operation.attempts),
             &column(changes, |one| one.from.map(|head| head.version)),
             &column(changes, |one| operations::state_number(one.from_state)),
+            &column(changes, |one| rejected_leg(one.operation)),
+            &column(changes, |one| captured(one.operation)),
+            &column(changes, |one| balances_after(one.operation)),
+            &column(changes, |one| one.operation.effective_time_us),
         ],
     );
 }
@@ -236,8 +327,15 @@ fn write_balances(pipeline: &mut Pipeline<'_>, update: &Statement, changes: &[Ba
             &column(changes, |one| one.after.held.get()),
             &column(changes, |one| one.after.version),
             &column(changes, |one| one.from_version),
+            &column(changes, |one| one.from_held.get()),
+            &column(changes, |one| one.after.floor().get()),
+            &column(changes, |one| one.after.recorded_us),
         ],
     );
+}
+
+fn write_reversals(pipeline: &mut Pipeline<'_>, update: &Statement, changes: &[ReversalChange]) {
+    pipeline.check(update, &[&column(changes, |one| one.original_id), &column(changes, |one| one.from), &column(changes, |one| one.to)]);
 }
 
 fn column<'a, T, V>(rows: &'a [T], value: impl Fn(&'a T) -> V) -> Vec<V> {

@@ -8,7 +8,9 @@ use sqlx::sqlite::{SqliteArguments, SqlitePool, SqliteRow};
 use sqlx::{FromRow as _, Row as _, Sqlite};
 use uuid::Uuid;
 
-use super::{Claim, ClaimedOperation, ClaimedOperations, ClaimedRow, OperationChange, Writes, select_claimed, select_open};
+use super::{
+    Claim, ClaimedOperation, ClaimedOperations, ClaimedRow, ExpiredHolds, OperationChange, ReversalChange, Writes, select_claimed, select_open,
+};
 use crate::domain::ledger::{Balance, Balances};
 use crate::domain::operation::Operation;
 use crate::store::operations::{self, metadata_to_text};
@@ -60,7 +62,10 @@ pub async fn lock(tx: &mut Tx, accounts: &[Uuid]) -> Result<Balances, Error> {
     let mut balances = Balances::with_capacity_and_hasher(accounts.len(), foldhash::fast::RandomState::default());
     for chunk in chunks(accounts) {
         let places = vec!["?"; chunk.len()].join(", ");
-        let sql = format!("SELECT account_id, posted, held, version, system, closed FROM balances WHERE account_id IN ({places})");
+        let sql = format!(
+            "SELECT account_id, posted, held, version, system, closed, frozen, credit_limit, recorded_us FROM balances \
+             WHERE account_id IN ({places})"
+        );
         let query = chunk.iter().fold(sqlx::query(sqlx::AssertSqlSafe(sql)), |query, id| query.bind(*id));
         for row in query.fetch_all(&mut *tx.connection).await? {
             let balance = Balance {
@@ -69,6 +74,9 @@ pub async fn lock(tx: &mut Tx, accounts: &[Uuid]) -> Result<Balances, Error> {
                 version: row.try_get(3)?,
                 system: row.try_get(4)?,
                 closed: row.try_get(5)?,
+                frozen: row.try_get(6)?,
+                credit_limit: Minor::new(row.try_get(7)?),
+                recorded_us: row.try_get(8)?,
             };
             balances.insert(row.try_get(0)?, balance);
         }
@@ -88,11 +96,13 @@ pub async fn commit(mut tx: Tx, writes: &Writes<'_>) -> Result<(), Error> {
 async fn write(tx: &mut Tx, writes: &Writes<'_>) -> Result<(), Error> {
     insert_operations(tx, &writes.inserted).await?;
     for OperationChange { operation, from, from_state } in &writes.updated {
-        let sql = "UPDATE operations SET state = ?, reason = ?, update_time_us = ?, version = ?, hash = ?, attempts = ? \
-                   WHERE id = ? AND version = ? AND state = ?";
+        let sql = "UPDATE operations SET state = ?, reason = ?, update_time_us = ?, version = ?, hash = ?, attempts = ?, rejected_leg = ?, \
+                   captured_amount = ?, balances_after = ?, effective_time_us = ? WHERE id = ? AND version = ? AND state = ?";
         let query = sqlx::query(sql).bind(operations::state_number(operation.state)).bind(operations::reason_text(operation.reason));
         let head = operation.head.ok_or_else(|| Error::corrupt("an operation without an event"))?;
         let query = query.bind(operation.update_time_us).bind(head.version).bind(head.hash.to_vec()).bind(operation.attempts);
+        let query = query.bind(operations::rejected_leg(operation)).bind(operations::captured(operation));
+        let query = query.bind(operations::balances_after(operation)).bind(operation.effective_time_us);
         let query = query.bind(operation.id).bind(from.map(|head| head.version)).bind(operations::state_number(*from_state));
         let changed = query.execute(&mut *tx.connection).await?;
         Error::expect_rows(1, changed.rows_affected())?;
@@ -105,18 +115,33 @@ async fn write(tx: &mut Tx, writes: &Writes<'_>) -> Result<(), Error> {
         query.bind(event.recorded_us).bind(event.hash.to_vec())
     })
     .await?;
-    let sql = "INSERT INTO postings (account_id, account_version, operation_id, amount, balance) VALUES ";
-    insert(tx, sql, "", 5, &writes.postings, |query, (operation_id, posting)| {
-        query.bind(posting.account_id).bind(posting.account_version).bind(*operation_id).bind(posting.amount.get()).bind(posting.balance.get())
+    let sql = "INSERT INTO postings (account_id, account_version, operation_id, amount, balance, recorded_us) VALUES ";
+    insert(tx, sql, "", 6, &writes.postings, |query, (operation_id, posting)| {
+        let query = query.bind(posting.account_id).bind(posting.account_version).bind(*operation_id);
+        query.bind(posting.amount.get()).bind(posting.balance.get()).bind(posting.recorded_us)
     })
     .await?;
+    let parties: Vec<(Uuid, Uuid)> = writes.inserted.iter().flat_map(|operation| operations::party_rows(operation)).collect();
+    let sql = "INSERT INTO operation_parties (party_id, operation_id) VALUES ";
+    insert(tx, sql, "", 2, &parties, |query, (party_id, operation_id)| query.bind(*party_id).bind(*operation_id)).await?;
+    let sql = "INSERT INTO hold_resolutions (operation_id, caller_id, external_id, request_hash) VALUES ";
+    insert(tx, sql, "", 4, &writes.resolutions, |query, one| {
+        query.bind(one.operation_id).bind(one.caller_id).bind(one.external_id.clone()).bind(one.request_hash.to_vec())
+    })
+    .await?;
+    for ReversalChange { original_id, from, to } in &writes.reversals {
+        let sql = "UPDATE operations SET reversal_id = ? WHERE id = ? AND reversal_id IS ?";
+        let changed = sqlx::query(sql).bind(*to).bind(*original_id).bind(*from).execute(&mut *tx.connection).await?;
+        Error::expect_rows(1, changed.rows_affected())?;
+    }
     // What is changed is what was locked, as it was then.
-    let sql = "WITH u (account_id, posted, held, version, from_version) AS (VALUES ";
-    let update = ") UPDATE balances SET posted = u.posted, held = u.held, version = u.version FROM u \
-                  WHERE balances.account_id = u.account_id AND balances.version = u.from_version";
-    let changed = insert(tx, sql, update, 5, &writes.balances, |query, change| {
+    let sql = "WITH u (account_id, posted, held, version, from_version, from_held, floor, recorded_us) AS (VALUES ";
+    let update = ") UPDATE balances SET posted = u.posted, held = u.held, version = u.version, floor = u.floor, recorded_us = u.recorded_us FROM u \
+                  WHERE balances.account_id = u.account_id AND balances.version = u.from_version AND balances.held = u.from_held";
+    let changed = insert(tx, sql, update, 8, &writes.balances, |query, change| {
         let after = change.after;
-        query.bind(change.account_id).bind(after.posted.get()).bind(after.held.get()).bind(after.version).bind(change.from_version)
+        let query = query.bind(change.account_id).bind(after.posted.get()).bind(after.held.get()).bind(after.version).bind(change.from_version);
+        query.bind(change.from_held.get()).bind(after.floor().get()).bind(after.recorded_us)
     })
     .await?;
     Error::expect_rows(writes.balances.len() as u64, changed)?;
@@ -136,22 +161,30 @@ async fn insert_operations(tx: &mut Tx, operations: &[&Operation]) -> Result<u64
             .bind(one.external_id.clone())
             .bind(one.request_hash.to_vec())
             .bind(operations::type_number(one.kind));
+        let sides = operations::sides(one);
         let query = query
             .bind(operations::state_number(one.state))
             .bind(operations::reason_text(one.reason))
-            .bind(one.amount.currency().code().to_owned())
-            .bind(one.amount.minor().get())
-            .bind(one.source);
+            // What moves nothing is not stored: the table refuses NULL.
+            .bind(operations::row_amount(one).map(|amount| amount.currency().code().to_owned()))
+            .bind(operations::row_amount(one).map(|amount| amount.minor().get()))
+            .bind(sides.source);
         let query = query
-            .bind(one.destination)
-            .bind(one.source_owner)
-            .bind(one.destination_owner)
+            .bind(sides.destination)
+            .bind(sides.source_owner)
+            .bind(sides.destination_owner)
             .bind(one.description.clone())
             .bind(metadata_to_text(&one.metadata))
             .bind(one.effective_time_us);
         // What has no event is not stored: the table refuses NULL.
         let (version, hash) = (one.head.map(|head| head.version), one.head.map(|head| head.hash.to_vec()));
-        query.bind(one.create_time_us).bind(one.update_time_us).bind(version).bind(hash).bind(one.attempts)
+        let query = query.bind(one.create_time_us).bind(one.update_time_us).bind(version).bind(hash).bind(one.attempts);
+        let query = query
+            .bind(operations::legs_bytes(one))
+            .bind(one.hold.map(|hold| hold.expire_time_us))
+            .bind(operations::captured(one))
+            .bind(operations::rejected_leg(one));
+        query.bind(one.original_id).bind(one.reversal_id).bind(operations::balances_after(one))
     })
     .await
 }
@@ -188,6 +221,27 @@ fn chunks<T>(mut rows: &[T]) -> impl Iterator<Item = &[T]> {
 pub async fn claim(tx: &mut Tx, claim: Claim) -> Result<ClaimedOperations, Error> {
     let query = sqlx::query(sqlx::AssertSqlSafe(select_open(claim, ""))).bind(claim.after);
     let rows = query.bind(claim.failed_before_us).bind(claim.failed_after_us()).fetch_all(&mut *tx.connection).await?;
+    Ok(ClaimedOperations::of(rows.iter().map(claimed_row).collect::<Result<_, _>>()?))
+}
+
+/// The one writer has them.
+pub async fn lock_operations(tx: &mut Tx, ids: &[Uuid]) -> Result<Vec<ClaimedOperation>, Error> {
+    let mut locked = Vec::with_capacity(ids.len());
+    for chunk in chunks(ids) {
+        let sql = select_claimed(&format!("WHERE o.id IN ({})", vec!["?"; chunk.len()].join(", ")));
+        let query = chunk.iter().fold(sqlx::query(sqlx::AssertSqlSafe(sql)), |query, id| query.bind(*id));
+        for row in query.fetch_all(&mut *tx.connection).await? {
+            locked.push(claimed_row(&row)?.read()?);
+        }
+    }
+    Ok(locked)
+}
+
+pub async fn lock_expired(tx: &mut Tx, which: ExpiredHolds<'_>) -> Result<ClaimedOperations, Error> {
+    // Ids are our own, and hexadecimal. A statement for each list of them is not kept.
+    let literals: Vec<String> = which.ids().unwrap_or_default().iter().map(|id| format!("x'{}'", id.simple())).collect();
+    let sql = select_claimed(&which.condition(&format!("IN ({})", literals.join(", "))));
+    let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(false).bind(which.now_us).fetch_all(&mut *tx.connection).await?;
     Ok(ClaimedOperations::of(rows.iter().map(claimed_row).collect::<Result<_, _>>()?))
 }
 

@@ -1,0 +1,330 @@
+//! One attempt of a batch, in one transaction: locks what it needs, decides in the order in which the callers came, writes everything, and commits.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use lastro_database::{Error, Kind};
+use lastro_events::Event;
+use lastro_mesh::clock;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::Settler;
+use super::decision::{self, Origin, Resolved, Settled, Table};
+use super::job::{Culprit, NewOperation, NewResolution, Refused};
+use super::settle::{Asked, Failure, Group};
+use crate::EVENTS;
+use crate::domain::ledger::{Balance, Balances};
+use crate::domain::operation::{Operation, State, is_to_be_settled};
+use crate::store::ledger::{Among, BalanceChange, ClaimedOperation, ExpiredHolds, Ledger, Lock, OperationChange, ReversalChange, Writes};
+use crate::store::operations::{self, Resolution};
+
+/// How long the outcome of an unknown COMMIT is asked for.
+const READ_BACK_FOR: Duration = Duration::from_secs(3);
+const READ_BACK_EVERY: Duration = Duration::from_millis(200);
+
+/// How a batch is attempted.
+#[derive(Clone, Copy)]
+pub(super) struct How {
+    /// Else operations are stored unsettled, as failed once.
+    pub decide: bool,
+    pub lock: Lock,
+    /// Before somebody is refused for funds, holds that have run out are looked for.
+    pub look_for_expired: bool,
+}
+
+/// What became of what one group asked for. Nothing of it is told before the commit.
+#[allow(clippy::large_enum_variant, reason = "almost always the largest; a box for each would cost more than the room")]
+pub(super) enum Outcome {
+    Created(Operation),
+    Together(Vec<Operation>),
+    Resolved(Box<Operation>),
+    Refused(Refused),
+    /// Somebody else has what it needs, and without that it is not stored.
+    NotLocked,
+}
+
+/// An operation that was stored before, as it was locked and as it is now.
+pub(super) struct Subject {
+    pub claimed: ClaimedOperation,
+    was: Operation,
+}
+
+impl Subject {
+    pub fn new(claimed: ClaimedOperation) -> (Uuid, Self) {
+        (claimed.operation.id, Self { was: claimed.operation.clone(), claimed })
+    }
+
+    /// What is to be written of it, if something happened to it.
+    pub fn change(&self) -> Option<OperationChange<'_>> {
+        let operation = &self.claimed.operation;
+        (operation.head != self.was.head).then_some(OperationChange { operation, from: self.was.head, from_state: self.was.state })
+    }
+}
+
+/// Everything that is decided together.
+pub(super) struct Decided<'a> {
+    pub table: Table<'a>,
+    /// Holds that are resolved, and originals that are reversed.
+    pub subjects: HashMap<Uuid, Subject>,
+    pub events: Vec<Event>,
+    pub postings: Vec<(Uuid, crate::domain::ledger::Posting)>,
+    pub resolutions: Vec<Resolution>,
+    pub reversals: Vec<ReversalChange>,
+}
+
+/// Why deciding cannot go on as it is.
+pub(super) enum Stop {
+    ElsewhereFirst,
+    Error(Error),
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+/// The stored operations that a group is about.
+fn subject_of(asked: &Asked) -> Option<Uuid> {
+    match asked {
+        Asked::Create { new, .. } => new.operation.original_id,
+        Asked::Together { .. } => None,
+        Asked::Resolve { new, .. } => Some(new.hold_id),
+    }
+}
+
+impl Settler {
+    /// One transaction for all groups.
+    pub(super) async fn attempt(&self, groups: &[Group], how: How) -> Result<Vec<Outcome>, Failure> {
+        let mut ledger = Ledger::begin(&self.database).await?;
+        let mut subjects: Vec<Uuid> = groups.iter().filter_map(|group| subject_of(&group.asked)).collect();
+        subjects.sort_unstable();
+        subjects.dedup();
+        // Operations before balances, as everybody does.
+        let subjects = ledger.lock_operations(&subjects, how.lock).await?.into_iter().map(Subject::new).collect();
+        let balances = if how.decide { ledger.lock(&self.accounts_of(groups), how.lock).await? } else { Balances::default() };
+        let before = balances.clone();
+        // The clock is read when the locks are held: a hold that has run out by then is dead.
+        let mut decided = Decided::new(Table::new(balances, &self.stripes, clock::now_us()), subjects);
+        let mut outcomes: Vec<Outcome> = Vec::new();
+        outcomes.resize_with(groups.len(), || Outcome::NotLocked);
+        // In the order in which they came.
+        let mut order: Vec<usize> = (0..groups.len()).collect();
+        order.sort_unstable_by_key(|index| groups[*index].asked.id());
+        for index in order {
+            let outcome = match &groups[index].asked {
+                Asked::Create { new, .. } if !how.decide => decided.store_unsettled(new),
+                Asked::Create { new, .. } => decided.create(new),
+                Asked::Together { new, .. } => decided.create_together(new),
+                Asked::Resolve { new, .. } => decided.resolve(new),
+            };
+            outcomes[index] = match outcome {
+                Ok(outcome) => outcome,
+                Err(Stop::Error(error)) => return Err(error.into()),
+                Err(Stop::ElsewhereFirst) => {
+                    ledger.rollback().await?;
+                    return Err(Failure::ElsewhereFirst);
+                }
+            };
+        }
+        if how.look_for_expired && !decided.table.short.is_empty() {
+            let short = std::mem::take(&mut decided.table.short);
+            let which = ExpiredHolds { now_us: decided.table.now_us, limit: 1, among: Among::OnAccounts(&short) };
+            if !ledger.lock_expired(which).await?.is_empty() {
+                ledger.rollback().await?;
+                return Err(Failure::ExpiredFirst(short));
+            }
+        }
+        let writes = decided.writes(&outcomes, &before);
+        let Some(first) = writes.events.first().map(|event| (event.aggregate_id, event.id)) else {
+            ledger.rollback().await?;
+            return Ok(outcomes);
+        };
+        match ledger.commit(&writes).await {
+            Err(error) if error.kind == Kind::Unavailable => self.read_back(first, error).await?,
+            committed => committed?,
+        }
+        self.bus.wake(EVENTS.topic);
+        if !writes.updated.is_empty() {
+            self.settled.notify_waiters();
+        }
+        if writes.inserted.iter().any(|operation| is_to_be_settled(operation.state)) {
+            self.unsettled.notify_one();
+        }
+        Ok(outcomes)
+    }
+
+    /// The accounts of some groups, sorted.
+    fn accounts_of(&self, groups: &[Group]) -> Vec<Uuid> {
+        let legs = |id, movement| decision::legs(movement, id, &self.stripes);
+        decision::accounts(groups.iter().flat_map(|group| match &group.asked {
+            Asked::Create { new, .. } => legs(new.operation.id, &new.operation.movement),
+            Asked::Together { new, .. } => new.iter().flat_map(|new| legs(new.operation.id, &new.operation.movement)).collect(),
+            Asked::Resolve { new, .. } => legs(new.hold_id, &new.movement),
+        }))
+    }
+
+    /// After a COMMIT whose answer was lost, or never sent: a batch is stored whole or not at all, so that one of its events tells.
+    async fn read_back(&self, (operation_id, event_id): (Uuid, Uuid), commit_error: Error) -> Result<(), Failure> {
+        let give_up = Instant::now() + READ_BACK_FOR;
+        loop {
+            match operations::has_event(self.database.writer(), operation_id, event_id).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => return Err(commit_error.into()),
+                Err(error) if Instant::now() > give_up => return Err(error.into()),
+                Err(_) => tokio::time::sleep(READ_BACK_EVERY).await,
+            }
+        }
+    }
+}
+
+impl<'a> Decided<'a> {
+    pub fn new(table: Table<'a>, subjects: HashMap<Uuid, Subject>) -> Self {
+        Self { table, subjects, events: Vec::new(), postings: Vec::new(), resolutions: Vec::new(), reversals: Vec::new() }
+    }
+
+    /// A new operation, settled if its accounts are locked.
+    pub fn create(&mut self, new: &NewOperation) -> Result<Outcome, Stop> {
+        if let Some(refused) = self.check_original(new)? {
+            return Ok(refused);
+        }
+        let mut operation = new.operation.clone();
+        let mut origin = self.submit(&mut operation, new);
+        match decision::settle(&mut operation, &origin, &mut self.table)? {
+            Settled::Ended(event, postings) => {
+                origin.causation_id = Some(event.id);
+                self.events.push(event);
+                self.postings.extend(postings.into_iter().map(|posting| (operation.id, posting)));
+            }
+            Settled::Open => {}
+            Settled::ElsewhereFirst => return Err(Stop::ElsewhereFirst),
+        }
+        self.note_reversal(&operation);
+        Ok(Outcome::Created(operation))
+    }
+
+    fn store_unsettled(&mut self, new: &NewOperation) -> Result<Outcome, Stop> {
+        if let Some(refused) = self.check_original(new)? {
+            return Ok(refused);
+        }
+        let mut operation = new.operation.clone();
+        let origin = self.submit(&mut operation, new);
+        self.events.extend(decision::wait_for_retry(&mut operation, &origin));
+        self.note_reversal(&operation);
+        Ok(Outcome::Created(operation))
+    }
+
+    /// Appends SUBMITTED; where what follows comes from.
+    fn submit(&mut self, operation: &mut Operation, new: &NewOperation) -> Origin {
+        let mut origin = Origin { correlation_id: new.correlation_id.clone(), causation_id: None, now_us: self.table.now_us };
+        let submitted = decision::record(operation, &origin, "SUBMITTED", new.submitted.clone());
+        origin.causation_id = Some(submitted.id);
+        self.events.push(submitted);
+        origin
+    }
+
+    /// An operation is reversed once, and only after it was completed.
+    fn check_original(&self, new: &NewOperation) -> Result<Option<Outcome>, Error> {
+        let Some(original_id) = new.operation.original_id else { return Ok(None) };
+        let Some(original) = self.subjects.get(&original_id) else { return Ok(Some(Outcome::NotLocked)) };
+        if original.claimed.operation.state != State::Completed {
+            return Err(Error::corrupt("a reversal of an operation that is not completed"));
+        }
+        let is_reversed = original.claimed.operation.reversal_id.is_some();
+        Ok(is_reversed.then_some(Outcome::Refused(Refused::AlreadyReversed)))
+    }
+
+    /// The original shows its reversal, unless that was rejected.
+    fn note_reversal(&mut self, reversal: &Operation) {
+        let Some(original) = reversal.original_id.and_then(|id| self.subjects.get_mut(&id)) else { return };
+        if reversal.state != State::Rejected {
+            original.claimed.operation.reversal_id = Some(reversal.id);
+            self.reversals.push(ReversalChange { original_id: original.was.id, from: None, to: Some(reversal.id) });
+        }
+    }
+
+    /// New operations that are settled together. They are alone in their batch, so that nothing has to be undone where one of them is refused.
+    pub fn create_together(&mut self, new: &[NewOperation]) -> Result<Outcome, Stop> {
+        let mut operations = Vec::with_capacity(new.len());
+        for (index, new) in new.iter().enumerate() {
+            let operation = match self.create(new)? {
+                Outcome::Created(operation) => operation,
+                other => return self.nothing(other),
+            };
+            match operation.reason {
+                Some(reason) => {
+                    let culprit = Culprit::Rejected { reason, leg: operation.rejected_leg };
+                    return self.nothing(Outcome::Refused(Refused::Together { index, culprit }));
+                }
+                None if is_to_be_settled(operation.state) => return self.nothing(Outcome::NotLocked),
+                None => operations.push(operation),
+            }
+        }
+        Ok(Outcome::Together(operations))
+    }
+
+    fn nothing(&mut self, outcome: Outcome) -> Result<Outcome, Stop> {
+        self.events.clear();
+        self.postings.clear();
+        Ok(outcome)
+    }
+
+    /// A hold that is captured or voided.
+    pub fn resolve(&mut self, new: &NewResolution) -> Result<Outcome, Stop> {
+        let Some(subject) = self.subjects.get_mut(&new.hold_id) else { return Ok(Outcome::NotLocked) };
+        let ClaimedOperation { operation: hold, last_event_id, .. } = &mut subject.claimed;
+        let origin = Origin { correlation_id: new.correlation_id.clone(), causation_id: *last_event_id, now_us: self.table.now_us };
+        match decision::resolve(hold, new.verb, &origin, &mut self.table)? {
+            Resolved::Ended(event, postings) => {
+                *last_event_id = Some(event.id);
+                self.events.push(event);
+                self.postings.extend(postings.into_iter().map(|posting| (new.hold_id, posting)));
+                self.resolutions.push(Resolution {
+                    operation_id: new.hold_id,
+                    caller_id: new.caller_id,
+                    external_id: new.external_id.clone(),
+                    request_hash: new.request_hash,
+                });
+                Ok(Outcome::Resolved(Box::new(hold.clone())))
+            }
+            Resolved::Refused(refused) => Ok(Outcome::Refused(refused)),
+            Resolved::NotLocked => Ok(Outcome::NotLocked),
+            Resolved::ElsewhereFirst => Err(Stop::ElsewhereFirst),
+        }
+    }
+
+    /// Everything that the batch writes.
+    fn writes<'o>(&'o mut self, outcomes: &'o [Outcome], before: &Balances) -> Writes<'o> {
+        let mut inserted: Vec<&Operation> = outcomes.iter().flat_map(Outcome::created).collect();
+        inserted.sort_by(|a, b| (a.owner_id, &a.external_id).cmp(&(b.owner_id, &b.external_id)));
+        let (events, postings) = (std::mem::take(&mut self.events), std::mem::take(&mut self.postings));
+        let (resolutions, reversals) = (std::mem::take(&mut self.resolutions), std::mem::take(&mut self.reversals));
+        // What is refused after others were decided has changed no balance that is written.
+        let balances = if events.is_empty() { Vec::new() } else { changed(before, &self.table.balances) };
+        let updated = self.subjects.values().filter_map(Subject::change);
+        Writes { inserted, updated: updated.collect(), events, postings, balances, resolutions, reversals, dead_letters: Vec::new() }
+    }
+}
+
+impl Outcome {
+    /// The operations that it stores.
+    fn created(&self) -> &[Operation] {
+        match self {
+            Self::Created(operation) => std::slice::from_ref(operation),
+            Self::Together(operations) => operations,
+            Self::Resolved(_) | Self::Refused(_) | Self::NotLocked => &[],
+        }
+    }
+}
+
+/// The balances that are not what they were, sorted by account.
+pub(super) fn changed(before: &Balances, after: &Balances) -> Vec<BalanceChange> {
+    let change = |(id, after): (&Uuid, &Balance)| {
+        let before = before.get(id).filter(|before| *before != after)?;
+        Some(BalanceChange { account_id: *id, from_version: before.version, from_held: before.held, after: *after })
+    };
+    let mut changed: Vec<_> = after.iter().filter_map(change).collect();
+    changed.sort_unstable_by_key(|change| change.account_id);
+    changed
+}

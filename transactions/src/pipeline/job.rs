@@ -1,0 +1,169 @@
+//! What is asked of the pipeline, and how it is answered.
+
+use lastro_money::Minor;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::decision;
+use super::stripes::Stripes;
+use crate::domain::ledger::Legs;
+use crate::domain::operation::{Movement, Operation};
+use crate::domain::rejection::Rejection;
+
+/// An operation about to be stored.
+#[derive(Debug, Clone)]
+pub struct NewOperation {
+    /// PENDING, and without an event.
+    pub operation: Operation,
+    /// The payload of its event SUBMITTED.
+    pub submitted: Vec<u8>,
+    /// The request that led to it.
+    pub correlation_id: String,
+}
+
+impl NewOperation {
+    /// Its owner, and the owner's key.
+    pub fn key(&self) -> (Uuid, &str) {
+        (self.operation.owner_id, &self.operation.external_id)
+    }
+}
+
+/// A hold that is to be captured or voided.
+#[derive(Debug, Clone)]
+pub struct NewResolution {
+    /// UUIDv7 of the call, which tells when it came.
+    pub id: Uuid,
+    pub hold_id: Uuid,
+    /// What the hold moves, which never changes.
+    pub movement: Movement,
+    pub verb: Verb,
+    pub caller_id: Uuid,
+    pub external_id: String,
+    pub request_hash: [u8; 32],
+    pub correlation_id: String,
+}
+
+/// What is to become of a hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verb {
+    /// It is captured; of a single leg so much, where that is given.
+    Capture(Option<Minor>),
+    Void,
+}
+
+/// An operation that is durably stored.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Accepted {
+    /// As it stands.
+    pub operation: Operation,
+    /// An earlier call created it.
+    pub replayed: bool,
+}
+
+/// Why something was not done, or why nobody knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// The key was used for another request.
+    KeyReused,
+    /// Too many wait already. It was not stored.
+    Crowded,
+    /// The database is busy or away. It may have been stored: the same key tells.
+    Unavailable,
+    /// The database refuses the operation itself.
+    Broken,
+    /// Another reversal of the original was accepted, maybe with the same key.
+    AlreadyReversed,
+    /// The hold is not AUTHORIZED any more, maybe by the same key.
+    ResolvedMeanwhile,
+    /// The hold has run out.
+    HoldExpired,
+    /// The hold cannot be captured for this reason, and stays.
+    NotCaptured(Rejection),
+    /// An operation of those that go together, counted from 0, and with it all of them.
+    Together { index: usize, culprit: Culprit },
+}
+
+/// What is wrong with one operation of those that go together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Culprit {
+    /// It would be REJECTED, because of this leg where it has several.
+    Rejected { reason: Rejection, leg: Option<usize> },
+    /// Its key was used for another request.
+    KeyReused,
+    /// Its key was used before, and not those of all others.
+    KeyExists,
+}
+
+/// The end at which a caller waits for one operation.
+pub(super) type Reply = oneshot::Sender<Result<Accepted, Refused>>;
+
+/// Something that waits for its batch.
+pub(super) struct Job {
+    pub work: Work,
+    /// Until then it waits for its locks, if it cannot be stored without them.
+    pub locked_by: Instant,
+    /// Of the places of those who wait, until the job goes into a batch.
+    pub place: OwnedSemaphorePermit,
+}
+
+/// What is to be done. The reply is closed when the caller has given up.
+#[allow(clippy::large_enum_variant, reason = "almost always the largest; a box for each would cost more than the room")]
+pub(super) enum Work {
+    /// One operation is stored, and settled if its accounts are free.
+    Create { new: NewOperation, reply: Reply },
+    /// Operations are stored and settled together, or not at all.
+    Together { new: Vec<NewOperation>, reply: oneshot::Sender<Result<Vec<Accepted>, Refused>> },
+    /// A hold is captured or voided.
+    Resolve { new: NewResolution, reply: Reply },
+}
+
+impl Job {
+    pub fn is_abandoned(&self) -> bool {
+        match &self.work {
+            Work::Create { reply, .. } | Work::Resolve { reply, .. } => reply.is_closed(),
+            Work::Together { reply, .. } => reply.is_closed(),
+        }
+    }
+
+    /// Everything that it moves, and between which accounts.
+    pub fn legs(&self, stripes: &Stripes) -> Legs {
+        match &self.work {
+            Work::Create { new, .. } => decision::legs(&new.operation.movement, new.operation.id, stripes),
+            Work::Together { new, .. } => new.iter().flat_map(|new| decision::legs(&new.operation.movement, new.operation.id, stripes)).collect(),
+            Work::Resolve { new, .. } => decision::legs(&new.movement, new.hold_id, stripes),
+        }
+    }
+}
+
+/// What a caller is answered whose key belongs to a stored operation: `id` is the one that its call generated, `hash` of what it asked for.
+pub(super) fn answer_of(stored: &Operation, id: Uuid, hash: &[u8; 32]) -> Result<Accepted, Refused> {
+    if *hash != stored.request_hash {
+        return Err(Refused::KeyReused);
+    }
+    // Replayed means that the stored id is not the one that this call generated.
+    Ok(Accepted { operation: stored.clone(), replayed: id != stored.id })
+}
+
+/// What the caller of operations that go together is answered where some of their keys exist: the stored ones if all do, with what was asked for.
+pub fn answer_of_all(new: &[NewOperation], existing: Vec<Operation>) -> Result<Vec<Accepted>, Refused> {
+    let of_key = |one: &NewOperation| existing.iter().find(|stored| stored.external_id == one.operation.external_id);
+    let refused = |(index, one): (usize, &NewOperation)| {
+        let stored = of_key(one)?;
+        let culprit = if stored.request_hash == one.operation.request_hash { Culprit::KeyExists } else { Culprit::KeyReused };
+        Some(Refused::Together { index, culprit })
+    };
+    let answer = |one: &NewOperation| {
+        let accepted = of_key(one).map(|stored| answer_of(stored, one.operation.id, &one.operation.request_hash));
+        accepted.and_then(Result::ok)
+    };
+    match new.iter().map(answer).collect::<Option<Vec<_>>>() {
+        Some(all) => Ok(all),
+        // One that was used for something else says more than one that is merely there.
+        None => {
+            let mut culprits: Vec<Refused> = new.iter().enumerate().filter_map(refused).collect();
+            culprits.sort_by_key(|refused| matches!(refused, Refused::Together { culprit: Culprit::KeyExists, .. }));
+            Err(culprits.first().copied().unwrap_or(Refused::Unavailable))
+        }
+    }
+}

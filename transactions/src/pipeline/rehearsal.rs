@@ -1,0 +1,92 @@
+//! What would happen: decided as a batch decides it, against what is stored now, and nothing is locked or stored.
+
+use std::collections::HashMap;
+
+use lastro_database::Error;
+use lastro_mesh::clock;
+use uuid::Uuid;
+
+use super::Pipeline;
+use super::attempt::{Decided, Outcome, Stop, Subject};
+use super::decision::{self, Origin, Table};
+use super::job::{NewOperation, NewResolution, Refused};
+use crate::domain::ledger::Legs;
+use crate::domain::operation::Operation;
+use crate::store::ledger::ClaimedOperation;
+use crate::store::{accounts, operations};
+
+/// What would become of something.
+pub type Rehearsed = Result<Operation, Refused>;
+
+impl Pipeline {
+    /// What would become of new operations, one after the other.
+    pub async fn rehearse(&self, new: &[NewOperation]) -> Result<Vec<Rehearsed>, Error> {
+        let legs = || new.iter().map(|new| decision::legs(&new.operation.movement, new.operation.id, &self.settler.stripes));
+        'anew: loop {
+            let mut decided = self.decided(legs(), HashMap::new()).await?;
+            let mut rehearsed = Vec::with_capacity(new.len());
+            for new in new {
+                match decided.create(new) {
+                    Ok(outcome) => rehearsed.push(operation_of(outcome)),
+                    // At most once a stripe.
+                    Err(Stop::ElsewhereFirst) => continue 'anew,
+                    Err(Stop::Error(error)) => return Err(error),
+                }
+            }
+            return Ok(rehearsed);
+        }
+    }
+
+    /// What would become of new operations that go together.
+    pub async fn rehearse_together(&self, new: &[NewOperation]) -> Result<Result<Vec<Operation>, Refused>, Error> {
+        let legs = || new.iter().map(|new| decision::legs(&new.operation.movement, new.operation.id, &self.settler.stripes));
+        loop {
+            match self.decided(legs(), HashMap::new()).await?.create_together(new) {
+                Ok(Outcome::Together(operations)) => return Ok(Ok(operations)),
+                Ok(Outcome::Refused(refused)) => return Ok(Err(refused)),
+                Ok(_) => return Ok(Err(Refused::Unavailable)),
+                Err(Stop::ElsewhereFirst) => {}
+                Err(Stop::Error(error)) => return Err(error),
+            }
+        }
+    }
+
+    /// What would become of a hold.
+    pub async fn rehearse_resolution(&self, hold: &Operation, new: &NewResolution) -> Result<Rehearsed, Error> {
+        loop {
+            let claimed = ClaimedOperation { operation: hold.clone(), correlation_id: new.correlation_id.clone(), last_event_id: None };
+            let legs = decision::legs(&new.movement, new.hold_id, &self.settler.stripes);
+            let mut decided = self.decided(std::iter::once(legs), HashMap::from([Subject::new(claimed)])).await?;
+            match decided.resolve(new) {
+                Ok(outcome) => return Ok(operation_of(outcome)),
+                Err(Stop::ElsewhereFirst) => {}
+                Err(Stop::Error(error)) => return Err(error),
+            }
+        }
+    }
+
+    /// What is stored now of the accounts of some operations, as if the holds that have run out were released.
+    async fn decided(&self, legs: impl Iterator<Item = Legs>, subjects: HashMap<Uuid, Subject>) -> Result<Decided<'_>, Error> {
+        let (database, stripes, now_us) = (&self.settler.database, &self.settler.stripes, clock::now_us());
+        let ids = decision::accounts(legs.flatten());
+        let mut table = Table::new(accounts::balances(database.reader(), &ids).await?, stripes, now_us);
+        let held: Vec<Uuid> = ids.into_iter().filter(|id| table.balances.get(id).is_some_and(|balance| balance.held.get() > 0)).collect();
+        if !held.is_empty() {
+            for mut hold in operations::expired_on(database.reader(), &held, now_us).await? {
+                let origin = Origin { correlation_id: String::new(), causation_id: None, now_us };
+                // Of a hold of several legs other accounts may be missing: then it stays.
+                decision::expire(&mut hold, &origin, &mut table)?;
+            }
+        }
+        Ok(Decided::new(table, subjects))
+    }
+}
+
+fn operation_of(outcome: Outcome) -> Rehearsed {
+    match outcome {
+        Outcome::Created(operation) => Ok(operation),
+        Outcome::Resolved(operation) => Ok(*operation),
+        Outcome::Refused(refused) => Err(refused),
+        Outcome::Together(_) | Outcome::NotLocked => Err(Refused::Unavailable),
+    }
+}

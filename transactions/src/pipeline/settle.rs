@@ -1,0 +1,270 @@
+//! One batch, from its jobs to their answers: sorted and deduplicated by (owner, external id), attempted in one transaction. If that fails, it is bisected
+//! and only the culprit is parked. After an unknown COMMIT it reads back by an event that it generated.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::time::Duration;
+
+use backon::{BackoffBuilder as _, ExponentialBuilder};
+use lastro_database::{Error, Kind};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::attempt::{How, Outcome};
+use super::job::{Accepted, Job, NewOperation, NewResolution, Refused, Reply, Work, answer_of, answer_of_all};
+use super::{Settler, expiry};
+use crate::domain::operation::Operation;
+use crate::store::ledger::Lock;
+use crate::store::operations;
+
+/// How long a batch is tried against a database that is busy or away, before its callers are told.
+const TRY_FOR: Duration = Duration::from_millis(1500);
+/// Between attempts of a batch.
+const PAUSES: ExponentialBuilder =
+    ExponentialBuilder::new().with_min_delay(Duration::from_millis(5)).with_max_delay(PAUSE_MAX).with_factor(2.0).without_max_times();
+const PAUSE_MAX: Duration = Duration::from_millis(200);
+
+/// What is done once for those who ask for it.
+pub(super) struct Group {
+    pub asked: Asked,
+    /// Until then it waits for its locks, if it cannot be stored without them.
+    locked_by: Instant,
+}
+
+#[allow(clippy::large_enum_variant, reason = "almost always the largest; a box for each would cost more than the room")]
+pub(super) enum Asked {
+    /// The callers that sent one key; the first one's request is what is stored.
+    Create {
+        new: NewOperation,
+        callers: Vec<OneCaller>,
+    },
+    Together {
+        new: Vec<NewOperation>,
+        reply: oneshot::Sender<Result<Vec<Accepted>, Refused>>,
+    },
+    Resolve {
+        new: NewResolution,
+        reply: Reply,
+    },
+}
+
+/// The id that a call generated, the hash of what it asked for, and where it waits.
+pub(super) type OneCaller = (Uuid, [u8; 32], Reply);
+
+/// Why an attempt came to nothing.
+pub(super) enum Failure {
+    /// A key exists, it seems: what it belongs to must be looked up.
+    KeyExists(Error),
+    /// A clearing account was full: the next attempt uses another one.
+    ElsewhereFirst,
+    /// Somebody lacks what a hold has that ran out on one of these accounts: it is to be released first.
+    ExpiredFirst(Vec<Uuid>),
+    /// The database failed.
+    Database(Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        // The primary key is ours alone, and unique: that it exists means that an earlier attempt of ours was committed after all.
+        if error.kind == Kind::Unique { Self::KeyExists(error) } else { Self::Database(error) }
+    }
+}
+
+/// Sorted by key, so that two replicas insert in the same order and never wait for each other in a circle.
+#[allow(clippy::vec_box, reason = "as they were taken")]
+pub(super) fn group(jobs: Vec<Box<Job>>) -> Vec<Group> {
+    let (mut creations, mut groups) = (Vec::with_capacity(jobs.len()), Vec::new());
+    for job in jobs {
+        let Job { work, locked_by, place } = *job;
+        drop(place);
+        match work {
+            Work::Create { new, reply } => creations.push((new, reply, locked_by)),
+            Work::Together { new, reply } => groups.push(Group { asked: Asked::Together { new, reply }, locked_by }),
+            Work::Resolve { new, reply } => groups.push(Group { asked: Asked::Resolve { new, reply }, locked_by }),
+        }
+    }
+    // Of equals the one that came first stays the first.
+    creations.sort_by(|(a, ..), (b, ..)| a.key().cmp(&b.key()));
+    for (new, reply, locked_by) in creations {
+        let caller = (new.operation.id, new.operation.request_hash, reply);
+        match groups.last_mut().map(|group| &mut group.asked) {
+            Some(Asked::Create { new: first, callers }) if first.key() == new.key() => callers.push(caller),
+            _ => groups.push(Group { asked: Asked::Create { new, callers: vec![caller] }, locked_by }),
+        }
+    }
+    groups
+}
+
+impl Group {
+    /// Answers every caller.
+    fn answer(self, settler: &Settler, outcome: Outcome) {
+        match (self.asked, outcome) {
+            (Asked::Create { callers, .. }, Outcome::Created(operation)) => {
+                settler.known.note(operation.owner_id, &operation.external_id);
+                accept(callers, &operation);
+            }
+            (Asked::Together { reply, .. }, Outcome::Together(operations)) => {
+                operations.iter().for_each(|one| settler.known.note(one.owner_id, &one.external_id));
+                let _ = reply.send(Ok(operations.into_iter().map(|operation| Accepted { operation, replayed: false }).collect()));
+            }
+            (Asked::Resolve { reply, .. }, Outcome::Resolved(operation)) => drop(reply.send(Ok(Accepted { operation: *operation, replayed: false }))),
+            (asked, Outcome::Refused(refused)) => asked.refuse(refused),
+            (asked, _) => asked.refuse(Refused::Unavailable),
+        }
+    }
+
+    fn refuse(self, refused: Refused) {
+        self.asked.refuse(refused);
+    }
+}
+
+impl Asked {
+    fn refuse(self, refused: Refused) {
+        match self {
+            Self::Create { callers, .. } => callers.into_iter().for_each(|(.., reply)| drop(reply.send(Err(refused)))),
+            Self::Together { reply, .. } => drop(reply.send(Err(refused))),
+            Self::Resolve { reply, .. } => drop(reply.send(Err(refused))),
+        }
+    }
+}
+
+fn accept(callers: Vec<OneCaller>, operation: &Operation) {
+    for (id, hash, reply) in callers {
+        let _ = reply.send(answer_of(operation, id, &hash));
+    }
+}
+
+impl Settler {
+    /// Stores and settles groups, and answers their callers.
+    pub(super) fn settle(&self, mut groups: Vec<Group>) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(async move {
+            let (mut give_up, mut pauses) = (Instant::now() + TRY_FOR, PAUSES.build());
+            let mut how = How { decide: true, lock: Lock::Skip, look_for_expired: true };
+            while !groups.is_empty() {
+                let error = match self.attempt(&groups, how).await {
+                    Ok(outcomes) => {
+                        groups = self.answer(groups, outcomes);
+                        // What is left waits for locks that others have.
+                        how.lock = Lock::Wait;
+                        give_up = groups.iter().map(|group| group.locked_by).max().unwrap_or(give_up);
+                        if Instant::now() < give_up {
+                            continue;
+                        }
+                        return groups.into_iter().for_each(|group| group.refuse(Refused::Unavailable));
+                    }
+                    // At most once a stripe.
+                    Err(Failure::ElsewhereFirst) => continue,
+                    Err(Failure::ExpiredFirst(accounts)) => {
+                        // Where nothing could be released, they lack it.
+                        how.look_for_expired = expiry::release_on(self, &accounts).await;
+                        continue;
+                    }
+                    Err(Failure::KeyExists(violation)) => {
+                        let before = groups.len();
+                        match self.answer_existing(&mut groups).await {
+                            Ok(()) if groups.len() < before => continue,
+                            // Something else is unique as well, and the same attempt would find it again.
+                            Ok(()) => violation.not_transient(),
+                            Err(error) => error,
+                        }
+                    }
+                    Err(Failure::Database(error)) => error,
+                };
+                let pause = pauses.next().unwrap_or(PAUSE_MAX);
+                if error.is_transient() && Instant::now() + pause < give_up {
+                    tokio::time::sleep(pause).await;
+                } else if error.is_transient() {
+                    tracing::warn!(%error, operations = groups.len(), "a batch could not be settled");
+                    groups.into_iter().for_each(|group| group.refuse(Refused::Unavailable));
+                    return;
+                } else if groups.len() > 1 {
+                    let second = groups.split_off(groups.len() / 2);
+                    self.settle(groups).await;
+                    return self.settle(second).await;
+                } else {
+                    return self.park(groups, &error).await;
+                }
+            }
+        })
+    }
+
+    /// Answers the callers, and gives back those who have to wait for their locks.
+    fn answer(&self, groups: Vec<Group>, outcomes: Vec<Outcome>) -> Vec<Group> {
+        let mut waiting = Vec::new();
+        for (group, outcome) in groups.into_iter().zip(outcomes) {
+            match outcome {
+                Outcome::NotLocked => waiting.push(group),
+                outcome => group.answer(self, outcome),
+            }
+        }
+        waiting
+    }
+
+    /// Answers the callers whose key exists already, and leaves the other groups.
+    async fn answer_existing(&self, groups: &mut Vec<Group>) -> Result<(), Error> {
+        let keys: Vec<(Uuid, &str)> = groups.iter().flat_map(|group| group.asked.keys()).collect();
+        let existing = operations::by_keys(self.database.writer(), &keys).await?;
+        let mut existing: HashMap<(Uuid, String), Operation> =
+            existing.into_iter().map(|operation| ((operation.owner_id, operation.external_id.clone()), operation)).collect();
+        for group in std::mem::take(groups) {
+            let stored: Vec<Operation> =
+                group.asked.keys().into_iter().filter_map(|(owner, key)| existing.remove(&(owner, key.to_owned()))).collect();
+            if stored.is_empty() {
+                groups.push(group);
+                continue;
+            }
+            stored.iter().for_each(|one| self.known.note_repetition(one.owner_id, &one.external_id));
+            match group.asked {
+                Asked::Create { callers, .. } => accept(callers, &stored[0]),
+                Asked::Together { new, reply } => drop(reply.send(answer_of_all(&new, stored))),
+                Asked::Resolve { reply, .. } => drop(reply.send(Err(Refused::Unavailable))),
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores the one operation that the database refuses to settle, so that it is not lost; the worker tries it again.
+    async fn park(&self, mut groups: Vec<Group>, error: &Error) {
+        let ids = groups.iter().map(|group| group.asked.id().to_string()).collect::<Vec<_>>().join(", ");
+        tracing::error!(%error, operation = ids, "an operation cannot be settled; it is parked if it can be");
+        if !groups.iter().all(|group| matches!(group.asked, Asked::Create { .. })) {
+            // What is done at once or not at all is not done.
+            return groups.into_iter().for_each(|group| group.refuse(Refused::Broken));
+        }
+        match self.attempt(&groups, How { decide: false, lock: Lock::Wait, look_for_expired: false }).await {
+            Ok(outcomes) => self.answer(groups, outcomes).into_iter().for_each(|group| group.refuse(Refused::Unavailable)),
+            Err(Failure::ElsewhereFirst | Failure::ExpiredFirst(_)) => groups.into_iter().for_each(|group| group.refuse(Refused::Unavailable)),
+            Err(Failure::KeyExists(error)) => {
+                let looked_up = self.answer_existing(&mut groups).await;
+                tracing::error!(%error, looked_up = looked_up.is_ok(), "nor can it be parked");
+                groups.into_iter().for_each(|group| group.refuse(Refused::Unavailable));
+            }
+            Err(Failure::Database(error)) => {
+                let refused = if error.is_transient() { Refused::Unavailable } else { Refused::Broken };
+                tracing::error!(%error, "nor can it be parked; its caller is told");
+                groups.into_iter().for_each(|group| group.refuse(refused));
+            }
+        }
+    }
+}
+
+impl Asked {
+    /// The keys that it would use.
+    fn keys(&self) -> Vec<(Uuid, &str)> {
+        match self {
+            Self::Create { new, .. } => vec![new.key()],
+            Self::Together { new, .. } => new.iter().map(NewOperation::key).collect(),
+            Self::Resolve { .. } => Vec::new(),
+        }
+    }
+
+    /// UUIDv7: they are decided in the order in which they came.
+    pub fn id(&self) -> Uuid {
+        match self {
+            Self::Create { new, .. } => new.operation.id,
+            Self::Together { new, .. } => new.first().map_or(Uuid::nil(), |first| first.operation.id),
+            Self::Resolve { new, .. } => new.id,
+        }
+    }
+}
