@@ -224,7 +224,7 @@ fn write_checks(pool: &DescriptorPool, out: &Path) -> Result<()> {
 /// Looks for NUL in every text of a message that comes from a client.
 fn nuls(message: &MessageDescriptor) -> Result<String> {
     let mut code = String::new();
-    for field in message.fields() {
+    for field in message.fields().filter(|field| !is_judged_by_the_service(field)) {
         let name = field.name();
         let place = if name == "type" { "r#type" } else { name };
         let look = match field.kind() {
@@ -256,7 +256,19 @@ fn nuls(message: &MessageDescriptor) -> Result<String> {
 }
 
 fn has_rules(message: &MessageDescriptor) -> bool {
-    message.fields().any(|field| field.options().extensions().any(|(extension, _)| extension.full_name() == "buf.validate.field"))
+    message.fields().any(|field| rules_of(&field).is_some() && !is_judged_by_the_service(&field))
+}
+
+fn rules_of(field: &prost_reflect::FieldDescriptor) -> Option<DynamicMessage> {
+    let options = field.options();
+    let mut all = options.extensions();
+    all.find(|(extension, _)| extension.full_name() == "buf.validate.field").and_then(|(_, value)| value.as_message().cloned())
+}
+
+/// A field whose rules, and those of the messages in it, are in the contract for its readers, and are judged by the service.
+fn is_judged_by_the_service(field: &prost_reflect::FieldDescriptor) -> bool {
+    // IGNORE_ALWAYS is 3.
+    rules_of(field).and_then(|rules| rules.get_field_by_name("ignore").and_then(|ignore| ignore.as_enum_number())) == Some(3)
 }
 
 /// `lastro.customers.v1.User` is `lastro::customers::v1::User` from the root of the generated tree.

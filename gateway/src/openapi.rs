@@ -155,6 +155,11 @@ fn problem_schema() -> Value {
             "detail": { "type": "string", "description": "What is wrong this time." },
             "reason": { "type": "string", "description": "Why, for programs. New ones may be added.", "examples": names },
             "correlationId": { "type": "string", "description": "The id of the request, in every log line of it." },
+            "metadata": {
+                "type": "object",
+                "description": "What programs need to know beside that, such as the `permission` that is missing, or the `index` of a batch's culprit.",
+                "additionalProperties": { "type": "string" }
+            },
             "errors": {
                 "type": "array",
                 "description": "The fields at fault.",

@@ -1,4 +1,5 @@
-//! Errors over REST: RFC 9457 `application/problem+json` with `type, title, status, detail, reason, correlationId, errors[]`.
+//! Errors over REST: RFC 9457 `application/problem+json` with `type, title, status, detail, reason, correlationId, errors[]`, and `metadata` where
+//! a program is told more.
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
@@ -18,7 +19,7 @@ pub fn json(problem: &Problem, correlation_id: &CorrelationId) -> Value {
     let errors: Vec<Value> = fields.iter().map(|one| json!({ "field": one.field, "description": one.description })).collect();
     // A detail that only names the fields names them as JSON does.
     let detail = if problem.detail == status::detail_of(&problem.fields) { &status::detail_of(&fields) } else { &problem.detail };
-    json!({
+    let mut body = json!({
         "type": format!("https://lastro.dev/problems/{}", reason.name.to_lowercase().replace('_', "-")),
         "title": reason.title,
         "status": reason.http_status,
@@ -26,7 +27,11 @@ pub fn json(problem: &Problem, correlation_id: &CorrelationId) -> Value {
         "reason": reason.name,
         "correlationId": correlation_id.as_str(),
         "errors": errors,
-    })
+    });
+    if !problem.metadata.is_empty() {
+        body["metadata"] = json!(problem.metadata);
+    }
+    body
 }
 
 /// As problem+json.
@@ -49,6 +54,7 @@ pub fn response(problem: &Problem, correlation_id: &CorrelationId) -> Response<B
 pub fn from_status(status: &Status) -> Problem {
     let details = status.get_error_details();
     let named = details.error_info().filter(|info| info.domain == status::DOMAIN).and_then(|info| reasons::by_name(&info.reason));
+    let metadata = named.and(details.error_info()).map(|info| info.metadata.clone());
     Problem {
         reason: named.unwrap_or_else(|| reason_of(status.code())),
         // What did not come from our own services may say what nobody outside should read.
@@ -56,7 +62,8 @@ pub fn from_status(status: &Status) -> Problem {
         fields: details.bad_request().map(|bad| bad.field_violations.clone()).unwrap_or_default(),
         retry_after: details.retry_info().and_then(|info| info.retry_delay),
         dependency: None,
-        metadata: Vec::new(),
+        // The first of the fields stands there as well, and is among the errors.
+        metadata: metadata.into_iter().flatten().filter(|(name, _)| name != "field").collect(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Errors on the wire: a [`Problem`] names a [`Reason`] of the registry and becomes a `google.rpc.Status` with `ErrorInfo`,
 //! `BadRequest` per field and `RetryInfo`. What an operator must know stays in the log.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use tonic::{Code, Status};
@@ -104,14 +104,14 @@ pub struct Problem {
     /// Which other service is to blame, for the breakers on the way back.
     pub dependency: Option<&'static str>,
     /// What a program needs to know: in `ErrorInfo.metadata`, beside the first of the fields.
-    pub metadata: Vec<(&'static str, String)>,
+    pub metadata: BTreeMap<String, String>,
 }
 
 impl Problem {
     /// A refusal for this reason.
     pub fn new(reason: &'static Reason, detail: impl Into<String>) -> Self {
         let retry_after = matches!(reason.code, Code::Unavailable).then_some(Duration::from_secs(1));
-        Self { reason, detail: detail.into(), fields: Vec::new(), retry_after, dependency: None, metadata: Vec::new() }
+        Self { reason, detail: detail.into(), fields: Vec::new(), retry_after, dependency: None, metadata: BTreeMap::new() }
     }
 
     /// INVALID_ARGUMENT for one field.
@@ -139,7 +139,7 @@ impl Problem {
 
     /// The same, with something for programs: the `permission` that is missing, the `limit` that was reached.
     pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
-        self.metadata.push((name, value.into()));
+        self.metadata.insert(name.to_owned(), value.into());
         self
     }
 
@@ -208,7 +208,7 @@ impl From<Problem> for Status {
     fn from(problem: Problem) -> Self {
         let mut details = ErrorDetails::new();
         let first = problem.fields.first().map(|first| ("field", cut(first.field.clone(), FIELDS_BYTES_MAX / 8)));
-        let metadata = problem.metadata.into_iter().chain(first).map(|(name, value)| (name.to_owned(), value)).collect::<HashMap<_, _>>();
+        let metadata: HashMap<_, _> = problem.metadata.into_iter().chain(first.map(|(name, value)| (name.to_owned(), value))).collect();
         details.set_error_info(problem.reason.name, DOMAIN, metadata);
         if !problem.fields.is_empty() {
             details.set_bad_request(bounded(problem.fields));

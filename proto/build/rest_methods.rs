@@ -103,6 +103,9 @@ fn write_one(code: &mut String, index: usize, method: &MethodDescriptor, rest: &
         need(&input, "wait", |kind| kind.as_message().is_some_and(|of| of.full_name() == "google.protobuf.Duration"))?;
         writeln!(items, "fn wait(request: &mut {request}) -> Option<&mut Option<::pbjson_types::Duration>> {{ Some(&mut request.wait) }}")?;
     }
+    if input.get_field_by_name("validate_only").is_some_and(|field| field.kind() == Kind::Bool && !field.is_list()) {
+        writeln!(items, "fn validates_only(request: &{request}) -> bool {{ request.validate_only }}")?;
+    }
     ensure!(rest.location.is_empty() || ["CREATED", "ACCEPTED"].contains(&rest.success.as_str()), "only what is made or accepted has a location");
     if !rest.location.is_empty() {
         let (mut template, mut fields) = (String::new(), String::new());

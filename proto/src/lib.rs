@@ -13,6 +13,7 @@ pub mod time;
     missing_docs,
     dead_code,
     unused_imports,
+    unused_mut,
     clippy::all,
     clippy::pedantic,
     reason = "generated; the validation names messages of google.api that nobody makes"

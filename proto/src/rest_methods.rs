@@ -26,6 +26,11 @@ pub trait RestMethod: Send + Sync + 'static {
         None
     }
 
+    /// Whether the call stores nothing, and is only told what would happen.
+    fn validates_only(_: &Self::Request) -> bool {
+        false
+    }
+
     /// Where the thing is that a call made.
     fn location(_: &Self::Answer) -> Option<String> {
         None

@@ -56,13 +56,15 @@ func main() {
 	}
 	from, to := open(), open()
 
-	deposit := *lastro.NewCreateTransactionRequest(*lastro.NewMoney("100.00", "BRL"), lastro.DEPOSIT)
+	deposit := *lastro.NewCreateTransactionRequest(lastro.DEPOSIT)
+	deposit.SetAmount(*lastro.NewMoney("100.00", "BRL"))
 	deposit.SetDestinationAccountId(from)
 	made := answer(client.TransactionsAPI.CreateTransaction(admin).Prefer("wait=10").IdempotencyKey(email).CreateTransactionRequest(deposit).Execute())
 	if made.State != lastro.COMPLETED {
 		log.Fatalf("the deposit is %s", made.State)
 	}
-	transfer := *lastro.NewCreateTransactionRequest(*lastro.NewMoney("40.00", "BRL"), lastro.TRANSFER)
+	transfer := *lastro.NewCreateTransactionRequest(lastro.TRANSFER)
+	transfer.SetAmount(*lastro.NewMoney("40.00", "BRL"))
 	transfer.SetExternalId("by a generated client")
 	transfer.SetSourceAccountId(from)
 	transfer.SetDestinationAccountId(to)

@@ -19,11 +19,11 @@ use tonic_types::StatusExt as _;
 
 use crate::World;
 
-async fn channel(world: &World) -> Result<Channel> {
+pub async fn channel(world: &World) -> Result<Channel> {
     world.server.channel().await
 }
 
-fn with_token<T>(token: &str, message: T) -> Result<Request<T>> {
+pub fn with_token<T>(token: &str, message: T) -> Result<Request<T>> {
     let mut request = Request::new(message);
     request.metadata_mut().insert("authorization", format!("Bearer {token}").parse()?);
     Ok(request)

@@ -61,8 +61,9 @@ impl Ledger {
     pub async fn check(&self) -> Result<()> {
         let none = [
             (
-                "per operation the postings sum to zero",
-                "SELECT count(*) AS count FROM (SELECT operation_id FROM postings GROUP BY operation_id HAVING sum(amount) <> 0) AS x",
+                "per operation and currency the postings sum to zero",
+                "SELECT count(*) AS count FROM (SELECT p.operation_id FROM postings p JOIN accounts a ON a.id = p.account_id \
+                 GROUP BY p.operation_id, a.currency_code HAVING sum(p.amount) <> 0) AS x",
             ),
             (
                 "per currency the ledger sums to zero",
@@ -74,11 +75,31 @@ impl Ledger {
                  FROM postings GROUP BY account_id) AS p ON p.account_id = b.account_id \
                  WHERE b.posted <> coalesce(p.total, 0) OR b.version <> coalesce(p.lines, 0) OR b.version <> coalesce(p.last, 0)",
             ),
-            ("nobody is overdrawn", "SELECT count(*) AS count FROM balances WHERE NOT system AND posted - held < 0"),
+            ("nobody is below its floor", "SELECT count(*) AS count FROM balances WHERE NOT system AND posted - held < floor"),
             (
-                "every completed operation has two postings, every other one none",
+                "no floor is below what the credit limit allows, unless the account is",
+                "SELECT count(*) AS count FROM balances WHERE floor < -credit_limit AND floor < posted - held",
+            ),
+            (
+                "what is held is held by holds: here those of a single leg, on accounts that no hold of legs names",
+                "SELECT count(*) AS count FROM balances b WHERE b.held <> coalesce((SELECT sum(o.amount) FROM operations o WHERE o.state = 3 \
+                 AND o.legs IS NULL AND o.source_account_id = b.account_id), 0) AND NOT EXISTS (SELECT 1 FROM operation_parties p \
+                 JOIN operations l ON l.id = p.operation_id WHERE p.party_id = b.account_id AND l.state = 3)",
+            ),
+            (
+                "record times increase strictly per account",
+                "SELECT count(*) AS count FROM postings p JOIN postings q ON q.account_id = p.account_id AND q.account_version = p.account_version + 1 \
+                 WHERE q.recorded_us <= p.recorded_us",
+            ),
+            (
+                "every completed operation has two postings a leg, every other one none",
                 "SELECT count(*) AS count FROM operations o LEFT JOIN (SELECT operation_id, count(*) AS lines FROM postings GROUP BY operation_id) AS p \
-                 ON p.operation_id = o.id WHERE coalesce(p.lines, 0) <> CASE WHEN o.state = 4 THEN 2 ELSE 0 END",
+                 ON p.operation_id = o.id WHERE coalesce(p.lines, 0) <> CASE WHEN o.state = 4 THEN coalesce(length(o.balances_after) / 8, 2) ELSE 0 END",
+            ),
+            (
+                "an operation and its reversal name each other, unless that was rejected",
+                "SELECT count(*) AS count FROM operations o JOIN operations r ON r.original_id = o.id \
+                 WHERE (r.state <> 5) <> (coalesce(o.reversal_id, o.id) = r.id)",
             ),
             (
                 "an operation is at the version of its last event",
@@ -92,6 +113,25 @@ impl Ledger {
         for (rule, sql) in none {
             anyhow::ensure!(self.count(sql).await? == 0, "{rule}: broken");
         }
+        Ok(())
+    }
+
+    /// What happened to something, oldest first.
+    pub async fn event_kinds(&self, table: &str, aggregate_id: Uuid) -> Result<Vec<String>> {
+        #[derive(FromQueryResult)]
+        struct Kind {
+            kind: String,
+        }
+        let sql = format!("SELECT kind FROM {table} WHERE aggregate_id = $1 ORDER BY version");
+        let kinds: Vec<Kind> = all(self.transactions.reader(), &sql, [aggregate_id.into()]).await?;
+        Ok(kinds.into_iter().map(|row| row.kind).collect())
+    }
+
+    /// Closes an account by hand, whatever names it.
+    pub async fn close_account(&self, id: Uuid) -> Result<()> {
+        let tx = self.transactions.begin().await?;
+        lastro_database::execute(&tx, "UPDATE balances SET closed = $2 WHERE account_id = $1", [id.into(), true.into()]).await?;
+        tx.commit().await?;
         Ok(())
     }
 

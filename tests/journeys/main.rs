@@ -5,7 +5,9 @@
 
 mod abuse;
 mod access;
+mod account_life;
 mod accounts;
+mod batches;
 mod bus;
 mod cli;
 mod clients;
@@ -13,14 +15,17 @@ mod edge;
 mod faults;
 mod grpc;
 mod ha;
+mod holds;
 mod idempotency;
 mod ledger;
+mod legs;
 mod meaning;
 mod pipeline;
 mod pipelined;
 mod poison;
 mod readers;
 mod rest;
+mod reversals;
 mod revocations;
 mod sessions;
 mod stores;
@@ -155,6 +160,14 @@ fn main() {
     let mut trials = journeys! { shared;
         access: every_method_wants_a_token, every_method_refuses_bad_input, somebody_elses_things_are_not_found;
         accounts: opens_lists_and_reads_accounts, pages_through_accounts, refuses_bad_accounts;
+        account_life: accounts_are_changed, accounts_are_closed, closing_and_paying_at_once, accounts_over_grpc;
+        batches: each_of_a_batch_has_its_result, an_atomic_batch_is_all_or_nothing, a_dry_run_stores_nothing, a_lost_answer_is_looked_up,
+            batches_over_grpc;
+        holds: holds_are_captured, who_may_capture_and_void, holds_run_out, one_of_many_resolves_a_hold, a_closed_destination_keeps_the_hold,
+            bad_holds_are_named, holds_over_grpc;
+        legs: legs_are_judged_in_order_and_posted_together, exchanges_between_currencies, a_payroll_shows_nobody_anothers_pay, bad_legs_are_named,
+            legs_over_grpc;
+        reversals: transactions_are_reversed, a_rejected_reversal_may_be_followed, legs_and_the_outside_world_are_reversed, reversals_over_grpc;
         grpc: moves_money_over_grpc, errors_carry_details, serves_health_and_reflection, what_is_not_grpc_is_told, grpc_web_works, gzip_is_taken, internal_methods_are_not_served;
         idempotency: same_key_same_body, same_key_other_body, same_key_from_fifty_callers, keys_are_per_caller, key_in_header;
         ledger: the_ledger_adds_up;

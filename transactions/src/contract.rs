@@ -65,17 +65,18 @@ pub fn resolution_hash(verb: &str, amount: Option<Amount>) -> [u8; 32] {
     Sha256::digest(format!("{verb}:{amount}")).into()
 }
 
-/// Settled, with its postings; of a hold of a single leg, how much of it was captured.
-pub fn completed(postings: &[Posting], effective_time_us: i64, captured: Option<Minor>) -> Vec<u8> {
+/// Settled at a time, with its postings; of a hold of a single leg, how much of it was captured. What is of the time of the event is not said again.
+pub fn completed(postings: &[Posting], now_us: i64, effective_time_us: i64, captured: Option<Minor>) -> Vec<u8> {
+    let other = |time_us: i64| Some(time_us).filter(|time_us| *time_us != now_us);
     let posting = |posting: &Posting| wire::Posting {
         account_id: posting.account_id.to_string(),
         amount_minor: posting.amount.get(),
         account_version: posting.account_version,
         balance_minor: posting.balance.get(),
-        record_time_us: posting.recorded_us,
+        record_time_us: other(posting.recorded_us),
     };
     let postings = postings.iter().map(posting).collect();
-    encode(Event::Completed(wire::Completed { postings, effective_time_us, captured_minor: captured.map(Minor::get) }))
+    encode(Event::Completed(wire::Completed { postings, effective_time_us: other(effective_time_us), captured_minor: captured.map(Minor::get) }))
 }
 
 /// Refused at settlement, because of one of its legs where it has several.

@@ -125,7 +125,7 @@ pub fn refused_batch(index: usize, of_one: Problem) -> Problem {
         fields.push(Violation::new(within(""), of_one.detail.clone()));
     }
     // Of what would be REJECTED the reason is told apart, since it is no error where it stands alone.
-    let told = of_one.metadata.iter().find(|(name, _)| *name == "reason").map(|(_, reason)| reason.clone());
+    let told = of_one.metadata.get("reason").cloned();
     let reason = told.unwrap_or_else(|| of_one.reason.name.to_owned());
     let detail = format!("requests[{index}] is refused, and with it the batch: {}", of_one.detail);
     let problem = Problem { fields, ..Problem::new(&reasons::BATCH_REFUSED, detail) };

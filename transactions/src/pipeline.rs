@@ -112,14 +112,24 @@ impl Pipeline {
     /// Stores operations, all of them settled, or none: then one of them is the culprit. No two of them have the same key.
     pub async fn submit_together(&self, new: Vec<NewOperation>) -> Result<Vec<Accepted>, Refused> {
         let may_exist = |one: &NewOperation| self.settler.known.may_exist(one.operation.owner_id, &one.operation.external_id);
-        if new.iter().any(may_exist) {
-            let keys: Vec<_> = new.iter().map(NewOperation::key).collect();
-            let existing = operations::by_keys(self.settler.database.reader(), &keys).await.map_err(|_| Refused::Unavailable)?;
-            if !existing.is_empty() {
-                return job::answer_of_all(&new, existing);
-            }
+        if new.iter().any(may_exist)
+            && let Some(answer) = self.look_up_all(&new).await?
+        {
+            return answer;
         }
-        self.queue(new.len(), |reply| Work::Together { new, reply }).await
+        let refused = match self.queue(new.len(), |reply| Work::Together { new: new.clone(), reply }).await {
+            Err(refused @ Refused::Together { .. }) => refused,
+            answer => return answer,
+        };
+        // They were judged as new ones. Where another replica has stored them already, what they have moved is not there a second time.
+        self.look_up_all(&new).await?.unwrap_or(Err(refused))
+    }
+
+    /// The answer where some of the keys exist.
+    async fn look_up_all(&self, new: &[NewOperation]) -> Result<Option<Result<Vec<Accepted>, Refused>>, Refused> {
+        let keys: Vec<_> = new.iter().map(NewOperation::key).collect();
+        let existing = operations::by_keys(self.settler.database.writer(), &keys).await.map_err(|_| Refused::Unavailable)?;
+        Ok((!existing.is_empty()).then(|| job::answer_of_all(new, existing)))
     }
 
     /// Captures or voids a hold. Answers once that is durable.
@@ -143,7 +153,7 @@ impl Pipeline {
         let lookup = Lookup { owner_id: asked.owner_id, external_id: asked.external_id.clone(), reply };
         self.lookups.try_send(lookup).map_err(|_| Refused::Crowded)?;
         let found = found.await.unwrap_or_default();
-        found.map(|stored| job::answer_of(&stored, asked.id, &asked.request_hash)).transpose()
+        found.map(|stored| job::answer_of(stored, asked.id, &asked.request_hash)).transpose()
     }
 
     /// Resolves when an operation that was stored before has been settled after this call.

@@ -41,11 +41,12 @@ pub async fn answer<M: RestMethod>(channel: Outbound, input: MethodCall) -> Resu
     if wait.waits {
         input.slot.release();
     }
+    let validates_only = M::validates_only(&request);
     let codec = ValidatingCodec::<M::Request, M::Answer>::default();
     let answered = Grpc::new(channel).unary(request_to(&call, request), PathAndQuery::from_static(M::METHOD.path), codec).await;
     let answer = answered.map_err(|status| problem::from_status(&status))?.into_inner();
 
-    let status = status_of::<M>(&answer, wait.waits);
+    let status = if validates_only { StatusCode::OK } else { status_of::<M>(&answer, wait.waits) };
     let mut response = if status == StatusCode::NO_CONTENT {
         answer::empty(status)
     } else {
@@ -58,7 +59,7 @@ pub async fn answer<M: RestMethod>(channel: Outbound, input: MethodCall) -> Resu
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         response
     };
-    if let Some(location) = M::location(&answer).and_then(|location| HeaderValue::from_str(&location).ok()) {
+    if let Some(location) = M::location(&answer).filter(|_| !validates_only).and_then(|location| HeaderValue::from_str(&location).ok()) {
         response.headers_mut().insert(LOCATION, location);
     }
     if let Some(applied) = wait.preferred.and_then(|seconds| HeaderValue::from_str(&format!("wait={seconds}")).ok()) {

@@ -18,7 +18,8 @@ pub async fn create_transaction(app: &App, call: &Call, caller: &Caller, request
     let (wait, validate_only) = (submission.wait, submission.validate_only);
     let new = check(app, call, caller, submission).await?;
     if validate_only {
-        let operation = rehearse(app, new).await?;
+        // Apart, so that the future of everybody else stays small: it is moved for each call.
+        let operation = Box::pin(rehearse(app, new)).await?;
         return Ok(Accepted { operation, replayed: false });
     }
     let budget = TimeBudget::of(call);

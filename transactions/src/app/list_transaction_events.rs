@@ -42,7 +42,7 @@ fn redact(caller: &Caller, operation: &Operation, payload: &mut OperationEvent) 
         Some(operation_event::Event::Completed(completed)) if !sees_all(caller) => {
             completed.postings.retain(|posting| is_submitter || is_own(&posting.account_id));
             for posting in completed.postings.iter_mut().filter(|posting| !is_own(&posting.account_id)) {
-                (posting.account_version, posting.balance_minor, posting.record_time_us) = (0, 0, 0);
+                (posting.account_version, posting.balance_minor, posting.record_time_us) = (0, 0, None);
             }
         }
         _ => {}

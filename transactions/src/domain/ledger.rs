@@ -40,13 +40,6 @@ impl Balance {
     pub fn available(&self) -> i128 {
         i128::from(self.posted.get()) - i128::from(self.held.get()) + i128::from(self.credit_limit.get())
     }
-
-    /// What the table checks `posted - held` against: `-credit_limit`, or what the account has where that is less, so that whoever lowers a credit
-    /// limit below what is used forbids new debits and nothing else.
-    pub fn floor(&self) -> Minor {
-        let net = self.posted.saturating_sub(self.held);
-        self.credit_limit.checked_neg().map_or(net, |least| least.min(net))
-    }
 }
 
 /// Money that moves from one account to another. An operation is a list of these, posted whole or not at all.
@@ -406,12 +399,11 @@ mod tests {
         let mut balances = Balances::from_iter([(id(1), Balance { credit_limit: Minor::new(50), ..balance(10) }), (id(2), balance(0))]);
         assert_eq!(posted(&mut balances, 1, 2, 61), rejected(Rejection::InsufficientFunds));
         assert!(matches!(posted(&mut balances, 1, 2, 40), Decision::Agreed(_)));
-        assert_eq!((balances[&id(1)].posted, balances[&id(1)].floor()), (Minor::new(-30), Minor::new(-50)));
+        assert_eq!((balances[&id(1)].posted, balances[&id(1)].available()), (Minor::new(-30), 20));
         balances.entry(id(1)).and_modify(|balance| balance.credit_limit = Minor::new(20));
-        assert_eq!((balances[&id(1)].available(), balances[&id(1)].floor()), (-10, Minor::new(-30)));
+        assert_eq!(balances[&id(1)].available(), -10);
         assert_eq!(posted(&mut balances, 1, 2, 1), rejected(Rejection::InsufficientFunds));
         assert!(matches!(posted(&mut balances, 2, 1, 5), Decision::Agreed(_)), "credits go on");
-        assert_eq!(balances[&id(1)].floor(), Minor::new(-25));
     }
 
     #[test]

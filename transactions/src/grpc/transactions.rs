@@ -41,6 +41,9 @@ use crate::domain::submission;
 use crate::pipeline::Accepted;
 use crate::store::operations::Filter;
 
+/// Requests of one batch.
+const BATCH_MAX: usize = 1000;
+
 pub struct Transactions(pub Arc<App>);
 
 #[tonic::async_trait]
@@ -76,6 +79,11 @@ impl TransactionsService for Transactions {
         let call = Call::of(&request)?.clone();
         let (caller, message) = (call.user()?, request.into_inner());
         let wait = message.wait.map(|wait| submission::wait((wait.seconds, wait.nanos))).transpose().map_err(Error::from)?;
+        match message.requests.len() {
+            0 => return Err(Problem::field("requests", "must have 1 item at least").into()),
+            1..=BATCH_MAX => {}
+            _ => return Err(Problem::field("requests", format!("must have {BATCH_MAX} items at most")).into()),
+        }
         let terms = Terms { atomic: message.atomic, wait: wait.unwrap_or_default(), validate_only: message.validate_only };
         let requests = message.requests.into_iter().map(read_in_batch).collect();
         let results = batch_create_transactions(&self.0, &call, caller, requests, terms).await?;

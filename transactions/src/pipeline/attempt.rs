@@ -6,6 +6,7 @@ use std::time::Duration;
 use lastro_database::{Error, Kind};
 use lastro_events::Event;
 use lastro_mesh::clock;
+use lastro_money::Minor;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -14,7 +15,7 @@ use super::decision::{self, Origin, Resolved, Settled, Table};
 use super::job::{Culprit, NewOperation, NewResolution, Refused};
 use super::settle::{Asked, Failure, Group};
 use crate::EVENTS;
-use crate::domain::ledger::{Balance, Balances};
+use crate::domain::ledger::Balances;
 use crate::domain::operation::{Operation, State, is_to_be_settled};
 use crate::store::ledger::{Among, BalanceChange, ClaimedOperation, ExpiredHolds, Ledger, Lock, OperationChange, ReversalChange, Writes};
 use crate::store::operations::{self, Resolution};
@@ -104,7 +105,7 @@ impl Settler {
         // Operations before balances, as everybody does.
         let subjects = ledger.lock_operations(&subjects, how.lock).await?.into_iter().map(Subject::new).collect();
         let balances = if how.decide { ledger.lock(&self.accounts_of(groups), how.lock).await? } else { Balances::default() };
-        let before = balances.clone();
+        let before = marks(&balances);
         // The clock is read when the locks are held: a hold that has run out by then is dead.
         let mut decided = Decided::new(Table::new(balances, &self.stripes, clock::now_us()), subjects);
         let mut outcomes: Vec<Outcome> = Vec::new();
@@ -295,7 +296,7 @@ impl<'a> Decided<'a> {
     }
 
     /// Everything that the batch writes.
-    fn writes<'o>(&'o mut self, outcomes: &'o [Outcome], before: &Balances) -> Writes<'o> {
+    fn writes<'o>(&'o mut self, outcomes: &'o [Outcome], before: &[Mark]) -> Writes<'o> {
         let mut inserted: Vec<&Operation> = outcomes.iter().flat_map(Outcome::created).collect();
         inserted.sort_by(|a, b| (a.owner_id, &a.external_id).cmp(&(b.owner_id, &b.external_id)));
         let (events, postings) = (std::mem::take(&mut self.events), std::mem::take(&mut self.postings));
@@ -318,13 +319,25 @@ impl Outcome {
     }
 }
 
+/// Where a balance stood when it was locked. What is posted changes its version, and what is held stands here.
+pub(super) struct Mark {
+    account_id: Uuid,
+    version: i64,
+    held: Minor,
+}
+
+/// Where balances stand.
+pub(super) fn marks(balances: &Balances) -> Vec<Mark> {
+    balances.iter().map(|(account_id, balance)| Mark { account_id: *account_id, version: balance.version, held: balance.held }).collect()
+}
+
 /// The balances that are not what they were, sorted by account.
-pub(super) fn changed(before: &Balances, after: &Balances) -> Vec<BalanceChange> {
-    let change = |(id, after): (&Uuid, &Balance)| {
-        let before = before.get(id).filter(|before| *before != after)?;
-        Some(BalanceChange { account_id: *id, from_version: before.version, from_held: before.held, after: *after })
+pub(super) fn changed(before: &[Mark], after: &Balances) -> Vec<BalanceChange> {
+    let change = |mark: &Mark| {
+        let after = after.get(&mark.account_id).filter(|after| after.version != mark.version || after.held != mark.held)?;
+        Some(BalanceChange { account_id: mark.account_id, from_version: mark.version, from_held: mark.held, after: *after })
     };
-    let mut changed: Vec<_> = after.iter().filter_map(change).collect();
+    let mut changed: Vec<_> = before.iter().filter_map(change).collect();
     changed.sort_unstable_by_key(|change| change.account_id);
     changed
 }

@@ -113,7 +113,7 @@ pub fn settle(operation: &mut Operation, origin: &Origin, table: &mut Table<'_>)
     let (leg, reason) = match decision.map_err(Error::corrupt)? {
         Decision::Agreed(Agreed::Posted(postings)) => {
             operation.note_posted(&postings, table.now_us);
-            let payload = contract::completed(&postings, operation.effective_time_us, None);
+            let payload = contract::completed(&postings, table.now_us, operation.effective_time_us, None);
             return Ok(Settled::Ended(happen(operation, Happening::Completed, origin, "COMPLETED", payload)?, postings));
         }
         Decision::Agreed(Agreed::Held(expire_time_us)) => {
@@ -211,7 +211,7 @@ fn capture(hold: &mut Operation, amount: Option<Minor>, origin: &Origin, table: 
         terms.captured = Some(amount.unwrap_or(leg.amount.minor()));
     }
     hold.note_posted(&postings, table.now_us);
-    let payload = contract::completed(&postings, hold.effective_time_us, hold.hold.and_then(|terms| terms.captured));
+    let payload = contract::completed(&postings, table.now_us, hold.effective_time_us, hold.hold.and_then(|terms| terms.captured));
     Ok(Resolved::Ended(happen(hold, Happening::Completed, origin, "COMPLETED", payload)?, postings))
 }
 

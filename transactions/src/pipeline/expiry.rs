@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::Settler;
-use super::attempt::{Subject, changed};
+use super::attempt::{Subject, changed, marks};
 use super::decision::{self, Origin, Resolved, Table};
 use crate::EVENTS;
 use crate::store::ledger::{Among, ClaimedOperation, ExpiredHolds, Ledger, Lock, OperationChange, Writes};
@@ -100,7 +100,7 @@ impl Settler {
     async fn release_locked(&self, mut ledger: Ledger, expired: Vec<ClaimedOperation>) -> Result<usize, Error> {
         let legs = expired.iter().flat_map(|one| decision::legs(&one.operation.movement, one.operation.id, &self.stripes));
         let balances = ledger.lock(&decision::accounts(legs), Lock::Wait).await?;
-        let before = balances.clone();
+        let before = marks(&balances);
         let mut table = Table::new(balances, &self.stripes, clock::now_us());
         let mut events = Vec::new();
         let mut holds: Vec<Subject> = expired.into_iter().map(|one| Subject::new(one).1).collect();

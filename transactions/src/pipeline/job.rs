@@ -126,6 +126,14 @@ impl Job {
         }
     }
 
+    /// The key that it would use, if it is one operation.
+    pub fn key(&self) -> Option<(Uuid, &str)> {
+        match &self.work {
+            Work::Create { new, .. } => Some(new.key()),
+            Work::Together { .. } | Work::Resolve { .. } => None,
+        }
+    }
+
     /// Everything that it moves, and between which accounts.
     pub fn legs(&self, stripes: &Stripes) -> Legs {
         match &self.work {
@@ -137,12 +145,12 @@ impl Job {
 }
 
 /// What a caller is answered whose key belongs to a stored operation: `id` is the one that its call generated, `hash` of what it asked for.
-pub(super) fn answer_of(stored: &Operation, id: Uuid, hash: &[u8; 32]) -> Result<Accepted, Refused> {
+pub(super) fn answer_of(stored: Operation, id: Uuid, hash: &[u8; 32]) -> Result<Accepted, Refused> {
     if *hash != stored.request_hash {
         return Err(Refused::KeyReused);
     }
     // Replayed means that the stored id is not the one that this call generated.
-    Ok(Accepted { operation: stored.clone(), replayed: id != stored.id })
+    Ok(Accepted { replayed: id != stored.id, operation: stored })
 }
 
 /// What the caller of operations that go together is answered where some of their keys exist: the stored ones if all do, with what was asked for.
@@ -154,7 +162,7 @@ pub fn answer_of_all(new: &[NewOperation], existing: Vec<Operation>) -> Result<V
         Some(Refused::Together { index, culprit })
     };
     let answer = |one: &NewOperation| {
-        let accepted = of_key(one).map(|stored| answer_of(stored, one.operation.id, &one.operation.request_hash));
+        let accepted = of_key(one).map(|stored| answer_of(stored.clone(), one.operation.id, &one.operation.request_hash));
         accepted.and_then(Result::ok)
     };
     match new.iter().map(answer).collect::<Option<Vec<_>>>() {

@@ -72,21 +72,25 @@ impl From<Error> for Failure {
 }
 
 /// Sorted by key, so that two replicas insert in the same order and never wait for each other in a circle.
-#[allow(clippy::vec_box, reason = "as they were taken")]
-pub(super) fn group(jobs: Vec<Box<Job>>) -> Vec<Group> {
-    let (mut creations, mut groups) = (Vec::with_capacity(jobs.len()), Vec::new());
+#[allow(clippy::vec_box, reason = "as they were taken: what is sorted is a pointer, not some hundred bytes")]
+pub(super) fn group(mut jobs: Vec<Box<Job>>) -> Vec<Group> {
+    // Of equals the one that came first stays the first.
+    jobs.sort_by(|a, b| a.key().cmp(&b.key()));
+    let mut groups: Vec<Group> = Vec::with_capacity(jobs.len());
     for job in jobs {
         let Job { work, locked_by, place } = *job;
         drop(place);
-        match work {
-            Work::Create { new, reply } => creations.push((new, reply, locked_by)),
-            Work::Together { new, reply } => groups.push(Group { asked: Asked::Together { new, reply }, locked_by }),
-            Work::Resolve { new, reply } => groups.push(Group { asked: Asked::Resolve { new, reply }, locked_by }),
-        }
-    }
-    // Of equals the one that came first stays the first.
-    creations.sort_by(|(a, ..), (b, ..)| a.key().cmp(&b.key()));
-    for (new, reply, locked_by) in creations {
+        let (new, reply) = match work {
+            Work::Create { new, reply } => (new, reply),
+            Work::Together { new, reply } => {
+                groups.push(Group { asked: Asked::Together { new, reply }, locked_by });
+                continue;
+            }
+            Work::Resolve { new, reply } => {
+                groups.push(Group { asked: Asked::Resolve { new, reply }, locked_by });
+                continue;
+            }
+        };
         let caller = (new.operation.id, new.operation.request_hash, reply);
         match groups.last_mut().map(|group| &mut group.asked) {
             Some(Asked::Create { new: first, callers }) if first.key() == new.key() => callers.push(caller),
@@ -102,7 +106,7 @@ impl Group {
         match (self.asked, outcome) {
             (Asked::Create { callers, .. }, Outcome::Created(operation)) => {
                 settler.known.note(operation.owner_id, &operation.external_id);
-                accept(callers, &operation);
+                accept(callers, operation);
             }
             (Asked::Together { reply, .. }, Outcome::Together(operations)) => {
                 operations.iter().for_each(|one| settler.known.note(one.owner_id, &one.external_id));
@@ -129,8 +133,12 @@ impl Asked {
     }
 }
 
-fn accept(callers: Vec<OneCaller>, operation: &Operation) {
+fn accept(mut callers: Vec<OneCaller>, operation: Operation) {
+    let last = callers.pop();
     for (id, hash, reply) in callers {
+        let _ = reply.send(answer_of(operation.clone(), id, &hash));
+    }
+    if let Some((id, hash, reply)) = last {
         let _ = reply.send(answer_of(operation, id, &hash));
     }
 }
@@ -208,7 +216,7 @@ impl Settler {
         let mut existing: HashMap<(Uuid, String), Operation> =
             existing.into_iter().map(|operation| ((operation.owner_id, operation.external_id.clone()), operation)).collect();
         for group in std::mem::take(groups) {
-            let stored: Vec<Operation> =
+            let mut stored: Vec<Operation> =
                 group.asked.keys().into_iter().filter_map(|(owner, key)| existing.remove(&(owner, key.to_owned()))).collect();
             if stored.is_empty() {
                 groups.push(group);
@@ -216,7 +224,7 @@ impl Settler {
             }
             stored.iter().for_each(|one| self.known.note_repetition(one.owner_id, &one.external_id));
             match group.asked {
-                Asked::Create { callers, .. } => accept(callers, &stored[0]),
+                Asked::Create { callers, .. } => accept(callers, stored.swap_remove(0)),
                 Asked::Together { new, reply } => drop(reply.send(answer_of_all(&new, stored))),
                 Asked::Resolve { reply, .. } => drop(reply.send(Err(Refused::Unavailable))),
             }

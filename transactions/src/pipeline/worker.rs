@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::Settler;
-use super::attempt::changed;
+use super::attempt::{changed, marks};
 use super::decision::{self, Origin, Settled, Table};
 use super::expiry;
 use crate::EVENTS;
@@ -121,7 +121,7 @@ impl Settler {
         ledger.lock_operations(&originals, Lock::Wait).await?;
         let legs = operations.iter().flat_map(|one| decision::legs(&one.operation.movement, one.operation.id, &self.stripes));
         let balances = ledger.lock(&decision::accounts(legs), Lock::Wait).await?;
-        let before = balances.clone();
+        let before = marks(&balances);
         let mut table = Table::new(balances, &self.stripes, clock::now_us());
         let mut writes = Writes::default();
         let mut settled = vec![false; operations.len()];

@@ -125,10 +125,10 @@ const UPDATE_OPERATIONS: &str = "WITH changed AS (UPDATE operations o SET state 
                                  SELECT CASE WHEN count(*) = cardinality($1) THEN 1 \
                                  ELSE (count(*) || ' operations were changed, and meant were ' || cardinality($1))::int END FROM changed";
 /// As UPDATE_OPERATIONS.
-const UPDATE_BALANCES: &str = "WITH changed AS (UPDATE balances b SET posted = u.posted, held = u.held, version = u.version, floor = u.floor, \
-                               recorded_us = u.recorded_us \
-                               FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[]) \
-                               AS u (account_id, posted, held, version, from_version, from_held, floor, recorded_us) \
+const UPDATE_BALANCES: &str = "WITH changed AS (UPDATE balances b SET posted = u.posted, held = u.held, version = u.version, recorded_us = u.recorded_us, \
+                               floor = least(-b.credit_limit, u.posted - u.held) \
+                               FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[]) \
+                               AS u (account_id, posted, held, version, from_version, from_held, recorded_us) \
                                WHERE b.account_id = u.account_id AND b.version = u.from_version AND b.held = u.from_held RETURNING 1) \
                                SELECT CASE WHEN count(*) = cardinality($1) THEN 1 \
                                ELSE (count(*) || ' balances were changed, and meant were ' || cardinality($1))::int END FROM changed";
@@ -328,7 +328,6 @@ fn write_balances(pipeline: &mut Pipeline<'_>, update: &Statement, changes: &[Ba
             &column(changes, |one| one.after.version),
             &column(changes, |one| one.from_version),
             &column(changes, |one| one.from_held.get()),
-            &column(changes, |one| one.after.floor().get()),
             &column(changes, |one| one.after.recorded_us),
         ],
     );

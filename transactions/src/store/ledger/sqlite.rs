@@ -135,13 +135,14 @@ async fn write(tx: &mut Tx, writes: &Writes<'_>) -> Result<(), Error> {
         Error::expect_rows(1, changed.rows_affected())?;
     }
     // What is changed is what was locked, as it was then.
-    let sql = "WITH u (account_id, posted, held, version, from_version, from_held, floor, recorded_us) AS (VALUES ";
-    let update = ") UPDATE balances SET posted = u.posted, held = u.held, version = u.version, floor = u.floor, recorded_us = u.recorded_us FROM u \
+    let sql = "WITH u (account_id, posted, held, version, from_version, from_held, recorded_us) AS (VALUES ";
+    let update = ") UPDATE balances SET posted = u.posted, held = u.held, version = u.version, recorded_us = u.recorded_us, \
+                  floor = min(-credit_limit, u.posted - u.held) FROM u \
                   WHERE balances.account_id = u.account_id AND balances.version = u.from_version AND balances.held = u.from_held";
-    let changed = insert(tx, sql, update, 8, &writes.balances, |query, change| {
+    let changed = insert(tx, sql, update, 7, &writes.balances, |query, change| {
         let after = change.after;
         let query = query.bind(change.account_id).bind(after.posted.get()).bind(after.held.get()).bind(after.version).bind(change.from_version);
-        query.bind(change.from_held.get()).bind(after.floor().get()).bind(after.recorded_us)
+        query.bind(change.from_held.get()).bind(after.recorded_us)
     })
     .await?;
     Error::expect_rows(writes.balances.len() as u64, changed)?;
