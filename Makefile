@@ -5,7 +5,7 @@ CARGO ?= cargo
 # Arguments for `make run`, as in: make run ARGS="--data /tmp/x --log info"
 ARGS ?=
 
-.PHONY: help run build test test-faults test-ha test-long test-abuse test-readers test-adding-a-service test-compose lint fmt bench ci docs deps deployment clean up down logs smoke stack load
+.PHONY: help run build test test-faults test-ha test-long test-abuse test-readers test-model test-histories test-adding-a-service test-compose lint fmt bench ci docs deps deployment clean up down logs smoke stack load
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,10 +39,18 @@ test-readers: deps ## A reader of 200,000 operations: with an empty Redis, trimm
 	$(CARGO) build --locked --bin lastro --bin lastro-reader
 	. tools/test-env && $(CARGO) test --locked -p lastro-tests --test journeys -- --ignored --nocapture readers::
 
+test-model: deps ## Everything that money does against a model, with crashes: random sequences on SQLite and PostgreSQL
+	$(CARGO) build --locked --bin lastro
+	. tools/test-env && LASTRO_MODEL_CASES=$${LASTRO_MODEL_CASES:-120} $(CARGO) test --locked -p lastro-tests --test journeys -- --ignored --nocapture model::
+
+test-histories: deps ## What 32 clients see on two replicas under kill -9, checked for linearizability by porcupine
+	$(CARGO) build --locked --bin lastro
+	. tools/test-env && $(CARGO) test --locked -p lastro-tests --test journeys -- --ignored --nocapture histories::
+
 test-adding-a-service: deps ## Follow docs/ADDING-A-SERVICE.md word by word in a copy of the checkout, and try the service
 	tools/test-adding-a-service
 
-test-long: test-faults test-ha test-abuse test-readers test-adding-a-service ## The long suites whole: faults, replicas under load, attackers, readers of events
+test-long: test-faults test-ha test-abuse test-readers test-model test-histories test-adding-a-service ## The long suites whole: faults, replicas under load, attackers, readers of events
 
 test-compose: deps ## The stack of compose.yaml for real: built, started, tried, loaded, ended
 	tools/test-compose
@@ -85,6 +93,8 @@ docs: ## Documentation of the crates
 
 ci: lint test ## What CI runs
 	LASTRO_FAULT_ROUNDS=3 $(MAKE) test-faults
+	LASTRO_MODEL_CASES=8 $(MAKE) test-model
+	LASTRO_HISTORY_SECONDS=8 $(MAKE) test-histories
 	LASTRO_HA_ONLY="one after the other" $(MAKE) test-ha
 	LASTRO_ABUSE_SECONDS=2 $(MAKE) test-abuse
 	LASTRO_READER_OPERATIONS=5000 $(MAKE) test-readers

@@ -15,11 +15,13 @@ mod edge;
 mod faults;
 mod grpc;
 mod ha;
+mod histories;
 mod holds;
 mod idempotency;
 mod ledger;
 mod legs;
 mod meaning;
+mod model;
 mod pipeline;
 mod pipelined;
 mod poison;
@@ -207,6 +209,8 @@ fn main() {
     }
     trials.extend(faults::trials());
     trials.extend(readers::trials());
+    trials.extend(model::trials());
+    trials.extend(histories::trials());
     let conclusion = libtest_mimic::run(&arguments, trials);
     // Ends the servers, which `exit` would not.
     drop(shared);
