@@ -11,7 +11,10 @@ use http::{HeaderValue, Uri};
 use lastro_proto::transactions::v1::accounts_service_client::AccountsServiceClient;
 use lastro_proto::transactions::v1::transaction::{State, Type};
 use lastro_proto::transactions::v1::transactions_service_client::TransactionsServiceClient;
-use lastro_proto::transactions::v1::{CreateTransactionRequest, GetAccountRequest, ListTransactionsRequest, Transaction};
+use lastro_proto::transactions::v1::{
+    BatchCreateTransactionsRequest, BatchCreateTransactionsResponse, CaptureTransactionRequest, CreateTransactionRequest, GetAccountRequest,
+    LegRequest, ListTransactionsRequest, Transaction,
+};
 use lastro_proto::r#type::v1::Money;
 use tonic::Request;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -27,6 +30,13 @@ const CONNECTIONS: usize = 4;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Transfer,
+    /// Of ten legs.
+    TenLegs,
+    /// Of 100 transfers.
+    Batch,
+    /// As [`Batch`](Self::Batch), all of them or none.
+    AtomicBatch,
+    Hold,
     GetOverGrpc,
     GetOverRest,
     /// Of 50 transactions of an account.
@@ -38,6 +48,10 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Self::Transfer => "settled transfers",
+            Self::TenLegs => "transactions of 10 legs",
+            Self::Batch => "batches of 100 transfers",
+            Self::AtomicBatch => "atomic batches of 100 transfers",
+            Self::Hold => "holds",
             Self::GetOverGrpc => "reads of an account over gRPC",
             Self::GetOverRest => "reads of an account over REST",
             Self::PageOverGrpc => "pages of 50 transactions over gRPC",
@@ -81,10 +95,30 @@ impl fmt::Display for Calls {
 }
 
 #[derive(Clone)]
+struct Raw {
+    connection: Connection,
+    create: Uri,
+    batch: Uri,
+    capture: Uri,
+}
+
+impl Raw {
+    async fn open(address: &str) -> Result<Self> {
+        let connection = Connection::open(address).await?;
+        Ok(Self {
+            create: connection.uri("/lastro.transactions.v1.TransactionsService/CreateTransaction")?,
+            batch: connection.uri("/lastro.transactions.v1.TransactionsService/BatchCreateTransactions")?,
+            capture: connection.uri("/lastro.transactions.v1.TransactionsService/CaptureTransaction")?,
+            connection,
+        })
+    }
+}
+
+#[derive(Clone)]
 struct Caller {
     channel: Channel,
-    /// In plain text, with the address of the method: nothing between the figures and what they measure.
-    raw: Option<(Connection, Uri)>,
+    /// In plain text, with the addresses of the methods: nothing between the figures and what they measure.
+    raw: Option<Raw>,
     rest: reqwest::Client,
     rest_base: Arc<str>,
     bearer: MetadataValue<Ascii>,
@@ -96,6 +130,10 @@ impl Caller {
     async fn call(&self, kind: Kind) -> Result<()> {
         match kind {
             Kind::Transfer => self.transfer().await,
+            Kind::TenLegs => self.ten_legs().await,
+            Kind::Batch => self.batch(false).await,
+            Kind::AtomicBatch => self.batch(true).await,
+            Kind::Hold => self.hold().await.map(|_| ()),
             Kind::GetOverGrpc => {
                 let request = self.request(GetAccountRequest { id: self.account().to_owned() });
                 AccountsServiceClient::new(self.channel.clone()).get_account(request).await?;
@@ -140,10 +178,85 @@ impl Caller {
             wait: Some(pbjson_types::Duration { seconds: 10, nanos: 0 }),
             ..CreateTransactionRequest::default()
         };
+        self.create(message).await
+    }
+
+    async fn create(&self, message: CreateTransactionRequest) -> Result<Transaction> {
         match &self.raw {
-            Some((connection, uri)) => connection.call(uri.clone(), &self.bearer_header, &message).await,
+            Some(raw) => raw.connection.call(raw.create.clone(), &self.bearer_header, &message).await,
             None => Ok(TransactionsServiceClient::new(self.channel.clone()).create_transaction(self.request(message)).await?.into_inner()),
         }
+    }
+
+    /// Two accounts that are not one.
+    fn two_accounts(&self) -> (&str, &str) {
+        let (source, mut destination) = (self.account(), self.account());
+        while destination == source {
+            destination = self.account();
+        }
+        (source, destination)
+    }
+
+    /// One cent between two accounts, under a new key.
+    fn cent(&self) -> CreateTransactionRequest {
+        let (source, destination) = self.two_accounts();
+        CreateTransactionRequest {
+            external_id: uuid::Uuid::new_v4().to_string(),
+            r#type: Type::Transfer as i32,
+            source_account_id: Some(source.to_owned()),
+            destination_account_id: Some(destination.to_owned()),
+            amount: Some(Money { currency_code: "BRL".to_owned(), amount: "0.01".to_owned() }),
+            ..CreateTransactionRequest::default()
+        }
+    }
+
+    async fn ten_legs(&self) -> Result<()> {
+        let leg = |_| {
+            let (source, destination) = self.two_accounts();
+            let amount = Some(Money { currency_code: "BRL".to_owned(), amount: "0.01".to_owned() });
+            LegRequest { source_account_id: source.to_owned(), destination_account_id: destination.to_owned(), amount, description: String::new() }
+        };
+        let (wait, legs) = (Some(pbjson_types::Duration { seconds: 10, nanos: 0 }), (0..10).map(leg).collect());
+        let of_legs = CreateTransactionRequest { source_account_id: None, destination_account_id: None, amount: None, legs, wait, ..self.cent() };
+        let made = self.create(of_legs).await?;
+        anyhow::ensure!(made.state() == State::Completed && made.postings.len() == 20, "{made:?}");
+        Ok(())
+    }
+
+    /// The answers of a batch of 100, each made by `change` of a transfer of a cent.
+    async fn batch_of(&self, atomic: bool, change: impl Fn(&mut CreateTransactionRequest)) -> Result<Vec<Transaction>> {
+        let mut requests: Vec<CreateTransactionRequest> = (0..100).map(|_| self.cent()).collect();
+        requests.iter_mut().for_each(change);
+        let wait = Some(pbjson_types::Duration { seconds: 10, nanos: 0 });
+        let message = BatchCreateTransactionsRequest { requests, atomic, wait, validate_only: false };
+        let made: BatchCreateTransactionsResponse = match &self.raw {
+            Some(raw) => raw.connection.call(raw.batch.clone(), &self.bearer_header, &message).await?,
+            None => TransactionsServiceClient::new(self.channel.clone()).batch_create_transactions(self.request(message)).await?.into_inner(),
+        };
+        made.results.into_iter().map(|result| result.transaction.ok_or_else(|| anyhow::anyhow!("{:?}", result.error))).collect()
+    }
+
+    async fn batch(&self, atomic: bool) -> Result<()> {
+        let made = self.batch_of(atomic, |_| ()).await?;
+        anyhow::ensure!(made.len() == 100 && made.iter().all(|one| one.state() == State::Completed), "{:?}", made.first());
+        Ok(())
+    }
+
+    async fn hold(&self) -> Result<Transaction> {
+        let wait = Some(pbjson_types::Duration { seconds: 10, nanos: 0 });
+        let made = self.create(CreateTransactionRequest { hold: true, wait, ..self.cent() }).await?;
+        anyhow::ensure!(made.state() == State::Authorized, "{made:?}");
+        Ok(made)
+    }
+
+    async fn capture(&self, id: String) -> Result<()> {
+        let message = CaptureTransactionRequest { id, external_id: "capture".to_owned(), amount: None, validate_only: false };
+        let made: Transaction = match &self.raw {
+            Some(raw) => raw.connection.call(raw.capture.clone(), &self.bearer_header, &message).await?,
+            None => TransactionsServiceClient::new(self.channel.clone()).capture_transaction(self.request(message)).await?.into_inner(),
+        };
+        anyhow::ensure!(made.state() == State::Completed, "{made:?}");
+        Ok(())
     }
 
     fn account(&self) -> &str {
@@ -163,11 +276,7 @@ async fn callers(rich: &Rich, number: usize) -> Result<Vec<Caller>> {
         channels.push(rich.front.channel().await?);
         raw.push(match rich.front.authority {
             Some(_) => None,
-            None => {
-                let connection = Connection::open(rich.front.grpc_address()).await?;
-                let uri = connection.uri("/lastro.transactions.v1.TransactionsService/CreateTransaction")?;
-                Some((connection, uri))
-            }
+            None => Some(Raw::open(rich.front.grpc_address()).await?),
         });
     }
     let rest = rich.front.rest_client()?;
@@ -211,6 +320,50 @@ pub async fn measure(rich: &Rich, kind: Kind, number: usize, span: Duration) -> 
     for task in tasks {
         all.latency_us.add(task.await??.latency_us)?;
     }
+    Ok(all)
+}
+
+/// Captures holds that were made before, until none is left or the time is over; the first second warms up and does not count.
+pub async fn captures(rich: &Rich, number: usize, span: Duration, holds: usize) -> Result<Calls> {
+    let callers = callers(rich, number).await?;
+    let made = futures_util::future::join_all(callers.iter().take(16).map(|caller| async move {
+        let mut ids = Vec::new();
+        while ids.len() < holds / 16 {
+            ids.extend(caller.batch_of(false, |request| request.hold = true).await?.into_iter().map(|hold| hold.id));
+        }
+        anyhow::Ok(ids)
+    }));
+    let mut ids = Vec::with_capacity(holds);
+    for some in made.await {
+        ids.extend(some?);
+    }
+    let ids = Arc::new(std::sync::Mutex::new(ids));
+    let counted_from = Instant::now() + Duration::from_secs(1);
+    let until = counted_from + span;
+    let tasks = callers.into_iter().map(|caller| {
+        let ids = ids.clone();
+        tokio::spawn(async move {
+            let mut calls = Calls::new();
+            loop {
+                let next = ids.lock().expect("nobody panics").pop();
+                let (started, Some(id)) = (Instant::now(), next) else { return anyhow::Ok((calls, Instant::now())) };
+                if started >= until {
+                    return anyhow::Ok((calls, until));
+                }
+                caller.capture(id).await?;
+                if started >= counted_from {
+                    calls.latency_us.saturating_record(started.elapsed().as_micros() as u64);
+                }
+            }
+        })
+    });
+    let (tasks, mut all, mut ended) = (tasks.collect::<Vec<_>>(), Calls::new(), counted_from);
+    for task in tasks {
+        let (calls, at) = task.await??;
+        all.latency_us.add(calls.latency_us)?;
+        ended = ended.max(at.min(until));
+    }
+    all.span = ended - counted_from;
     Ok(all)
 }
 

@@ -4,6 +4,7 @@
 
 mod against;
 mod events;
+mod everything;
 mod fairness;
 mod gateway;
 mod load;
@@ -40,7 +41,7 @@ struct Options {
     /// Accounts that transfers move money between.
     #[arg(long, default_value_t = 10_000)]
     accounts: usize,
-    /// Only this part: transfers, callers, idle, reads, pages, gateway, fairness, events, embedded, stack, against.
+    /// Only this part: transfers, callers, idle, reads, pages, gateway, money, fairness, events, embedded, stack, against.
     #[arg(long)]
     only: Option<String>,
     /// Another lastro, to measure beside this one in turns: transfers, reads, pages and idle latency, on the same PostgreSQL.
@@ -116,6 +117,9 @@ async fn main() -> Result<()> {
     }
     if options.only.as_deref() == Some("gateway") {
         gateway::measure(&bench.rich, options.rounds, span).await?;
+    }
+    if wants("money") {
+        everything::measure(&bench.rich, options.rounds, span).await?;
     }
     if wants("fairness") {
         fairness::repeated_key(&bench.rich, options.rounds, span).await?;

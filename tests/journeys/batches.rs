@@ -129,7 +129,7 @@ pub async fn an_atomic_batch_is_all_or_nothing(world: &World) -> Result<()> {
     refused(vec![one("n1", "1.00"), one("a1", "10.00")], 1, "IDEMPOTENCY_KEY_REUSED", "requests[1]").await?;
     refused(vec![one("a1", "10.00"), one("a2", "3.99")], 1, "IDEMPOTENCY_KEY_REUSED", "requests[1]").await?;
     let strange = Api::transfer("n2", &from, &uuid::Uuid::now_v7().to_string(), "1.00");
-    refused(vec![one("n1", "1.00"), strange], 1, "ACCOUNT_NOT_FOUND", "requests[1]").await?;
+    refused(vec![one("n1", "1.00"), strange], 1, "ACCOUNT_NOT_FOUND", "requests[1].destinationAccountId").await?;
     let legs = of_legs("n2", &[leg(&from, &to, "BRL", "1.00"), leg(&from, &to, "BRL", "1.01")]);
     refused(vec![legs], 0, "INSUFFICIENT_FUNDS", "requests[0].legs[1]").await?;
     let mut external = one("n2", "1.00");

@@ -129,7 +129,7 @@ pub async fn exchanges_between_currencies(world: &World) -> Result<()> {
     let stolen = api.transact(&ana.token, of_legs("x3", &[leg(&brl, &dealer_brl, "BRL", "1"), leg(&dealer_brl, &brl, "BRL", "1")])).await?;
     assert_eq!(
         (stolen.status, stolen.text("reason")?.as_str(), &stolen.body["errors"][0]["field"]),
-        (404, "ACCOUNT_NOT_FOUND", &json!("legs[1]")),
+        (404, "ACCOUNT_NOT_FOUND", &json!("legs[1].sourceAccountId")),
         "{stolen:?}"
     );
     Ok(())

@@ -65,8 +65,34 @@ pub fn resolution_hash(verb: &str, amount: Option<Amount>) -> [u8; 32] {
     Sha256::digest(format!("{verb}:{amount}")).into()
 }
 
-/// Settled at a time, with its postings; of a hold of a single leg, how much of it was captured. What is of the time of the event is not said again.
-pub fn completed(postings: &[Posting], now_us: i64, effective_time_us: i64, captured: Option<Minor>) -> Vec<u8> {
+/// Who captured or voided a hold, by which key, and what it asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resolution {
+    pub caller_id: Uuid,
+    pub external_id: String,
+    pub request_hash: [u8; 32],
+}
+
+impl Resolution {
+    /// What the event that ended a hold says of it; None where no call ended it.
+    pub fn read(payload: &[u8]) -> Option<Self> {
+        let stored = match wire::OperationEvent::decode(payload).ok()?.event? {
+            Event::Completed(completed) => completed.resolution?,
+            Event::Voided(voided) => voided.resolution?,
+            _ => return None,
+        };
+        let caller_id = Uuid::parse_str(&stored.caller_id).ok()?;
+        Some(Self { caller_id, external_id: stored.external_id, request_hash: stored.request_hash.try_into().ok()? })
+    }
+
+    fn into_wire(self) -> wire::HoldResolution {
+        let Self { caller_id, external_id, request_hash } = self;
+        wire::HoldResolution { caller_id: caller_id.to_string(), external_id, request_hash: request_hash.to_vec() }
+    }
+}
+
+/// Settled at a time, with its postings; of a hold, by whom it was captured, and of one of a single leg how much. What is of the time of the event is not said again.
+pub fn completed(postings: &[Posting], now_us: i64, effective_time_us: i64, captured: Option<Minor>, resolution: Option<Resolution>) -> Vec<u8> {
     let other = |time_us: i64| Some(time_us).filter(|time_us| *time_us != now_us);
     let posting = |posting: &Posting| wire::Posting {
         account_id: posting.account_id.to_string(),
@@ -76,7 +102,12 @@ pub fn completed(postings: &[Posting], now_us: i64, effective_time_us: i64, capt
         record_time_us: other(posting.recorded_us),
     };
     let postings = postings.iter().map(posting).collect();
-    encode(Event::Completed(wire::Completed { postings, effective_time_us: other(effective_time_us), captured_minor: captured.map(Minor::get) }))
+    encode(Event::Completed(wire::Completed {
+        postings,
+        effective_time_us: other(effective_time_us),
+        captured_minor: captured.map(Minor::get),
+        resolution: resolution.map(Resolution::into_wire),
+    }))
 }
 
 /// Refused at settlement, because of one of its legs where it has several.
@@ -90,8 +121,8 @@ pub fn authorized(expire_time_us: i64) -> Vec<u8> {
 }
 
 /// The hold was given up.
-pub fn voided() -> Vec<u8> {
-    encode(Event::Voided(wire::Voided {}))
+pub fn voided(resolution: Resolution) -> Vec<u8> {
+    encode(Event::Voided(wire::Voided { resolution: Some(resolution.into_wire()) }))
 }
 
 /// The hold ran out.

@@ -26,8 +26,8 @@ pub enum Error {
     /// No such account, or somebody else's.
     #[error("there is no such account")]
     AccountNotFound {
-        /// Which of several legs names it, from 0.
-        leg: Option<usize>,
+        /// Which field of the request names it, where that is not the id of the call.
+        field: Option<String>,
     },
     /// The account may be seen, and not be changed so.
     #[error("{0}")]
@@ -158,9 +158,9 @@ impl From<Error> for Problem {
             }
             Error::Submission(broken) => Self::field(broken.field(), text),
             Error::MayNotDeposit => Self::permission(Permission::WriteDeposits.name(), text),
-            Error::AccountNotFound { leg: None } => Self::new(&reasons::ACCOUNT_NOT_FOUND, text),
-            Error::AccountNotFound { leg: Some(leg) } => {
-                Self { fields: vec![Violation::new(format!("legs[{leg}]"), text.clone())], ..Self::new(&reasons::ACCOUNT_NOT_FOUND, text) }
+            Error::AccountNotFound { field } => {
+                let fields = field.map(|field| Violation::new(field, text.clone())).into_iter().collect();
+                Self { fields, ..Self::new(&reasons::ACCOUNT_NOT_FOUND, text) }
             }
             Error::AccountNotYours(_) => Self::new(&reasons::ACCOUNT_NOT_YOURS, text),
             Error::AccountClosed => Self::new(&reasons::ACCOUNT_CLOSED, text),

@@ -23,7 +23,7 @@ pub async fn list_transaction_events(app: &App, caller: &Caller, id: &str) -> Re
     Ok(events)
 }
 
-/// The key and the metadata are the submitter's. Whoever did not submit it sees the legs and postings of its own accounts alone; the submitter sees of
+/// The key and the metadata are the submitter's, and the key of a capture or a void is its caller's. Whoever did not submit it sees the legs and postings of its own accounts alone; the submitter sees of
 /// others' postings neither version nor balance, which are their owners'.
 fn redact(caller: &Caller, operation: &Operation, payload: &mut OperationEvent) {
     let is_submitter = operation.owner_id == caller.id;
@@ -31,6 +31,15 @@ fn redact(caller: &Caller, operation: &Operation, payload: &mut OperationEvent) 
         let id = Uuid::parse_str(account_id).ok();
         operation.movement.parties().any(|party| Some(party.account_id) == id && party.owner_id == caller.id)
     };
+    let resolution = match &mut payload.event {
+        Some(operation_event::Event::Completed(completed)) => completed.resolution.as_mut(),
+        Some(operation_event::Event::Voided(voided)) => voided.resolution.as_mut(),
+        _ => None,
+    };
+    if let Some(resolution) = resolution.filter(|resolution| resolution.caller_id != caller.id.to_string()) {
+        resolution.external_id.clear();
+        resolution.request_hash.clear();
+    }
     match &mut payload.event {
         Some(operation_event::Event::Submitted(submitted)) if !is_submitter => {
             submitted.external_id.clear();

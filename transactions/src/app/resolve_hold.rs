@@ -10,11 +10,12 @@ use uuid::Uuid;
 use super::App;
 use super::get_transaction::get_transaction;
 use super::submit::TimeBudget;
+use crate::contract::Resolution;
 use crate::domain::operation::{Operation, State};
 use crate::domain::submission::{Money, read_amount};
 use crate::pipeline::{Accepted, NewResolution, Refused, Verb};
 use crate::store::operations;
-use crate::{Error, contract};
+use crate::{EVENTS, Error, contract};
 
 /// What is asked for.
 pub struct CaptureRequest {
@@ -108,7 +109,9 @@ async fn answer_if_ended(app: &App, hold: &Operation, new: &NewResolution) -> Re
         State::Expired => return Err(Error::HoldExpired),
         State::Completed | State::Voided => {}
     }
-    let resolution = operations::resolution(app.database.writer(), hold.id).await?;
+    // The event that ended it says who did, and how.
+    let ended = EVENTS.stream_from(&app.database, hold.id, hold.head.map_or(1, |head| head.version), 1).await?;
+    let resolution = ended.first().and_then(|event| Resolution::read(&event.payload));
     match resolution.filter(|stored| stored.caller_id == new.caller_id && stored.external_id == new.external_id) {
         None => Err(Error::HoldResolved),
         Some(stored) if stored.request_hash != new.request_hash => Err(Error::IdempotencyKeyReused),

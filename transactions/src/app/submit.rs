@@ -77,8 +77,9 @@ pub async fn check(app: &App, call: &Call, caller: &Caller, submission: Submissi
 
 /// The source is the caller's own, whoever it is; an account that is not is as good as none.
 async fn check_leg(app: &App, caller: &Caller, leg: &submission::Leg, index: Option<usize>) -> Result<OperationLeg, Error> {
-    let source = party(app, leg, leg.source, index, |account| account.owner_id == caller.id && !account.system).await?;
-    let destination = party(app, leg, leg.destination, index, |account| !account.system).await?;
+    let within = |field: &str| index.map_or_else(|| field.to_owned(), |index| format!("legs[{index}].{field}"));
+    let source = party(app, leg, leg.source, |account| account.owner_id == caller.id, || within("source_account_id"), &within).await?;
+    let destination = party(app, leg, leg.destination, |_| true, || within("destination_account_id"), &within).await?;
     Ok(OperationLeg { source, destination, amount: leg.amount, description: leg.description.clone() })
 }
 
@@ -86,16 +87,17 @@ async fn party(
     app: &App,
     leg: &submission::Leg,
     id: Option<Uuid>,
-    index: Option<usize>,
     may_be: impl Fn(&Account) -> bool,
+    field: impl FnOnce() -> String,
+    within: impl Fn(&str) -> String,
 ) -> Result<Option<Party>, Error> {
     let Some(id) = id else { return Ok(None) };
-    let account = app.account(id).await?.filter(|account| may_be(account)).ok_or(Error::AccountNotFound { leg: index })?;
+    let account = app.account(id).await?.filter(|account| may_be(account) && !account.system);
+    let account = account.ok_or_else(|| Error::AccountNotFound { field: Some(field()) })?;
     let asked = leg.amount.currency();
     if account.currency != asked {
         // Which currency a stranger's account has is not said.
-        let field = index.map_or_else(String::new, |index| format!("legs[{index}]."));
-        return Err(Problem::field(format!("{field}amount.currency_code"), format!("{asked} is not the currency of both accounts")).into());
+        return Err(Problem::field(within("amount.currency_code"), format!("{asked} is not the currency of both accounts")).into());
     }
     Ok(Some(Party { account_id: id, owner_id: account.owner_id }))
 }

@@ -52,7 +52,7 @@ pub async fn update_account(app: &App, call: &Call, caller: &Caller, request: Up
 
 /// The account, locked.
 pub async fn lock(tx: &lastro_database::Transaction, id: Uuid) -> Result<AccountWithBalance, Error> {
-    accounts::lock(tx, id).await?.filter(|account| !account.account.system).ok_or(Error::AccountNotFound { leg: None })
+    accounts::lock(tx, id).await?.filter(|account| !account.account.system).ok_or(Error::AccountNotFound { field: None })
 }
 
 /// Zero or more, in the currency of the account, and at most what one transaction may move.

@@ -10,7 +10,7 @@ use lastro_mesh::call::Call;
 use lastro_mesh::codec::{Checked as _, Violation};
 use lastro_mesh::identity::User as Caller;
 use lastro_mesh::page::Page;
-use lastro_mesh::status::Problem;
+use lastro_mesh::status::{Problem, detail_of};
 use lastro_proto::json::camel_case;
 use lastro_proto::time::{Timestamp, micros, timestamp};
 use lastro_proto::transactions::events::v1::OperationEvent;
@@ -119,7 +119,7 @@ impl TransactionsService for Transactions {
         let caller = Call::of(&request)?.user()?;
         let message = request.get_ref();
         let operation = match (message.id.as_str(), message.external_id.as_deref()) {
-            ("" | "-", None) => return Err(Problem::field("id", "is required, or external_id in its place").into()),
+            ("" | "-", None) => return Err(Problem::field("id", "is required, or the idempotency key in its place").into()),
             ("" | "-", Some(external_id)) => get_transaction_by_key(&self.0, caller, external_id).await?,
             (_, Some(_)) => return Err(Problem::field("external_id", "must not be given together with an id").into()),
             (id, None) => get_transaction(&self.0, caller, id).await?,
@@ -220,9 +220,12 @@ fn batch_result(result: Result<Accepted, Error>, caller: &Caller, validate_only:
         Ok(accepted) => BatchResult { transaction: Some(accepted_transaction(accepted, caller, validate_only)), error: None },
         Err(error) => {
             let problem = Problem::from(error);
-            let field = |one: &Violation| BatchErrorField { field: camel_case(&one.field), description: one.description.clone() };
-            let fields = problem.fields.iter().map(field).collect();
-            let error = BatchError { reason: problem.reason.name.to_owned(), message: problem.detail, fields };
+            // As the gateway writes them for a single call.
+            let named: Vec<Violation> = problem.fields.iter().map(|one| Violation::new(camel_case(&one.field), &one.description)).collect();
+            let only_names_fields = problem.detail == detail_of(&problem.fields);
+            let message = if only_names_fields { detail_of(&named) } else { problem.detail };
+            let fields = named.into_iter().map(|one| BatchErrorField { field: one.field, description: one.description }).collect();
+            let error = BatchError { reason: problem.reason.name.to_owned(), message, fields };
             BatchResult { transaction: None, error: Some(error) }
         }
     }

@@ -51,9 +51,6 @@ const OPERATIONS: &[&str] = &[
     "CREATE INDEX operations_expiring ON operations (hold_expire_us) WHERE state = 3",
     // The accounts of operations of several legs and their owners, but for the owner whom the operation names: for lists.
     "CREATE TABLE operation_parties (party_id {uuid} NOT NULL, operation_id {uuid} NOT NULL, PRIMARY KEY (party_id, operation_id)){strict}",
-    // Who captured or voided a hold, by which key, and the hash of what it asked for.
-    "CREATE TABLE hold_resolutions (operation_id {uuid} PRIMARY KEY, caller_id {uuid} NOT NULL, external_id {text} NOT NULL, \
-     request_hash {bytes} NOT NULL){strict}",
     // When it was recorded; NULL where an older version recorded it: then the event tells.
     "ALTER TABLE postings ADD COLUMN recorded_us {bigint}",
 ];

@@ -18,7 +18,7 @@ use crate::EVENTS;
 use crate::domain::ledger::Balances;
 use crate::domain::operation::{Operation, State, is_to_be_settled};
 use crate::store::ledger::{Among, BalanceChange, ClaimedOperation, ExpiredHolds, Ledger, Lock, OperationChange, ReversalChange, Writes};
-use crate::store::operations::{self, Resolution};
+use crate::store::operations;
 
 /// How long the outcome of an unknown COMMIT is asked for.
 const READ_BACK_FOR: Duration = Duration::from_secs(3);
@@ -70,7 +70,6 @@ pub(super) struct Decided<'a> {
     pub subjects: HashMap<Uuid, Subject>,
     pub events: Vec<Event>,
     pub postings: Vec<(Uuid, crate::domain::ledger::Posting)>,
-    pub resolutions: Vec<Resolution>,
     pub reversals: Vec<ReversalChange>,
 }
 
@@ -182,7 +181,7 @@ impl Settler {
 
 impl<'a> Decided<'a> {
     pub fn new(table: Table<'a>, subjects: HashMap<Uuid, Subject>) -> Self {
-        Self { table, subjects, events: Vec::new(), postings: Vec::new(), resolutions: Vec::new(), reversals: Vec::new() }
+        Self { table, subjects, events: Vec::new(), postings: Vec::new(), reversals: Vec::new() }
     }
 
     /// A new operation, settled if its accounts are locked.
@@ -276,17 +275,11 @@ impl<'a> Decided<'a> {
         let Some(subject) = self.subjects.get_mut(&new.hold_id) else { return Ok(Outcome::NotLocked) };
         let ClaimedOperation { operation: hold, last_event_id, .. } = &mut subject.claimed;
         let origin = Origin { correlation_id: new.correlation_id.clone(), causation_id: *last_event_id, now_us: self.table.now_us };
-        match decision::resolve(hold, new.verb, &origin, &mut self.table)? {
+        match decision::resolve(hold, new, &origin, &mut self.table)? {
             Resolved::Ended(event, postings) => {
                 *last_event_id = Some(event.id);
                 self.events.push(event);
                 self.postings.extend(postings.into_iter().map(|posting| (new.hold_id, posting)));
-                self.resolutions.push(Resolution {
-                    operation_id: new.hold_id,
-                    caller_id: new.caller_id,
-                    external_id: new.external_id.clone(),
-                    request_hash: new.request_hash,
-                });
                 Ok(Outcome::Resolved(Box::new(hold.clone())))
             }
             Resolved::Refused(refused) => Ok(Outcome::Refused(refused)),
@@ -300,11 +293,11 @@ impl<'a> Decided<'a> {
         let mut inserted: Vec<&Operation> = outcomes.iter().flat_map(Outcome::created).collect();
         inserted.sort_by(|a, b| (a.owner_id, &a.external_id).cmp(&(b.owner_id, &b.external_id)));
         let (events, postings) = (std::mem::take(&mut self.events), std::mem::take(&mut self.postings));
-        let (resolutions, reversals) = (std::mem::take(&mut self.resolutions), std::mem::take(&mut self.reversals));
+        let reversals = std::mem::take(&mut self.reversals);
         // What is refused after others were decided has changed no balance that is written.
         let balances = if events.is_empty() { Vec::new() } else { changed(before, &self.table.balances) };
         let updated = self.subjects.values().filter_map(Subject::change);
-        Writes { inserted, updated: updated.collect(), events, postings, balances, resolutions, reversals, dead_letters: Vec::new() }
+        Writes { inserted, updated: updated.collect(), events, postings, balances, reversals, dead_letters: Vec::new() }
     }
 }
 

@@ -7,7 +7,7 @@ use lastro_money::{Currency, Minor};
 use smallvec::SmallVec;
 use uuid::Uuid;
 
-use super::job::{Refused, Verb};
+use super::job::{NewResolution, Refused, Verb};
 use super::stripes::Stripes;
 use crate::contract;
 use crate::domain::ledger::{self, Balances, Decision, Leg, Legs, Postings, Side};
@@ -113,7 +113,7 @@ pub fn settle(operation: &mut Operation, origin: &Origin, table: &mut Table<'_>)
     let (leg, reason) = match decision.map_err(Error::corrupt)? {
         Decision::Agreed(Agreed::Posted(postings)) => {
             operation.note_posted(&postings, table.now_us);
-            let payload = contract::completed(&postings, table.now_us, operation.effective_time_us, None);
+            let payload = contract::completed(&postings, table.now_us, operation.effective_time_us, None, None);
             return Ok(Settled::Ended(happen(operation, Happening::Completed, origin, "COMPLETED", payload)?, postings));
         }
         Decision::Agreed(Agreed::Held(expire_time_us)) => {
@@ -162,15 +162,15 @@ pub enum Resolved {
 }
 
 /// Captures or voids a hold.
-pub fn resolve(hold: &mut Operation, verb: Verb, origin: &Origin, table: &mut Table<'_>) -> Result<Resolved, Error> {
+pub fn resolve(hold: &mut Operation, new: &NewResolution, origin: &Origin, table: &mut Table<'_>) -> Result<Resolved, Error> {
     let Some(terms) = hold.hold.filter(|_| hold.state == State::Authorized) else { return Ok(Resolved::Refused(Refused::ResolvedMeanwhile)) };
     // Dead exactly at its expiry, whether or not its release was written yet.
     if table.now_us >= terms.expire_time_us {
         return Ok(Resolved::Refused(Refused::HoldExpired));
     }
-    match verb {
-        Verb::Capture(amount) => capture(hold, amount, origin, table),
-        Verb::Void => release(hold, Happening::Voided, origin, table),
+    match new.verb {
+        Verb::Capture(amount) => capture(hold, amount, new, origin, table),
+        Verb::Void => release(hold, Happening::Voided, ("VOIDED", contract::voided(new.resolution())), origin, table),
     }
 }
 
@@ -180,24 +180,26 @@ pub fn expire(hold: &mut Operation, origin: &Origin, table: &mut Table<'_>) -> R
     if hold.state != State::Authorized || !is_expired {
         return Ok(Resolved::Refused(Refused::ResolvedMeanwhile));
     }
-    release(hold, Happening::Expired, origin, table)
+    release(hold, Happening::Expired, ("EXPIRED", contract::expired()), origin, table)
 }
 
-fn release(hold: &mut Operation, happening: Happening, origin: &Origin, table: &mut Table<'_>) -> Result<Resolved, Error> {
+fn release(
+    hold: &mut Operation,
+    happening: Happening,
+    (kind, payload): (&'static str, Vec<u8>),
+    origin: &Origin,
+    table: &mut Table<'_>,
+) -> Result<Resolved, Error> {
     let legs = legs(&hold.movement, hold.id, table.stripes);
     match ledger::release(&mut table.balances, &legs).map_err(Error::corrupt)? {
         Decision::Agreed(()) => {}
         Decision::NotLocked => return Ok(Resolved::NotLocked),
         Decision::Refused { .. } | Decision::SystemFull { .. } => return Err(Error::corrupt("a release that is refused")),
     }
-    let (kind, payload) = match happening {
-        Happening::Voided => ("VOIDED", contract::voided()),
-        _ => ("EXPIRED", contract::expired()),
-    };
     Ok(Resolved::Ended(happen(hold, happening, origin, kind, payload)?, Postings::new()))
 }
 
-fn capture(hold: &mut Operation, amount: Option<Minor>, origin: &Origin, table: &mut Table<'_>) -> Result<Resolved, Error> {
+fn capture(hold: &mut Operation, amount: Option<Minor>, new: &NewResolution, origin: &Origin, table: &mut Table<'_>) -> Result<Resolved, Error> {
     let legs = legs(&hold.movement, hold.id, table.stripes);
     let captured: SmallVec<[Minor; 1]> = legs.iter().map(|leg| amount.unwrap_or(leg.amount)).collect();
     let postings = match ledger::capture(&mut table.balances, &legs, &captured, table.now_us).map_err(Error::corrupt)? {
@@ -211,7 +213,8 @@ fn capture(hold: &mut Operation, amount: Option<Minor>, origin: &Origin, table: 
         terms.captured = Some(amount.unwrap_or(leg.amount.minor()));
     }
     hold.note_posted(&postings, table.now_us);
-    let payload = contract::completed(&postings, table.now_us, hold.effective_time_us, hold.hold.and_then(|terms| terms.captured));
+    let captured = hold.hold.and_then(|terms| terms.captured);
+    let payload = contract::completed(&postings, table.now_us, hold.effective_time_us, captured, Some(new.resolution()));
     Ok(Resolved::Ended(happen(hold, Happening::Completed, origin, "COMPLETED", payload)?, postings))
 }
 

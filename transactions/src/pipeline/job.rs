@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::decision;
 use super::stripes::Stripes;
+use crate::contract::Resolution;
 use crate::domain::ledger::Legs;
 use crate::domain::operation::{Movement, Operation};
 use crate::domain::rejection::Rejection;
@@ -42,6 +43,13 @@ pub struct NewResolution {
     pub external_id: String,
     pub request_hash: [u8; 32],
     pub correlation_id: String,
+}
+
+impl NewResolution {
+    /// What the event says of it.
+    pub fn resolution(&self) -> Resolution {
+        Resolution { caller_id: self.caller_id, external_id: self.external_id.clone(), request_hash: self.request_hash }
+    }
 }
 
 /// What is to become of a hold.

@@ -9,7 +9,6 @@ use lastro_events::Event;
 use lastro_money::Minor;
 use uuid::Uuid;
 
-use super::operations::Resolution;
 use crate::domain::ledger::{Balance, Balances, Posting};
 use crate::domain::operation::{Head, Operation, State};
 
@@ -105,9 +104,10 @@ impl ClaimedOperations {
 /// Selects rows of operations, each with where its last event came from.
 fn select_claimed(rest: &str) -> String {
     let columns: Vec<String> = super::operations::COLUMN_NAMES.iter().map(|name| format!("o.{name}")).collect();
-    let [correlation_id, id] = ["correlation_id", "id"]
-        .map(|column| format!("(SELECT e.{column} FROM operation_events e WHERE e.aggregate_id = o.id AND e.version = o.version)"));
-    format!("SELECT {}, {correlation_id}, {id} FROM operations o {rest}", columns.join(", "))
+    format!(
+        "SELECT {}, e.correlation_id AS last_correlation_id, e.id AS last_event_id FROM operations o LEFT JOIN operation_events e ON e.aggregate_id = o.id AND e.version = o.version {rest}",
+        columns.join(", ")
+    )
 }
 
 fn select_open(claim: Claim, lock: &str) -> String {
@@ -131,8 +131,6 @@ pub struct Writes<'a> {
     pub postings: Vec<(Uuid, Posting)>,
     /// Accounts whose balance changed.
     pub balances: Vec<BalanceChange>,
-    /// How holds were captured or voided.
-    pub resolutions: Vec<Resolution>,
     /// Originals whose reversal was accepted, or rejected later.
     pub reversals: Vec<ReversalChange>,
     pub dead_letters: Vec<DeadLetter>,

@@ -397,29 +397,6 @@ pub async fn expired_on(on: &impl ConnectionTrait, accounts: &[Uuid], now_us: i6
     Ok(expired)
 }
 
-/// Who captured or voided a hold, by which key, and what it asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Resolution {
-    pub operation_id: Uuid,
-    pub caller_id: Uuid,
-    pub external_id: String,
-    pub request_hash: [u8; 32],
-}
-
-/// How a hold was captured or voided; None where it was not.
-pub async fn resolution(on: &impl ConnectionTrait, operation_id: Uuid) -> Result<Option<Resolution>, Error> {
-    #[derive(FromQueryResult)]
-    struct Stored {
-        caller_id: Uuid,
-        external_id: String,
-        request_hash: Vec<u8>,
-    }
-    let sql = "SELECT caller_id, external_id, request_hash FROM hold_resolutions WHERE operation_id = $1";
-    let Some(found) = one::<Stored>(on, sql, [operation_id.into()]).await? else { return Ok(None) };
-    let request_hash = found.request_hash.try_into().map_err(|_| Error::corrupt("a hash that has not 32 bytes"))?;
-    Ok(Some(Resolution { operation_id, caller_id: found.caller_id, external_id: found.external_id, request_hash }))
-}
-
 /// Whose operations a list has.
 #[derive(Debug, Clone, Copy)]
 pub enum Of {

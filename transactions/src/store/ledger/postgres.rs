@@ -16,9 +16,7 @@ use super::{
 };
 use crate::domain::ledger::{Balance, Balances, Posting};
 use crate::domain::operation::Operation;
-use crate::store::operations::{
-    self, Resolution, balances_after, captured, legs_bytes, metadata_to_text, party_rows, rejected_leg, row_amount, sides,
-};
+use crate::store::operations::{self, balances_after, captured, legs_bytes, metadata_to_text, party_rows, rejected_leg, row_amount, sides};
 
 const SKIP_LOCKED: &str = "SELECT account_id, posted, held, version, system, closed, frozen, credit_limit, recorded_us FROM balances \
                            WHERE account_id = ANY($1) ORDER BY account_id FOR UPDATE SKIP LOCKED";
@@ -28,7 +26,6 @@ static COPY_OPERATIONS: LazyLock<String> = LazyLock::new(|| copy_statement("oper
 static COPY_EVENTS: LazyLock<String> = LazyLock::new(|| copy_statement("operation_events", EVENT));
 static COPY_POSTINGS: LazyLock<String> = LazyLock::new(|| copy_statement("postings", POSTING));
 static COPY_PARTIES: LazyLock<String> = LazyLock::new(|| copy_statement("operation_parties", PARTY));
-static COPY_RESOLUTIONS: LazyLock<String> = LazyLock::new(|| copy_statement("hold_resolutions", RESOLUTION));
 
 const OPERATION: &[Column<Operation>] = &[
     Column { name: "id", write: |one, field| field.bytes(one.id.as_bytes()) },
@@ -93,13 +90,6 @@ const POSTING: &[Column<(Uuid, Posting)>] = &[
 const PARTY: &[Column<(Uuid, Uuid)>] = &[
     Column { name: "party_id", write: |(party_id, _), field| field.bytes(party_id.as_bytes()) },
     Column { name: "operation_id", write: |(_, operation_id), field| field.bytes(operation_id.as_bytes()) },
-];
-
-const RESOLUTION: &[Column<Resolution>] = &[
-    Column { name: "operation_id", write: |one, field| field.bytes(one.operation_id.as_bytes()) },
-    Column { name: "caller_id", write: |one, field| field.bytes(one.caller_id.as_bytes()) },
-    Column { name: "external_id", write: |one, field| field.bytes(one.external_id.as_bytes()) },
-    Column { name: "request_hash", write: |one, field| field.bytes(&one.request_hash) },
 ];
 
 fn optional_bigint(field: Field<'_>, value: Option<i64>) -> Written {
@@ -251,8 +241,7 @@ pub async fn commit(mut tx: Tx, writes: &Writes<'_>) -> Result<(), Error> {
         [tx.prepare("BEGIN").await?, tx.prepare(&COPY_OPERATIONS).await?, tx.prepare(UPDATE_OPERATIONS).await?];
     let [copy_events, copy_postings] = [tx.prepare(&COPY_EVENTS).await?, tx.prepare(&COPY_POSTINGS).await?];
     let [update_balances, dead_letter] = [tx.prepare(UPDATE_BALANCES).await?, tx.prepare(DEAD_LETTER).await?];
-    let [copy_parties, copy_resolutions, update_reversals] =
-        [tx.prepare(&COPY_PARTIES).await?, tx.prepare(&COPY_RESOLUTIONS).await?, tx.prepare(UPDATE_REVERSALS).await?];
+    let [copy_parties, update_reversals] = [tx.prepare(&COPY_PARTIES).await?, tx.prepare(UPDATE_REVERSALS).await?];
     let commit = tx.prepare("COMMIT").await?;
     let parties: Vec<(Uuid, Uuid)> = writes.inserted.iter().flat_map(|operation| party_rows(operation)).collect();
 
@@ -278,9 +267,6 @@ pub async fn commit(mut tx: Tx, writes: &Writes<'_>) -> Result<(), Error> {
     }
     if !parties.is_empty() {
         pipeline.copy(&copy_parties, PARTY, &parties);
-    }
-    if !writes.resolutions.is_empty() {
-        pipeline.copy(&copy_resolutions, RESOLUTION, &writes.resolutions);
     }
     if !writes.reversals.is_empty() {
         write_reversals(&mut pipeline, &update_reversals, &writes.reversals);

@@ -124,11 +124,6 @@ async fn write(tx: &mut Tx, writes: &Writes<'_>) -> Result<(), Error> {
     let parties: Vec<(Uuid, Uuid)> = writes.inserted.iter().flat_map(|operation| operations::party_rows(operation)).collect();
     let sql = "INSERT INTO operation_parties (party_id, operation_id) VALUES ";
     insert(tx, sql, "", 2, &parties, |query, (party_id, operation_id)| query.bind(*party_id).bind(*operation_id)).await?;
-    let sql = "INSERT INTO hold_resolutions (operation_id, caller_id, external_id, request_hash) VALUES ";
-    insert(tx, sql, "", 4, &writes.resolutions, |query, one| {
-        query.bind(one.operation_id).bind(one.caller_id).bind(one.external_id.clone()).bind(one.request_hash.to_vec())
-    })
-    .await?;
     for ReversalChange { original_id, from, to } in &writes.reversals {
         let sql = "UPDATE operations SET reversal_id = ? WHERE id = ? AND reversal_id IS ?";
         let changed = sqlx::query(sql).bind(*to).bind(*original_id).bind(*from).execute(&mut *tx.connection).await?;
