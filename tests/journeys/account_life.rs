@@ -153,3 +153,52 @@ pub async fn accounts_over_grpc(world: &World) -> Result<()> {
     assert_eq!(closed.state(), State::Closed);
     Ok(())
 }
+
+/// What the table refuses, whatever the code says; and who is seen or not by the others.
+pub async fn the_edges_of_accounts(world: &World) -> Result<()> {
+    let (api, ana, account) = with_money(world, "10.00").await?;
+    let (administrator, eve) = (world.server.administrator().await?, api.someone().await?);
+    let ledger = Ledger::of(world).await?;
+    let below = ledger.try_write("UPDATE balances SET posted = -1 WHERE account_id = $1", account.parse()?).await;
+    assert!(below.is_err(), "the table keeps the floor");
+    for body in [json!({ "frozen": true }), json!({ "creditLimit": money("BRL", "1.00") }), json!({})] {
+        let answer = patch(&api, &eve.token, &account, body).await;
+        assert!(answer?.status != 200, "a stranger");
+    }
+    // EXTERNAL is a provider's, for deposits, and not offered yet.
+    for (token, kind, status) in [(&ana.token, "TRANSFER", 400), (&administrator, "DEPOSIT", 501)] {
+        let mut body = Api::transfer("e", &account, &account, "1.00");
+        (body["type"], body["settlement"]) = (json!(kind), json!("EXTERNAL"));
+        if kind == "DEPOSIT" {
+            body["sourceAccountId"] = Value::Null;
+        }
+        let answer = api.transact(token, body).await?;
+        assert_eq!((answer.status, &answer.body["errors"][0]["field"]), (status, &json!("settlement")), "{answer:?}");
+    }
+    // A disabled user keeps its accounts, and they receive; it opens no more.
+    let of_eve = api.account(&eve.token, "BRL").await?;
+    let disabled =
+        api.json(Method::PATCH, &format!("/api/v1/users/{}", eve.id), Some(&administrator), &[], Some(json!({ "disabled": true }))).await?;
+    assert_eq!(disabled.status, 200, "{disabled:?}");
+    assert_eq!(reason_of(&api, &ana.token, "d", &account, &of_eve, "1.00").await?, "COMPLETED ");
+    assert_eq!(api.posted(&administrator, &of_eve).await?, "1.00");
+    Ok(())
+}
+
+/// When a transaction counts: as given, else when it was posted; until then when it was accepted.
+pub async fn effective_times(world: &World) -> Result<()> {
+    let (api, ana, account) = with_money(world, "10.00").await?;
+    let to = api.account(&ana.token, "BRL").await?;
+    let mut given = Api::transfer("g", &account, &to, "1.00");
+    given["effectiveTime"] = json!("2026-01-31T12:00:00Z");
+    assert_eq!(api.transact(&ana.token, given).await?.text("effectiveTime")?, "2026-01-31T12:00:00Z");
+    let plain = api.transact(&ana.token, Api::transfer("p", &account, &to, "1.00")).await?;
+    assert_eq!(plain.text("effectiveTime")?, plain.text("updateTime")?);
+    let mut hold = Api::transfer("h", &account, &to, "1.00");
+    hold["hold"] = json!(true);
+    let held = api.transact(&ana.token, hold).await?;
+    assert_eq!(held.text("effectiveTime")?, held.text("createTime")?);
+    let captured = api.post(&format!("/api/v1/transactions/{}:capture", held.text("id")?), Some(&ana.token), json!({ "externalId": "k" })).await?;
+    assert_eq!(captured.text("effectiveTime")?, captured.text("updateTime")?);
+    Ok(())
+}

@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use lastro_mesh::clock;
 use lastro_tests::client::Someone;
 use lastro_tests::stack::Options;
 use lastro_tests::{Answer, Api, Stack, run, workspace};
@@ -44,7 +45,7 @@ fn checker() -> Result<PathBuf> {
 }
 
 fn are_linearizable() -> Result<()> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    let now = clock::now_s().unsigned_abs();
     let (seed, seconds) = (setting("LASTRO_HISTORY_SEED").unwrap_or(now), setting("LASTRO_HISTORY_SECONDS").unwrap_or(40));
     eprintln!("histories: LASTRO_HISTORY_SEED={seed}, {seconds} s");
     let checker = checker()?;

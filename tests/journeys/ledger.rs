@@ -127,6 +127,15 @@ impl Ledger {
         Ok(kinds.into_iter().map(|row| row.kind).collect())
     }
 
+    /// Changes something by hand, and takes it back again; whether the database allows it.
+    pub async fn try_write(&self, sql: &str, id: Uuid) -> Result<()> {
+        let tx = self.transactions.begin().await?;
+        let written = lastro_database::execute(&tx, sql, [id.into()]).await;
+        tx.rollback().await?;
+        written?;
+        Ok(())
+    }
+
     /// Closes an account by hand, whatever names it.
     pub async fn close_account(&self, id: Uuid) -> Result<()> {
         let tx = self.transactions.begin().await?;

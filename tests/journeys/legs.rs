@@ -163,6 +163,16 @@ pub async fn a_payroll_shows_nobody_anothers_pay(world: &World) -> Result<()> {
             assert_eq!(text.contains("for ana alone"), hidden != "70.01", "{path} {text}");
         }
     }
+    // The submitter sees that others were paid, and not what they have.
+    let events = api.get(&format!("{path}/events"), Some(&boss.token)).await?;
+    let postings_told = &events.body["events"][1]["payload"]["completed"]["postings"];
+    assert_eq!((&postings_told[1]["amountMinor"], &postings_told[1]["balanceMinor"]), (&json!("7001"), &json!("0")), "{events:?}");
+    // Whoever sees only its own legs is not told which of all it was.
+    let refused = api.transact(&boss.token, of_legs("too much", &[leg(&from, &of_ana, "BRL", "1.00"), leg(&from, &of_rui, "BRL", "100.00")])).await?;
+    let id = refused.text("id")?;
+    let told = api.get(&format!("/api/v1/transactions/{id}/events"), Some(&ana.token)).await?;
+    assert_eq!((&told.body["events"][1]["payload"]["rejected"]["leg"], &refused.body["rejectedLeg"]), (&Value::Null, &json!(1)), "{told:?}");
+    assert_eq!(api.get(&format!("/api/v1/transactions/{id}"), Some(&ana.token)).await?.body["rejectedLeg"], Value::Null);
     let seen = api.get(&path, Some(&rui.token)).await?;
     assert_eq!((seen.body["legs"].as_array().map(Vec::len), postings(&seen.body)), (Some(1), vec![(of_rui, "20.02".to_owned(), "20.02".to_owned())]));
     assert_eq!(api.get(&path, Some(&api.someone().await?.token)).await?.status, 404);

@@ -162,7 +162,8 @@ fn main() {
     let mut trials = journeys! { shared;
         access: every_method_wants_a_token, every_method_refuses_bad_input, somebody_elses_things_are_not_found;
         accounts: opens_lists_and_reads_accounts, pages_through_accounts, refuses_bad_accounts;
-        account_life: accounts_are_changed, accounts_are_closed, closing_and_paying_at_once, accounts_over_grpc;
+        account_life: accounts_are_changed, accounts_are_closed, closing_and_paying_at_once, accounts_over_grpc, the_edges_of_accounts,
+            effective_times;
         batches: each_of_a_batch_has_its_result, an_atomic_batch_is_all_or_nothing, a_dry_run_stores_nothing, a_lost_answer_is_looked_up,
             batches_over_grpc;
         holds: holds_are_captured, who_may_capture_and_void, holds_run_out, one_of_many_resolves_a_hold, a_closed_destination_keeps_the_hold,

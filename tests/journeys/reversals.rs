@@ -46,6 +46,10 @@ pub async fn transactions_are_reversed(world: &World) -> Result<()> {
     is_refused(&reverse(&api, &ana.token, &back.text("id")?, "r2").await?, 409, "NOT_REVERSIBLE");
     // The key is in the caller's own namespace.
     is_refused(&api.transact(&rui.token, Api::transfer("r", &to, &from, "1.00")).await?, 422, "IDEMPOTENCY_KEY_REUSED");
+    api.transact(&rui.token, Api::transfer("used", &to, &from, "1000.00")).await?;
+    let another = api.transact(&ana.token, Api::transfer("t3", &from, &to, "1.00")).await?.text("id")?;
+    is_refused(&reverse(&api, &rui.token, &another, "used").await?, 422, "IDEMPOTENCY_KEY_REUSED");
+    assert_eq!(reverse(&api, &rui.token, &another, "free").await?.status, 201);
     // Of two at once one is made.
     let made = api.transact(&ana.token, Api::transfer("t2", &from, &to, "1.00")).await?.text("id")?;
     let keys: Vec<String> = (0..10).map(|number| format!("at once {}", number / 2)).collect();

@@ -54,6 +54,8 @@ fn redact(caller: &Caller, operation: &Operation, payload: &mut OperationEvent) 
                 (posting.account_version, posting.balance_minor, posting.record_time_us) = (0, 0, None);
             }
         }
+        // It counts among all legs, of which whoever sees only its own does not know.
+        Some(operation_event::Event::Rejected(rejected)) if !is_submitter && !sees_all(caller) => rejected.leg = None,
         _ => {}
     }
 }

@@ -117,8 +117,7 @@ fn as_it_stood(now: &Operation, state: State, update_time_us: i64) -> Operation 
         then.balances_after = None;
         if let Some(hold) = &mut then.hold {
             hold.captured = None;
-        }
-        if !then.has_effective_time {
+            // A hold counts when it is captured.
             then.effective_time_us = then.create_time_us;
         }
     }

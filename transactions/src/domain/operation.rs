@@ -234,10 +234,11 @@ pub fn after(state: State, happening: Happening) -> Option<State> {
         (S::Pending | S::Retrying | S::Waiting | S::Authorized, H::Completed) => Some(S::Completed),
         (S::Pending | S::Retrying | S::Waiting, H::Rejected) => Some(S::Rejected),
         (S::Authorized, H::Voided) => Some(S::Voided),
-        (S::Authorized, H::Expired) => Some(S::Expired),
-        (S::Waiting, H::Failed | H::Waits)
+        // A hold that could not be decided before its time was over holds nothing.
+        (S::Pending | S::Retrying | S::Authorized, H::Expired) => Some(S::Expired),
+        (S::Waiting, H::Failed | H::Waits | H::Voided | H::Expired)
         | (S::Authorized, H::Failed | H::Waits | H::Authorized | H::Rejected)
-        | (S::Pending | S::Retrying | S::Waiting, H::Voided | H::Expired)
+        | (S::Pending | S::Retrying, H::Voided)
         | (S::Completed | S::Rejected | S::Voided | S::Expired, _) => None,
     }
 }

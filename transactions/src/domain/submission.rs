@@ -133,6 +133,9 @@ impl From<Rule> for Error {
 /// The rule that a request breaks, in the order in which rules are checked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Rule {
+    /// A provider settles deposits alone.
+    #[error("must not be EXTERNAL for a {0}")]
+    ExternalOf(&'static str),
     /// Settlement by a provider is in the contract and not offered yet.
     #[error("settlement EXTERNAL is not offered yet")]
     External,
@@ -217,7 +220,7 @@ impl Error {
 impl Rule {
     fn field(&self) -> &'static str {
         match self {
-            Self::External => "settlement",
+            Self::ExternalOf(_) | Self::External => "settlement",
             Self::HoldOfDeposit => "hold",
             Self::HoldWithEffectiveTime | Self::EffectiveTime => "effective_time",
             Self::ExpiryWithoutHold | Self::HoldExpiry => "hold_expiry",
@@ -240,8 +243,10 @@ impl Rule {
 impl Submission {
     /// Reads a request; an amount is at most so many minor units.
     pub fn read(request: Request, amount_max: Minor) -> Result<Self, Error> {
-        if request.external {
-            return Err(Rule::External.into());
+        match (request.external, request.kind) {
+            (true, Type::Deposit) => return Err(Rule::External.into()),
+            (true, kind) => return Err(Rule::ExternalOf(kind.name()).into()),
+            (false, _) => {}
         }
         let hold = hold(&request)?;
         let movement = movement(&request, amount_max)?;
@@ -426,6 +431,7 @@ mod tests {
         }
         assert_eq!(field_of(|request| request.amount = None), "amount");
         assert_eq!(field_of(|request| request.external = true), "settlement");
+        assert_eq!(field_of(|request| (request.external, request.kind, request.source) = (true, Type::Deposit, None)), "settlement");
     }
 
     #[test]

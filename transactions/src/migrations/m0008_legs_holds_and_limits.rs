@@ -33,6 +33,9 @@ const BALANCES_SQLITE: &[&str] = &[
 ];
 
 const OPERATIONS: &[&str] = &[
+    // Record times go on behind what is there, also where the clock was set back.
+    "UPDATE balances SET recorded_us = coalesce((SELECT o.update_time_us FROM postings p JOIN operations o ON o.id = p.operation_id \
+     WHERE p.account_id = balances.account_id AND p.account_version = balances.version), 0)",
     // What moves, where it is several legs: as `store::legs` writes it. Source and destination are NULL then, and amount and currency those of the first.
     "ALTER TABLE operations ADD COLUMN legs {bytes}",
     // It is a hold, and ends by itself then.

@@ -25,13 +25,13 @@ const READ_BACK_FOR: Duration = Duration::from_secs(3);
 const READ_BACK_EVERY: Duration = Duration::from_millis(200);
 
 /// How a batch is attempted.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct How {
     /// Else operations are stored unsettled, as failed once.
     pub decide: bool,
     pub lock: Lock,
-    /// Before somebody is refused for funds, holds that have run out are looked for.
-    pub look_for_expired: bool,
+    /// Accounts with holds that have run out and could not be released: who lacks funds there is not decided now.
+    pub unsure: Vec<Uuid>,
 }
 
 /// What became of what one group asked for. Nothing of it is told before the commit.
@@ -96,7 +96,7 @@ fn subject_of(asked: &Asked) -> Option<Uuid> {
 
 impl Settler {
     /// One transaction for all groups.
-    pub(super) async fn attempt(&self, groups: &[Group], how: How) -> Result<Vec<Outcome>, Failure> {
+    pub(super) async fn attempt(&self, groups: &[Group], how: &How) -> Result<Vec<Outcome>, Failure> {
         let mut ledger = Ledger::begin(&self.database).await?;
         let mut subjects: Vec<Uuid> = groups.iter().filter_map(|group| subject_of(&group.asked)).collect();
         subjects.sort_unstable();
@@ -106,7 +106,7 @@ impl Settler {
         let balances = if how.decide { ledger.lock(&self.accounts_of(groups), how.lock).await? } else { Balances::default() };
         let before = marks(&balances);
         // The clock is read when the locks are held: a hold that has run out by then is dead.
-        let mut decided = Decided::new(Table::new(balances, &self.stripes, clock::now_us()), subjects);
+        let mut decided = Decided::new(Table { unsure: &how.unsure, ..Table::new(balances, &self.stripes, clock::now_us()) }, subjects);
         let mut outcomes: Vec<Outcome> = Vec::new();
         outcomes.resize_with(groups.len(), || Outcome::NotLocked);
         // In the order in which they came.
@@ -128,13 +128,9 @@ impl Settler {
                 }
             };
         }
-        if how.look_for_expired && !decided.table.short.is_empty() {
-            let short = std::mem::take(&mut decided.table.short);
-            let which = ExpiredHolds { now_us: decided.table.now_us, limit: 1, among: Among::OnAccounts(&short) };
-            if !ledger.lock_expired(which).await?.is_empty() {
-                ledger.rollback().await?;
-                return Err(Failure::ExpiredFirst(short));
-            }
+        if self.must_release_first(&mut ledger, &decided.table).await? {
+            ledger.rollback().await?;
+            return Err(Failure::ExpiredFirst(std::mem::take(&mut decided.table.short)));
         }
         let writes = decided.writes(&outcomes, &before);
         let Some(first) = writes.events.first().map(|event| (event.aggregate_id, event.id)) else {
@@ -153,6 +149,14 @@ impl Settler {
             self.unsettled.notify_one();
         }
         Ok(outcomes)
+    }
+
+    /// Whether somebody was refused for what a hold has that has run out. It is read without locks, so that a hold is seen that somebody else has.
+    pub(super) async fn must_release_first(&self, ledger: &mut Ledger, table: &Table<'_>) -> Result<bool, Error> {
+        if table.short.is_empty() {
+            return Ok(false);
+        }
+        ledger.any_expired(ExpiredHolds { now_us: table.now_us, limit: 1, among: Among::OnAccounts(&table.short) }).await
     }
 
     /// The accounts of some groups, sorted.

@@ -30,11 +30,13 @@ pub struct Table<'a> {
     pub now_us: i64,
     /// Accounts that somebody was refused for who would have funds if less were held there.
     pub short: Vec<Uuid>,
+    /// Accounts with holds that have run out and could not be released: who lacks funds there is not decided now.
+    pub unsure: &'a [Uuid],
 }
 
 impl<'a> Table<'a> {
     pub fn new(balances: Balances, stripes: &'a Stripes, now_us: i64) -> Self {
-        Self { balances, stripes, now_us, short: Vec::new() }
+        Self { balances, stripes, now_us, short: Vec::new(), unsure: &[] }
     }
 
     /// Whether another stripe of a clearing account is to be used; then the operation is decided anew.
@@ -105,6 +107,11 @@ pub fn settle(operation: &mut Operation, origin: &Origin, table: &mut Table<'_>)
     if !is_to_be_settled(operation.state) {
         return Ok(Settled::Open);
     }
+    // One that could not be decided before its time was over holds nothing any more.
+    if operation.hold.is_some_and(|hold| table.now_us >= hold.expire_time_us) {
+        let event = happen(operation, Happening::Expired, origin, "EXPIRED", contract::expired())?;
+        return Ok(Settled::Ended(event, Postings::new()));
+    }
     let legs = legs(&operation.movement, operation.id, table.stripes);
     let decision = match operation.hold {
         Some(hold) => ledger::hold(&mut table.balances, &legs).map(|decision| decision.map(|()| Agreed::Held(hold.expire_time_us))),
@@ -130,6 +137,9 @@ pub fn settle(operation: &mut Operation, origin: &Origin, table: &mut Table<'_>)
         Decision::Refused { leg, reason } => (leg, reason),
     };
     let short = legs[leg].debit;
+    if reason == Rejection::InsufficientFunds && table.unsure.contains(&short) {
+        return Ok(Settled::Open);
+    }
     if reason == Rejection::InsufficientFunds && table.balances.get(&short).is_some_and(|balance| balance.held > Minor::ZERO) {
         table.short.push(short);
     }

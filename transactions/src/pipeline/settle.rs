@@ -25,6 +25,10 @@ const PAUSES: ExponentialBuilder =
     ExponentialBuilder::new().with_min_delay(Duration::from_millis(5)).with_max_delay(PAUSE_MAX).with_factor(2.0).without_max_times();
 const PAUSE_MAX: Duration = Duration::from_millis(200);
 
+/// So often holds that have run out are released before who lacks their money is left undecided; and between two times, where somebody else has them.
+const RELEASES_MAX: u32 = 20;
+const RELEASE_PAUSE: Duration = Duration::from_millis(5);
+
 /// What is done once for those who ask for it.
 pub(super) struct Group {
     pub asked: Asked,
@@ -148,9 +152,10 @@ impl Settler {
     pub(super) fn settle(&self, mut groups: Vec<Group>) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         Box::pin(async move {
             let (mut give_up, mut pauses) = (Instant::now() + TRY_FOR, PAUSES.build());
-            let mut how = How { decide: true, lock: Lock::Skip, look_for_expired: true };
+            let mut how = How { decide: true, lock: Lock::Skip, unsure: Vec::new() };
+            let mut releases = 0;
             while !groups.is_empty() {
-                let error = match self.attempt(&groups, how).await {
+                let error = match self.attempt(&groups, &how).await {
                     Ok(outcomes) => {
                         groups = self.answer(groups, outcomes);
                         // What is left waits for locks that others have.
@@ -164,8 +169,15 @@ impl Settler {
                     // At most once a stripe.
                     Err(Failure::ElsewhereFirst) => continue,
                     Err(Failure::ExpiredFirst(accounts)) => {
-                        // Where nothing could be released, they lack it.
-                        how.look_for_expired = expiry::release_on(self, &accounts).await;
+                        releases += 1;
+                        if !expiry::release_on(self, &accounts).await {
+                            // Somebody else has them, and releases them or captures them just now.
+                            if releases < RELEASES_MAX {
+                                tokio::time::sleep(RELEASE_PAUSE).await;
+                            } else {
+                                how.unsure.extend(accounts);
+                            }
+                        }
                         continue;
                     }
                     Err(Failure::KeyExists(violation)) => {
@@ -240,7 +252,7 @@ impl Settler {
             // What is done at once or not at all is not done.
             return groups.into_iter().for_each(|group| group.refuse(Refused::Broken));
         }
-        match self.attempt(&groups, How { decide: false, lock: Lock::Wait, look_for_expired: false }).await {
+        match self.attempt(&groups, &How { decide: false, lock: Lock::Wait, unsure: Vec::new() }).await {
             Ok(outcomes) => self.answer(groups, outcomes).into_iter().for_each(|group| group.refuse(Refused::Unavailable)),
             Err(Failure::ElsewhereFirst | Failure::ExpiredFirst(_)) => groups.into_iter().for_each(|group| group.refuse(Refused::Unavailable)),
             Err(Failure::KeyExists(error)) => {

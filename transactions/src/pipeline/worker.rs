@@ -16,7 +16,7 @@ use super::decision::{self, Origin, Settled, Table};
 use super::expiry;
 use crate::EVENTS;
 use crate::domain::operation::{Head, Operation, State, is_to_be_settled};
-use crate::store::ledger::{Among, Claim, ClaimedOperation, DeadLetter, ExpiredHolds, Ledger, Lock, OperationChange, ReversalChange, Writes};
+use crate::store::ledger::{Claim, ClaimedOperation, DeadLetter, Ledger, Lock, OperationChange, ReversalChange, Writes};
 
 const SWEEP_EVERY: Duration = Duration::from_millis(250);
 const CLAIM_MAX: u32 = 200;
@@ -92,6 +92,7 @@ impl Settler {
     /// Claims and settles in one transaction; what was claimed, also when settling it failed.
     async fn settle_claimed(&self, claim: Claim) -> Result<Vec<Claimed>, (Error, Vec<Claimed>)> {
         let none = |error: Error| (error, Vec::new());
+        let mut unsure = Vec::new();
         loop {
             let mut ledger = Ledger::begin(&self.database).await.map_err(none)?;
             let mut operations = ledger.claim(claim).await.map_err(none)?;
@@ -104,7 +105,7 @@ impl Settler {
                 return Ok(Vec::new());
             }
             let claimed: Vec<Claimed> = operations.read.iter().map(|one| Claimed::of(&one.operation)).collect();
-            match self.settle_locked(ledger, &claimed, &mut operations.read).await {
+            match self.settle_locked(ledger, &claimed, &mut operations.read, &mut unsure).await {
                 Ok(true) => return Ok(claimed),
                 // A clearing account was full: again, with another one. At most once a stripe.
                 Ok(false) => {}
@@ -114,7 +115,13 @@ impl Settler {
     }
 
     /// False when a clearing account was full, or holds that had run out were released first: then nothing was settled.
-    async fn settle_locked(&self, mut ledger: Ledger, claimed: &[Claimed], operations: &mut [ClaimedOperation]) -> Result<bool, Error> {
+    async fn settle_locked(
+        &self,
+        mut ledger: Ledger,
+        claimed: &[Claimed],
+        operations: &mut [ClaimedOperation],
+        unsure: &mut Vec<Uuid>,
+    ) -> Result<bool, Error> {
         // The originals of reversals are operations that somebody may have locked: before balances, as everybody does.
         let mut originals: Vec<Uuid> = operations.iter().filter_map(|one| one.operation.original_id).collect();
         originals.sort_unstable();
@@ -122,7 +129,8 @@ impl Settler {
         let legs = operations.iter().flat_map(|one| decision::legs(&one.operation.movement, one.operation.id, &self.stripes));
         let balances = ledger.lock(&decision::accounts(legs), Lock::Wait).await?;
         let before = marks(&balances);
-        let mut table = Table::new(balances, &self.stripes, clock::now_us());
+        let known = unsure.clone();
+        let mut table = Table { unsure: &known, ..Table::new(balances, &self.stripes, clock::now_us()) };
         let mut writes = Writes::default();
         let mut settled = vec![false; operations.len()];
         for (one, settled) in operations.iter_mut().zip(&mut settled) {
@@ -145,15 +153,14 @@ impl Settler {
                 }
             }
         }
-        if !table.short.is_empty() {
-            let which = ExpiredHolds { now_us: table.now_us, limit: 1, among: Among::OnAccounts(&table.short) };
-            if !ledger.lock_expired(which).await?.is_empty() {
-                ledger.rollback().await?;
-                if expiry::release_on(self, &table.short).await {
-                    return Ok(false);
-                }
-                return Err(Error::busy("holds that have run out could not be released"));
+        if self.must_release_first(&mut ledger, &table).await? {
+            let short = std::mem::take(&mut table.short);
+            ledger.rollback().await?;
+            if !expiry::release_on(self, &short).await {
+                // Somebody else has them. Who lacks their money is decided at a later sweep.
+                unsure.extend(short);
             }
+            return Ok(false);
         }
         writes.balances = changed(&before, &table.balances);
         let all = claimed.iter().zip(operations.iter()).zip(settled);

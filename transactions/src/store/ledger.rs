@@ -84,10 +84,6 @@ impl ClaimedRow {
 }
 
 impl ClaimedOperations {
-    pub fn is_empty(&self) -> bool {
-        self.read.is_empty() && self.unreadable.is_empty()
-    }
-
     fn of(rows: Vec<ClaimedRow>) -> Self {
         let mut claimed = Self::default();
         for row in rows {
@@ -248,6 +244,14 @@ impl Ledger {
         match self {
             Self::Postgres(tx) => postgres::lock_expired(tx, which).await,
             Self::Sqlite(tx) => sqlite::lock_expired(tx, which).await,
+        }
+    }
+
+    /// Whether there are holds that have run out and are not released, whoever has them.
+    pub async fn any_expired(&mut self, which: ExpiredHolds<'_>) -> Result<bool, Error> {
+        match self {
+            Self::Postgres(tx) => postgres::any_expired(tx, which).await,
+            Self::Sqlite(tx) => sqlite::any_expired(tx, which).await,
         }
     }
 

@@ -224,6 +224,15 @@ pub async fn lock_expired(tx: &mut Tx, which: ExpiredHolds<'_>) -> Result<Claime
     Ok(ClaimedOperations::of(rows.iter().map(claimed_row).collect::<Result<_, _>>()?))
 }
 
+pub async fn any_expired(tx: &mut Tx, which: ExpiredHolds<'_>) -> Result<bool, Error> {
+    let sql = format!("SELECT o.id FROM operations o {}", which.condition("= ANY($2)"));
+    let rows = match which.ids() {
+        None => tx.run(&sql, &[&which.now_us]).await?,
+        Some(ids) => tx.run(&sql, &[&which.now_us, &ids]).await?,
+    };
+    Ok(!rows.is_empty())
+}
+
 pub async fn operation(tx: &mut Tx, id: Uuid) -> Result<Option<ClaimedOperation>, Error> {
     let rows = tx.run(&select_claimed("WHERE o.id = $1 FOR UPDATE OF o"), &[&id]).await?;
     rows.first().map(|row| claimed_row(row)?.read()).transpose()

@@ -234,11 +234,21 @@ pub async fn lock_operations(tx: &mut Tx, ids: &[Uuid]) -> Result<Vec<ClaimedOpe
 }
 
 pub async fn lock_expired(tx: &mut Tx, which: ExpiredHolds<'_>) -> Result<ClaimedOperations, Error> {
-    // Ids are our own, and hexadecimal. A statement for each list of them is not kept.
-    let literals: Vec<String> = which.ids().unwrap_or_default().iter().map(|id| format!("x'{}'", id.simple())).collect();
-    let sql = select_claimed(&which.condition(&format!("IN ({})", literals.join(", "))));
+    let sql = select_claimed(&which.condition(&listed(which)));
     let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(false).bind(which.now_us).fetch_all(&mut *tx.connection).await?;
     Ok(ClaimedOperations::of(rows.iter().map(claimed_row).collect::<Result<_, _>>()?))
+}
+
+pub async fn any_expired(tx: &mut Tx, which: ExpiredHolds<'_>) -> Result<bool, Error> {
+    let sql = format!("SELECT o.id FROM operations o {}", which.condition(&listed(which)));
+    let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(false).bind(which.now_us).fetch_all(&mut *tx.connection).await?;
+    Ok(!rows.is_empty())
+}
+
+/// Ids are our own, and hexadecimal. A statement for each list of them is not kept.
+fn listed(which: ExpiredHolds<'_>) -> String {
+    let literals: Vec<String> = which.ids().unwrap_or_default().iter().map(|id| format!("x'{}'", id.simple())).collect();
+    format!("IN ({})", literals.join(", "))
 }
 
 /// The one writer has it.
