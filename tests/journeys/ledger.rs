@@ -136,6 +136,31 @@ impl Ledger {
         Ok(())
     }
 
+    /// Brings an operation into another state by hand.
+    pub async fn set_state(&self, id: Uuid, state: i64) -> Result<()> {
+        let tx = self.transactions.begin().await?;
+        lastro_database::execute(&tx, "UPDATE operations SET state = $2 WHERE id = $1", [id.into(), state.into()]).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// Gives an account another balance by hand.
+    pub async fn set_posted(&self, id: Uuid, posted: i64) -> Result<()> {
+        let tx = self.transactions.begin().await?;
+        lastro_database::execute(&tx, "UPDATE balances SET posted = $2 WHERE account_id = $1", [id.into(), posted.into()]).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// Locks the balance of an account, until the transaction ends. On PostgreSQL.
+    pub async fn lock_balance(&self, id: Uuid) -> Result<lastro_database::Transaction> {
+        let tx = self.transactions.begin().await?;
+        // The tests wait longer than a session of a service may.
+        lastro_database::execute(&tx, "SET LOCAL idle_in_transaction_session_timeout = 0", []).await?;
+        lastro_database::execute(&tx, "SELECT 1 FROM balances WHERE account_id = $1 FOR UPDATE", [id.into()]).await?;
+        Ok(tx)
+    }
+
     /// Closes an account by hand, whatever names it.
     pub async fn close_account(&self, id: Uuid) -> Result<()> {
         let tx = self.transactions.begin().await?;

@@ -35,3 +35,23 @@ impl ReadSettings for TransactionsGroup {
         Some(Settings { amount_minor_max: Minor::new(amount_minor_max?) })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_largest_amount_is_the_operators() {
+        let read = |text: &str| {
+            let mut problems = Problems::default();
+            let group = TransactionsGroup { amount_minor_max: text.parse().expect("any text") };
+            let read = group.read(&mut problems).map(|settings| settings.amount_minor_max.get());
+            (read, problems.check().is_ok())
+        };
+        assert_eq!(read("1"), (Some(1), true));
+        assert_eq!(read("1000000000000000000"), (Some(1_000_000_000_000_000_000), true));
+        assert_eq!(read("0"), (None, false));
+        assert_eq!(read("1000000000000000001"), (None, false));
+        assert_eq!(Settings::default().amount_minor_max.get(), 1_000_000_000_000_000);
+    }
+}
