@@ -50,7 +50,7 @@ test-histories: deps ## What 32 clients see on two replicas under kill -9, check
 test-adding-a-service: deps ## Follow docs/ADDING-A-SERVICE.md word by word in a copy of the checkout, and try the service
 	tools/test-adding-a-service
 
-test-long: test-faults test-ha test-abuse test-readers test-model test-histories test-adding-a-service ## The long suites whole: faults, replicas under load, attackers, readers of events
+test-long: test-faults test-ha test-abuse test-readers test-model test-histories test-adding-a-service ## The long suites whole: faults, replicas under load, attackers, readers, the model, histories
 
 test-compose: deps ## The stack of compose.yaml for real: built, started, tried, loaded, ended
 	tools/test-compose

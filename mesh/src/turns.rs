@@ -24,8 +24,13 @@ impl<K: Hash + Eq + Clone + Send + Sync + 'static> Turns<K> {
 
     /// A turn, held until it is dropped; None when there was none by then.
     pub async fn take(&self, key: K, by: Instant) -> Option<OwnedSemaphorePermit> {
-        let turns = self.by_key.get_with(key, || Arc::new(Semaphore::new(self.at_once)));
-        timeout_at(by, turns.acquire_owned()).await.ok()?.ok()
+        self.take_many(key, 1, by).await
+    }
+
+    /// As [`take`](Self::take), several turns at once: at most as many as each key has.
+    pub async fn take_many(&self, key: K, turns: u32, by: Instant) -> Option<OwnedSemaphorePermit> {
+        let of_key = self.by_key.get_with(key, || Arc::new(Semaphore::new(self.at_once)));
+        timeout_at(by, of_key.acquire_many_owned(turns)).await.ok()?.ok()
     }
 }
 
@@ -44,5 +49,6 @@ mod tests {
         assert!(turns.take(1, by).await.is_none());
         drop(first);
         assert!(turns.take(1, by).await.is_some());
+        assert!(turns.take_many(3, 2, by).await.is_some() && turns.take_many(3, 3, by).await.is_none());
     }
 }

@@ -80,7 +80,10 @@ pub async fn the_outside_world_is_nobodys_to_name(world: &World) -> Result<()> {
     body["metadata"] = json!({ "note": "mine" });
     let made = api.transact(&ana.token, body).await?;
     let seen = api.get(&format!("/api/v1/transactions/{}", made.text("id")?), Some(&administrator)).await?;
-    assert_eq!((seen.text("externalId")?.as_str(), &seen.body["metadata"], seen.body["postings"].as_array().map(Vec::len)), ("", &json!({}), Some(2)));
+    assert_eq!(
+        (seen.text("externalId")?.as_str(), &seen.body["metadata"], seen.body["postings"].as_array().map(Vec::len)),
+        ("", &json!({}), Some(2))
+    );
     let withdrawal = json!({ "externalId": "w", "type": "WITHDRAWAL", "sourceAccountId": account, "amount": money("BRL", "1.00") });
     let gone = api.transact(&ana.token, withdrawal).await?;
     let events = api.get(&format!("/api/v1/transactions/{}/events", gone.text("id")?), Some(&administrator)).await?;

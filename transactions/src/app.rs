@@ -35,8 +35,8 @@ use lastro_money::Currency;
 use lastro_proto::internal::customers::v1::identity_service_client::IdentityServiceClient;
 use lastro_proto::permissions::Permission;
 use quick_cache::sync::Cache;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Instant;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use self::watch_transaction::Watchers;
@@ -51,6 +51,11 @@ const ACCOUNTS_CACHED: usize = 200_000;
 
 /// Calls that wait for an outcome at once. Each takes some KB for up to half a minute.
 const WAITING_MAX: usize = 10_000;
+
+/// Members of batches that wait to be stored, of one user and of all: what comes then waits for its turn, so that batches leave room for those who ask for
+/// one transaction, and one user's for those of others. One batch has at most 1,000.
+const BATCH_MEMBERS_PER_USER: usize = 2048;
+const BATCH_MEMBERS_MAX: usize = 4096;
 
 /// Long pages that one user reads at once; what comes then waits for its turn.
 const LONG_PAGES_PER_USER: usize = 2;
@@ -80,6 +85,9 @@ pub struct App {
     lists: Turns<Uuid>,
     /// The turns of each user at opening a stream.
     opens: Turns<Uuid>,
+    /// The places of members of batches, of each user and of all.
+    batches: Turns<Uuid>,
+    batch_members: Semaphore,
     /// Reads of single accounts and operations, which share statements.
     pub(crate) account_loader: BatchLoader<AccountWithBalance>,
     pub(crate) operation_loader: BatchLoader<Operation>,
@@ -115,6 +123,8 @@ impl App {
             watchers: Arc::default(),
             lists: Turns::new(LONG_PAGES_PER_USER),
             opens: Turns::new(OPENS_PER_USER),
+            batches: Turns::new(BATCH_MEMBERS_PER_USER),
+            batch_members: Semaphore::new(BATCH_MEMBERS_MAX),
         })
     }
 
@@ -132,6 +142,20 @@ impl App {
     pub(crate) async fn open_turn(&self, user_id: Uuid) -> Result<OwnedSemaphorePermit, Problem> {
         let busy = || Problem::crowded("too many streams of this user are being opened; open fewer at once");
         self.opens.take(user_id, Instant::now() + OPEN_WAIT).await.ok_or_else(busy)
+    }
+
+    /// A turn of a user at a batch of so many members, held until they are stored.
+    pub(crate) async fn batch_turn(
+        &self,
+        user_id: Uuid,
+        members: usize,
+        by: Instant,
+    ) -> Result<(OwnedSemaphorePermit, SemaphorePermit<'_>), Problem> {
+        let busy = || Problem::crowded("too many batches wait to be stored; send fewer at once, and this one again with the same keys");
+        let members = u32::try_from(members).map_err(|_| busy())?;
+        let turn = self.batches.take_many(user_id, members, by).await.ok_or_else(busy)?;
+        let places = timeout_at(by, self.batch_members.acquire_many(members)).await.ok().and_then(Result::ok);
+        Ok((turn, places.ok_or_else(busy)?))
     }
 
     /// What never changes about an account; a call costs no SELECT for one that was asked for before.

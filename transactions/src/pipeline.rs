@@ -35,7 +35,7 @@ const BATCH_MAX: usize = 512;
 /// Legs to a batch, so that operations of many legs do not make it too long for those of one.
 const BATCH_LEGS_MAX: usize = 2048;
 /// Operations that wait for their batch, wherever they wait; what exceeds it is refused at once.
-const QUEUE_MAX: usize = 8192;
+const QUEUE_MAX: usize = 12_288;
 /// How long what cannot be stored without its locks waits for them: a capture, a void, an atomic batch, and a reversal for its original.
 const LOCK_WAIT: Duration = Duration::from_secs(2);
 

@@ -38,9 +38,9 @@ pub async fn batch_create_transactions(
         checked.push(check_one(app, call, caller, request).await);
     }
     match terms {
-        Terms { atomic: true, .. } => together(app, call, checked, terms).await,
+        Terms { atomic: true, .. } => together(app, call, caller.id, checked, terms).await,
         Terms { validate_only: true, .. } => rehearse_each(app, checked).await,
-        Terms { wait, .. } => Ok(each(app, call, checked, wait).await),
+        Terms { wait, .. } => Ok(each(app, call, caller.id, checked, wait).await),
     }
 }
 
@@ -57,10 +57,15 @@ async fn check_one(app: &App, call: &Call, caller: &Caller, request: Result<Requ
 }
 
 /// Each by itself.
-async fn each(app: &App, call: &Call, checked: Vec<Result<NewOperation, Error>>, wait: Duration) -> Vec<Result<Accepted, Error>> {
+async fn each(app: &App, call: &Call, caller_id: Uuid, checked: Vec<Result<NewOperation, Error>>, wait: Duration) -> Vec<Result<Accepted, Error>> {
     let budget = TimeBudget::of(call);
+    let turn = match app.batch_turn(caller_id, checked.len(), budget.store_by).await {
+        Ok(turn) => turn,
+        Err(busy) => return checked.into_iter().map(|one| one.and_then(|_| Err(busy.clone().into()))).collect(),
+    };
     let submit = |new: Result<NewOperation, Error>| async move { Ok(budget.stored(app.pipeline.submit(new?)).await?) };
     let mut results: Vec<Result<Accepted, Error>> = futures_util::future::join_all(checked.into_iter().map(submit)).await;
+    drop(turn);
     let mut accepted: Vec<_> = results.iter_mut().flatten().map(|accepted| &mut accepted.operation).collect();
     wait_for_outcomes(app, call, &mut accepted, budget.answer_by.min(Instant::now() + wait)).await;
     results
@@ -86,7 +91,13 @@ async fn rehearse_each(app: &App, checked: Vec<Result<NewOperation, Error>>) -> 
 }
 
 /// All of them, or none. The same request with the same key twice is one operation.
-async fn together(app: &App, call: &Call, checked: Vec<Result<NewOperation, Error>>, terms: Terms) -> Result<Vec<Result<Accepted, Error>>, Error> {
+async fn together(
+    app: &App,
+    call: &Call,
+    caller_id: Uuid,
+    checked: Vec<Result<NewOperation, Error>>,
+    terms: Terms,
+) -> Result<Vec<Result<Accepted, Error>>, Error> {
     let mut unique = Unique::default();
     let mut positions = Vec::with_capacity(checked.len());
     for (index, one) in checked.into_iter().enumerate() {
@@ -105,7 +116,9 @@ async fn together(app: &App, call: &Call, checked: Vec<Result<NewOperation, Erro
     let accepted = if terms.validate_only {
         rehearse_together(app, &new).await?.map_err(refused)?
     } else {
-        TimeBudget::of(call).stored_whole(app.pipeline.submit_together(new)).await.map_err(refused)?
+        let budget = TimeBudget::of(call);
+        let _turn = app.batch_turn(caller_id, new.len(), budget.answer_by).await?;
+        budget.stored_whole(app.pipeline.submit_together(new)).await.map_err(refused)?
     };
     Ok(positions.iter().map(|position| accepted.get(*position).cloned().ok_or_else(|| Refused::Broken.into())).collect())
 }

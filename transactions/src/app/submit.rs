@@ -7,7 +7,7 @@ use lastro_mesh::clock;
 use lastro_mesh::identity::User as Caller;
 use lastro_mesh::status::Problem;
 use lastro_proto::permissions::Permission;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use super::App;
@@ -31,18 +31,19 @@ const LOOK_AGAIN: Duration = Duration::from_millis(250);
 #[derive(Clone, Copy)]
 pub struct TimeBudget {
     pub answer_by: Instant,
-    store_within: Duration,
+    pub store_by: Instant,
 }
 
 impl TimeBudget {
     pub fn of(call: &Call) -> Self {
         let (answer_within, store_within) = shares(call.deadline.saturating_duration_since(Instant::now()));
-        Self { answer_by: Instant::now() + answer_within, store_within }
+        let now = Instant::now();
+        Self { answer_by: now + answer_within, store_by: now + store_within }
     }
 
     /// Waits for the pipeline. Its work is its own: a caller that leaves does not cancel a commit in flight.
     pub async fn stored<T>(&self, work: impl Future<Output = Result<T, Refused>>) -> Result<T, Refused> {
-        timeout(self.store_within, work).await.unwrap_or(Err(Refused::Unavailable))
+        timeout_at(self.store_by, work).await.unwrap_or(Err(Refused::Unavailable))
     }
 
     /// As [`stored`](Self::stored), for what waits for its locks as long as it takes, and is not tried a second time by a gateway.
