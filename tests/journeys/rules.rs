@@ -166,3 +166,32 @@ pub async fn a_dry_run_of_what_was_done(world: &World) -> Result<()> {
     assert_eq!((told.status, told.text("state")?.as_str(), told.text("id")?.as_str()), (200, "REJECTED", ""), "{told:?}");
     Ok(())
 }
+
+/// Members of batches that wait are bounded for each user and in all, so that those who ask for one transaction get theirs.
+pub async fn batches_leave_room_for_others(world: &World) -> Result<()> {
+    let (api, ana, from) = with_money(world, "100.00").await?;
+    let (eve, to) = (with_money(world, "100.00").await?, api.account(&ana.token, "BRL").await?);
+    let batches = (0..10).map(|number| {
+        let requests: Vec<Value> = (0..1000).map(|index| Api::transfer(&format!("{number}-{index}"), &from, &to, "0.01")).collect();
+        let body = json!({ "requests": requests });
+        async { api.json(reqwest::Method::POST, "/api/v1/transactions:batchCreate", Some(&ana.token), &[("prefer", "wait=20")], Some(body)).await }
+    });
+    let others = async {
+        let mut states = Vec::new();
+        for number in 0..40 {
+            let other = api.account(&eve.1.token, "BRL").await?;
+            states.push(api.transact(&eve.1.token, Api::transfer(&format!("s{number}"), &eve.2, &other, "0.01")).await?.status);
+        }
+        anyhow::Ok(states)
+    };
+    let (batches, others) = tokio::join!(futures_util::future::join_all(batches), others);
+    assert!(others?.iter().all(|status| *status == 201));
+    // What found no room is told so, and is there once it is sent again.
+    for answer in batches {
+        let answer = answer?;
+        let crowded = |one: &Value| one["error"]["reason"] == "UNAVAILABLE";
+        let done = |one: &Value| ["COMPLETED", "PENDING"].contains(&one["transaction"]["state"].as_str().unwrap_or_default());
+        assert!(answer.status == 503 || answer.body["results"].as_array().is_some_and(|results| results.iter().all(|one| crowded(one) || done(one))));
+    }
+    Ok(())
+}
