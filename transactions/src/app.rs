@@ -52,10 +52,10 @@ const ACCOUNTS_CACHED: usize = 200_000;
 /// Calls that wait for an outcome at once. Each takes some KB for up to half a minute.
 const WAITING_MAX: usize = 10_000;
 
-/// Members of batches that wait to be stored, of one user and of all: what comes then waits for its turn, so that batches leave room for those who ask for
-/// one transaction, and one user's for those of others. One batch has at most 1,000.
-const BATCH_MEMBERS_PER_USER: usize = 2048;
-const BATCH_MEMBERS_MAX: usize = 4096;
+/// Legs of batches that wait to be stored, of one user and of all: what comes then waits for its turn, so that batches leave room for those who ask for
+/// one transaction, and one user's for those of others.
+const BATCH_LEGS_PER_USER: u32 = 2048;
+const BATCH_LEGS_MAX: u32 = 4096;
 
 /// Long pages that one user reads at once; what comes then waits for its turn.
 const LONG_PAGES_PER_USER: usize = 2;
@@ -85,9 +85,9 @@ pub struct App {
     lists: Turns<Uuid>,
     /// The turns of each user at opening a stream.
     opens: Turns<Uuid>,
-    /// The places of members of batches, of each user and of all.
+    /// The places of legs of batches, of each user and of all.
     batches: Turns<Uuid>,
-    batch_members: Semaphore,
+    batch_legs: Semaphore,
     /// Reads of single accounts and operations, which share statements.
     pub(crate) account_loader: BatchLoader<AccountWithBalance>,
     pub(crate) operation_loader: BatchLoader<Operation>,
@@ -123,8 +123,8 @@ impl App {
             watchers: Arc::default(),
             lists: Turns::new(LONG_PAGES_PER_USER),
             opens: Turns::new(OPENS_PER_USER),
-            batches: Turns::new(BATCH_MEMBERS_PER_USER),
-            batch_members: Semaphore::new(BATCH_MEMBERS_MAX),
+            batches: Turns::new(BATCH_LEGS_PER_USER as usize),
+            batch_legs: Semaphore::new(BATCH_LEGS_MAX as usize),
         })
     }
 
@@ -144,7 +144,7 @@ impl App {
         self.opens.take(user_id, Instant::now() + OPEN_WAIT).await.ok_or_else(busy)
     }
 
-    /// A turn of a user at a batch of so many members, held until they are stored.
+    /// A turn of a user at a batch of so many legs, held until they are stored. One of more legs than there are places takes all of them.
     pub(crate) async fn batch_turn(
         &self,
         user_id: Uuid,
@@ -152,9 +152,9 @@ impl App {
         by: Instant,
     ) -> Result<(OwnedSemaphorePermit, SemaphorePermit<'_>), Problem> {
         let busy = || Problem::crowded("too many batches wait to be stored; send fewer at once, and this one again with the same keys");
-        let members = u32::try_from(members).map_err(|_| busy())?;
-        let turn = self.batches.take_many(user_id, members, by).await.ok_or_else(busy)?;
-        let places = timeout_at(by, self.batch_members.acquire_many(members)).await.ok().and_then(Result::ok);
+        let legs = u32::try_from(legs).unwrap_or(u32::MAX);
+        let turn = self.batches.take_many(user_id, legs.min(BATCH_LEGS_PER_USER), by).await.ok_or_else(busy)?;
+        let places = timeout_at(by, self.batch_legs.acquire_many(legs.min(BATCH_LEGS_MAX))).await.ok().and_then(Result::ok);
         Ok((turn, places.ok_or_else(busy)?))
     }
 

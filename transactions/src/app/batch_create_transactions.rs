@@ -17,6 +17,13 @@ use crate::error::refused_batch;
 use crate::pipeline::{Accepted, NewOperation, Refused};
 use crate::store::operations;
 
+/// Legs of an atomic batch, which is one transaction of the database: those of others wait meanwhile.
+const ATOMIC_LEGS_MAX: usize = 4000;
+
+fn legs_of<'a>(new: impl IntoIterator<Item = &'a NewOperation>) -> usize {
+    new.into_iter().map(|one| one.operation.movement.legs().len()).sum()
+}
+
 /// What is asked of the batch as a whole.
 #[derive(Clone, Copy)]
 pub struct Terms {
@@ -59,7 +66,7 @@ async fn check_one(app: &App, call: &Call, caller: &Caller, request: Result<Requ
 /// Each by itself.
 async fn each(app: &App, call: &Call, caller_id: Uuid, checked: Vec<Result<NewOperation, Error>>, wait: Duration) -> Vec<Result<Accepted, Error>> {
     let budget = TimeBudget::of(call);
-    let turn = match app.batch_turn(caller_id, checked.len(), budget.store_by).await {
+    let turn = match app.batch_turn(caller_id, legs_of(checked.iter().flatten()), budget.store_by).await {
         Ok(turn) => turn,
         Err(busy) => return checked.into_iter().map(|one| one.and_then(|_| Err(busy.clone().into()))).collect(),
     };
@@ -105,6 +112,14 @@ async fn together(
         positions.push(unique.add(one).map_err(|refused| refused_batch(index, Error::from(refused).into()))?);
     }
     let new = unique.new;
+    let legs = legs_of(&new);
+    if legs > ATOMIC_LEGS_MAX {
+        return Err(Problem::field(
+            "requests",
+            format!("must have {ATOMIC_LEGS_MAX} legs at most, all together, in an atomic batch; these have {legs}"),
+        )
+        .into());
+    }
     let refused = |refused: Refused| match refused {
         Refused::Together { index, culprit } => {
             // The place among all requests of the first that has the key.
@@ -117,7 +132,7 @@ async fn together(
         rehearse_together(app, &new).await?.map_err(refused)?
     } else {
         let budget = TimeBudget::of(call);
-        let _turn = app.batch_turn(caller_id, new.len(), budget.answer_by).await?;
+        let _turn = app.batch_turn(caller_id, legs, budget.answer_by).await?;
         budget.stored_whole(app.pipeline.submit_together(new)).await.map_err(refused)?
     };
     Ok(positions.iter().map(|position| accepted.get(*position).cloned().ok_or_else(|| Refused::Broken.into())).collect())

@@ -261,8 +261,10 @@ impl<'a> Decided<'a> {
                     let culprit = Culprit::Rejected { reason, leg: operation.rejected_leg };
                     return self.nothing(Outcome::Refused(Refused::Together { index, culprit }));
                 }
-                None if is_to_be_settled(operation.state) => return self.nothing(Outcome::NotLocked),
-                None => operations.push(operation),
+                None if matches!(operation.state, State::Completed | State::Authorized) => operations.push(operation),
+                // A hold whose time was over before it got its turn: that no waiting helps.
+                None if operation.state == State::Expired => return self.nothing(Outcome::Refused(Refused::Unavailable)),
+                None => return self.nothing(Outcome::NotLocked),
             }
         }
         Ok(Outcome::Together(operations))

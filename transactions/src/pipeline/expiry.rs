@@ -18,8 +18,8 @@ use crate::store::ledger::{Among, ClaimedOperation, ExpiredHolds, Ledger, Lock, 
 const SWEEP_EVERY: Duration = Duration::from_millis(250);
 /// Holds to a transaction.
 const AT_ONCE: u32 = 200;
-/// Transactions of one sweep: what is left is for the next one.
-const ROUNDS_MAX: usize = 50;
+/// Transactions of one sweep: what is left is for the next one. Others wait for whoever releases before it decides, so that is one.
+const SWEEP_ROUNDS: usize = 50;
 
 /// Releases until told to stop.
 pub async fn run(settler: &Settler, stop: CancellationToken) {
@@ -28,7 +28,7 @@ pub async fn run(settler: &Settler, stop: CancellationToken) {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(SWEEP_EVERY) => {}
         }
-        if let Err(error) = settler.release(Among::All).await {
+        if let Err(error) = settler.release(Among::All, SWEEP_ROUNDS).await {
             tracing::warn!(%error, "holds that have run out cannot be released now");
             tokio::time::sleep(SWEEP_EVERY).await;
         }
@@ -37,7 +37,7 @@ pub async fn run(settler: &Settler, stop: CancellationToken) {
 
 /// Releases the holds on some accounts that have run out. False where there was none, or none could be released: somebody who lacks funds lacks them.
 pub async fn release_on(settler: &Settler, accounts: &[Uuid]) -> bool {
-    match settler.release(Among::OnAccounts(accounts)).await {
+    match settler.release(Among::OnAccounts(accounts), 1).await {
         Ok(released) => released > 0,
         Err(error) => {
             tracing::warn!(%error, "holds that have run out cannot be released now");
@@ -47,10 +47,10 @@ pub async fn release_on(settler: &Settler, accounts: &[Uuid]) -> bool {
 }
 
 impl Settler {
-    /// Releases holds that have run out, until there are none left; how many. One that cannot be released does not keep the others.
-    async fn release(&self, among: Among<'_>) -> Result<usize, Error> {
+    /// Releases holds that have run out, until there are none left, or in so many transactions; how many. One that cannot be released does not keep the others.
+    async fn release(&self, among: Among<'_>, rounds: usize) -> Result<usize, Error> {
         let mut released = 0;
-        for _ in 0..ROUNDS_MAX {
+        for _ in 0..rounds {
             match self.release_some(among, AT_ONCE).await {
                 Ok(ended) => {
                     released += ended;

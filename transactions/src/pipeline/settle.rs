@@ -26,7 +26,7 @@ const PAUSES: ExponentialBuilder =
 const PAUSE_MAX: Duration = Duration::from_millis(200);
 
 /// So often holds that have run out are released before who lacks their money is left undecided; and between two times, where somebody else has them.
-const RELEASES_MAX: u32 = 20;
+const RELEASES_MAX: u32 = 10;
 const RELEASE_PAUSE: Duration = Duration::from_millis(5);
 
 /// What is done once for those who ask for it.
@@ -162,6 +162,12 @@ impl Settler {
                         how.lock = Lock::Wait;
                         give_up = groups.iter().map(|group| group.locked_by).max().unwrap_or(give_up);
                         if Instant::now() < give_up {
+                            if !groups.is_empty() {
+                                // What was not known to be released may be by now.
+                                how.unsure.clear();
+                                releases = 0;
+                                tokio::time::sleep(RELEASE_PAUSE).await;
+                            }
                             continue;
                         }
                         return groups.into_iter().for_each(|group| group.refuse(Refused::Unavailable));
@@ -170,13 +176,12 @@ impl Settler {
                     Err(Failure::ElsewhereFirst) => continue,
                     Err(Failure::ExpiredFirst(accounts)) => {
                         releases += 1;
-                        if !expiry::release_on(self, &accounts).await {
-                            // Somebody else has them, and releases them or captures them just now.
-                            if releases < RELEASES_MAX {
-                                tokio::time::sleep(RELEASE_PAUSE).await;
-                            } else {
-                                how.unsure.extend(accounts);
-                            }
+                        let released = expiry::release_on(self, &accounts).await;
+                        // The others of the batch do not wait until the last of many is released, nor for somebody else who has them.
+                        if releases >= RELEASES_MAX || Instant::now() >= give_up {
+                            how.unsure.extend(accounts);
+                        } else if !released {
+                            tokio::time::sleep(RELEASE_PAUSE).await;
                         }
                         continue;
                     }

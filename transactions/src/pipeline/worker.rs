@@ -57,10 +57,14 @@ pub async fn run(settler: &Settler, stop: CancellationToken) {
 impl Settler {
     /// Settles everything that waits: together, and one by one if that fails, so that one that is at fault is found.
     async fn sweep(&self) -> Result<(), Error> {
-        let claim = Claim { limit: CLAIM_MAX, after: Uuid::nil(), failed_before_us: clock::now_us() - PAUSE_AFTER_FAILURE_US };
+        let mut claim = Claim { limit: CLAIM_MAX, after: Uuid::nil(), failed_before_us: clock::now_us() - PAUSE_AFTER_FAILURE_US };
         loop {
             let settled = match self.settle_claimed(claim).await {
-                Ok(settled) => settled.len(),
+                Ok(settled) => {
+                    // What could not be decided now does not stand in the way of what comes behind it.
+                    claim.after = settled.last().map_or(claim.after, |last| last.id);
+                    settled.len()
+                }
                 Err((error, _)) if error.is_transient() => return Err(error),
                 Err(_) => return self.sweep_one_by_one(claim).await,
             };
@@ -156,10 +160,9 @@ impl Settler {
         if self.must_release_first(&mut ledger, &table).await? {
             let short = std::mem::take(&mut table.short);
             ledger.rollback().await?;
-            if !expiry::release_on(self, &short).await {
-                // Somebody else has them. Who lacks their money is decided at a later sweep.
-                unsure.extend(short);
-            }
+            expiry::release_on(self, &short).await;
+            // Where they were not the last ones, or somebody else has them, whoever lacks their money is decided at a later sweep.
+            unsure.extend(short);
             return Ok(false);
         }
         writes.balances = changed(&before, &table.balances);
