@@ -145,12 +145,7 @@ impl App {
     }
 
     /// A turn of a user at a batch of so many legs, held until they are stored. One of more legs than there are places takes all of them.
-    pub(crate) async fn batch_turn(
-        &self,
-        user_id: Uuid,
-        members: usize,
-        by: Instant,
-    ) -> Result<(OwnedSemaphorePermit, SemaphorePermit<'_>), Problem> {
+    pub(crate) async fn batch_turn(&self, user_id: Uuid, legs: usize, by: Instant) -> Result<(OwnedSemaphorePermit, SemaphorePermit<'_>), Problem> {
         let busy = || Problem::crowded("too many batches wait to be stored; send fewer at once, and this one again with the same keys");
         let legs = u32::try_from(legs).unwrap_or(u32::MAX);
         let turn = self.batches.take_many(user_id, legs.min(BATCH_LEGS_PER_USER), by).await.ok_or_else(busy)?;
