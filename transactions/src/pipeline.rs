@@ -36,7 +36,7 @@ const BATCH_MAX: usize = 512;
 const BATCH_LEGS_MAX: usize = 2048;
 /// Operations that wait for their batch, wherever they wait; what exceeds it is refused at once.
 const QUEUE_MAX: usize = 12_288;
-/// How long what cannot be stored without its locks waits for them: a capture, a void, an atomic batch, and a reversal for its original.
+/// How long what cannot be stored without its locks waits for them: a capture, a void, a reversal, an atomic batch.
 const LOCK_WAIT: Duration = Duration::from_secs(2);
 
 /// The way into the pipeline. Cheap to clone; all clones are one.

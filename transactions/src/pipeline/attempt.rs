@@ -201,6 +201,11 @@ impl<'a> Decided<'a> {
                 self.events.push(event);
                 self.postings.extend(postings.into_iter().map(|posting| (operation.id, posting)));
             }
+            // A reversal that waits to be settled would stand in the way of another one, and might be rejected after that was refused.
+            Settled::Open if operation.original_id.is_some() => {
+                self.events.pop();
+                return Ok(Outcome::NotLocked);
+            }
             Settled::Open => {}
             Settled::ElsewhereFirst => return Err(Stop::ElsewhereFirst),
         }
