@@ -127,8 +127,7 @@ pub async fn closing_and_paying_at_once(world: &World) -> Result<()> {
     let (api, ana, from) = with_money(world, "10.00").await?;
     for round in 0..10 {
         let to = api.account(&ana.token, "BRL").await?;
-        let (key, body) = (format!("p{round}"), json!({}));
-        let _ = body;
+        let key = format!("p{round}");
         let (paid, closed) = tokio::join!(reason_of(&api, &ana.token, &key, &from, &to, "0.01"), close(&api, &ana.token, &to));
         let (paid, closed) = (paid?, closed?);
         match closed.status {
@@ -162,8 +161,8 @@ pub async fn the_edges_of_accounts(world: &World) -> Result<()> {
     let below = ledger.try_write("UPDATE balances SET posted = -1 WHERE account_id = $1", account.parse()?).await;
     assert!(below.is_err(), "the table keeps the floor");
     for body in [json!({ "frozen": true }), json!({ "creditLimit": money("BRL", "1.00") }), json!({})] {
-        let answer = patch(&api, &eve.token, &account, body).await;
-        assert!(answer?.status != 200, "a stranger");
+        let answer = patch(&api, &eve.token, &account, body).await?;
+        assert_eq!((answer.status, answer.text("reason")?.as_str()), (404, "ACCOUNT_NOT_FOUND"), "a stranger: {answer:?}");
     }
     // EXTERNAL is a provider's, for deposits, and not offered yet.
     for (token, kind, status) in [(&ana.token, "TRANSFER", 400), (&administrator, "DEPOSIT", 501)] {

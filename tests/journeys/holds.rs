@@ -23,7 +23,8 @@ fn hold(key: &str, from: &str, to: &str, amount: &str, expiry: Option<&str>) -> 
     body
 }
 
-async fn verb(api: &Api, token: &str, id: &str, verb: &str, body: Value) -> Result<Answer> {
+/// Captures, voids or reverses.
+pub async fn verb(api: &Api, token: &str, id: &str, verb: &str, body: Value) -> Result<Answer> {
     api.post(&format!("/api/v1/transactions/{id}:{verb}"), Some(token), body).await
 }
 
@@ -45,7 +46,7 @@ pub async fn holds_are_captured(world: &World) -> Result<()> {
         (made.status, made.text("state")?.as_str(), &made.body["hold"], &made.body["capturedAmount"]),
         (201, "AUTHORIZED", &json!(true), &Value::Null)
     );
-    let expires = chrono_like_seconds(&made.text("holdExpireTime")?) - chrono_like_seconds(&made.text("createTime")?);
+    let expires = unix_seconds(&made.text("holdExpireTime")?)? - unix_seconds(&made.text("createTime")?)?;
     assert_eq!(expires, 604_800, "seven days");
     assert_eq!(balance(&api, &ana.token, &from).await?, ["100.00", "60.00", "40.00"]);
     is(&api.transact(&ana.token, Api::transfer("t1", &from, &to, "40.01")).await?, 201, "REJECTED");
@@ -91,12 +92,10 @@ pub async fn holds_are_captured(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// Unix seconds of `2026-11-26T14:56:51.123456Z`, good enough for differences.
-fn chrono_like_seconds(text: &str) -> i64 {
-    let numbers: Vec<i64> = text.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse().ok()).collect();
-    let (year, month) = if numbers[1] <= 2 { (numbers[0] - 1, numbers[1] + 12) } else { (numbers[0], numbers[1]) };
-    let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * (month - 3) + 2) / 5 + numbers[2];
-    days * 86_400 + numbers[3] * 3600 + numbers[4] * 60 + numbers[5]
+/// Unix seconds of `2026-11-26T14:56:51.123456Z`.
+fn unix_seconds(text: &str) -> Result<i64> {
+    let time: lastro_proto::time::Timestamp = serde_json::from_value(json!(text))?;
+    Ok(time.seconds)
 }
 
 /// The submitter captures; it, the owner of every credited account, or an administrator voids.

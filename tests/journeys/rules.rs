@@ -6,15 +6,12 @@ use serde_json::{Value, json};
 
 use crate::World;
 use crate::account_life::{close, patch};
+use crate::holds::verb;
 use crate::ledger::Ledger;
 use crate::legs::{balance, leg, money, of_legs, with_money};
 
 fn is(answer: &Answer, status: u16, reason: &str) {
     assert_eq!((answer.status, answer.body["reason"].as_str()), (status, Some(reason)), "{answer:?}");
-}
-
-async fn verb(api: &Api, token: &str, id: &str, verb: &str, body: Value) -> Result<Answer> {
-    api.post(&format!("/api/v1/transactions/{id}:{verb}"), Some(token), body).await
 }
 
 fn held(key: &str, from: &str, to: &str, amount: &str) -> Value {
@@ -173,7 +170,7 @@ pub async fn a_dry_run_of_what_was_done(world: &World) -> Result<()> {
 pub async fn batches_leave_room_for_others(world: &World) -> Result<()> {
     let (api, ana, from) = with_money(world, "100.00").await?;
     let (eve, to) = (with_money(world, "100.00").await?, api.account(&ana.token, "BRL").await?);
-    let batches = (0..10).map(|number| {
+    let batches = (0..20).map(|number| {
         let requests: Vec<Value> = (0..1000).map(|index| Api::transfer(&format!("{number}-{index}"), &from, &to, "0.01")).collect();
         let body = json!({ "requests": requests });
         async { api.json(reqwest::Method::POST, "/api/v1/transactions:batchCreate", Some(&ana.token), &[("prefer", "wait=20")], Some(body)).await }

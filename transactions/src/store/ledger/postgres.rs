@@ -211,7 +211,11 @@ pub async fn lock_operations(tx: &mut Tx, ids: &[Uuid], lock: Lock) -> Result<Ve
         Lock::Wait => "",
     };
     let sql = select_claimed(&format!("WHERE o.id = ANY($1) ORDER BY o.id FOR UPDATE OF o{skip}"));
-    let rows = tx.run(&sql, &[&ids]).await?;
+    let mut rows = tx.run(&sql, &[&ids]).await?;
+    // A row that was changed while it was waited for is read as it is now, but its event as it was: there is none of its version. Now nobody changes it.
+    if lock == Lock::Wait {
+        rows = tx.run(&sql, &[&ids]).await?;
+    }
     rows.iter().map(|row| claimed_row(row)?.read()).collect()
 }
 
@@ -234,7 +238,10 @@ pub async fn any_expired(tx: &mut Tx, which: ExpiredHolds<'_>) -> Result<bool, E
 }
 
 pub async fn operation(tx: &mut Tx, id: Uuid) -> Result<Option<ClaimedOperation>, Error> {
-    let rows = tx.run(&select_claimed("WHERE o.id = $1 FOR UPDATE OF o"), &[&id]).await?;
+    let sql = select_claimed("WHERE o.id = $1 FOR UPDATE OF o");
+    // As in `lock_operations`.
+    tx.run(&sql, &[&id]).await?;
+    let rows = tx.run(&sql, &[&id]).await?;
     rows.first().map(|row| claimed_row(row)?.read()).transpose()
 }
 
