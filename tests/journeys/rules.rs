@@ -168,7 +168,7 @@ pub async fn a_dry_run_of_what_was_done(world: &World) -> Result<()> {
 
 /// Members of batches that wait are bounded for each user and in all, so that those who ask for one transaction get theirs.
 pub async fn batches_leave_room_for_others(world: &World) -> Result<()> {
-    let (api, ana, from) = with_money(world, "100.00").await?;
+    let (api, ana, from) = with_money(world, "1000.00").await?;
     let (eve, to) = (with_money(world, "100.00").await?, api.account(&ana.token, "BRL").await?);
     let batches = (0..20).map(|number| {
         let requests: Vec<Value> = (0..1000).map(|index| Api::transfer(&format!("{number}-{index}"), &from, &to, "0.01")).collect();
