@@ -106,7 +106,7 @@ impl Pipeline {
         {
             return Ok(known);
         }
-        self.queue(1, |reply| Work::Create { new, reply }).await
+        self.queue(1, |reply| Work::create(new, reply)).await
     }
 
     /// Stores operations, all of them settled, or none: then one of them is the culprit. No two of them have the same key.
@@ -141,7 +141,7 @@ impl Pipeline {
         let places = u32::try_from(places).map_err(|_| Refused::Crowded)?;
         let place = self.places.clone().try_acquire_many_owned(places).map_err(|_| Refused::Crowded)?;
         let (reply, answer) = oneshot::channel();
-        let job = Job { work: work(reply), locked_by: Instant::now() + LOCK_WAIT, place };
+        let job = Job { work: work(reply), locked_by: Instant::now() + LOCK_WAIT, _place: Some(place) };
         self.queue.send(Box::new(job)).map_err(|_| Refused::Unavailable)?;
         answer.await.unwrap_or(Err(Refused::Unavailable))
     }

@@ -89,15 +89,16 @@ async fn resolve(app: &App, call: &Call, hold: Operation, new: NewResolution) ->
     if let Some(answer) = answer_if_ended(app, &hold, &new).await? {
         return Ok(answer);
     }
-    let hold_id = new.hold_id;
     match TimeBudget::of(call).stored_whole(app.pipeline.resolve(new.clone())).await {
-        Err(Refused::ResolvedMeanwhile) => {
-            // By whom, and by which key, is read again.
-            let now = operations::get(app.database.writer(), hold_id).await?.ok_or(Error::TransactionNotFound)?;
-            answer_if_ended(app, &now, &new).await?.ok_or(Error::LedgerUnavailable)
-        }
+        Err(Refused::ResolvedMeanwhile) => ended_meanwhile(app, &new).await,
         resolved => Ok(resolved?),
     }
+}
+
+/// By whom it was resolved, and by which key, is read again.
+async fn ended_meanwhile(app: &App, new: &NewResolution) -> Result<Accepted, Error> {
+    let now = operations::get(app.database.writer(), new.hold_id).await?.ok_or(Error::TransactionNotFound)?;
+    answer_if_ended(app, &now, new).await?.ok_or(Error::LedgerUnavailable)
 }
 
 /// What a call is answered about a hold that is not AUTHORIZED: the same as before where it has the same key and asks for the same.
@@ -123,6 +124,8 @@ async fn rehearse(app: &App, hold: &Operation, new: &NewResolution) -> Result<Ac
     if let Some(answer) = answer_if_ended(app, hold, new).await? {
         return Ok(Accepted { replayed: false, ..answer });
     }
-    let operation = app.pipeline.rehearse_resolution(hold, new).await??;
-    Ok(Accepted { operation, replayed: false })
+    match app.pipeline.rehearse_resolution(new).await? {
+        Err(Refused::ResolvedMeanwhile) => Ok(Accepted { replayed: false, ..ended_meanwhile(app, new).await? }),
+        rehearsed => Ok(Accepted { operation: rehearsed?, replayed: false }),
+    }
 }

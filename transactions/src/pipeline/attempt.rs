@@ -12,8 +12,8 @@ use uuid::Uuid;
 
 use super::Settler;
 use super::decision::{self, Origin, Resolved, Settled, Table};
-use super::job::{Culprit, NewOperation, NewResolution, Refused};
-use super::settle::{Asked, Failure, Group};
+use super::job::{Culprit, Job, NewOperation, NewResolution, Refused, Work};
+use super::settle::Failure;
 use crate::EVENTS;
 use crate::domain::ledger::Balances;
 use crate::domain::operation::{Operation, State, is_to_be_settled};
@@ -85,25 +85,17 @@ impl From<Error> for Stop {
     }
 }
 
-/// The stored operations that a group is about.
-fn subject_of(asked: &Asked) -> Option<Uuid> {
-    match asked {
-        Asked::Create { new, .. } => new.operation.original_id,
-        Asked::Together { .. } => None,
-        Asked::Resolve { new, .. } => Some(new.hold_id),
-    }
-}
-
 impl Settler {
     /// One transaction for all groups.
-    pub(super) async fn attempt(&self, groups: &[Group], how: &How) -> Result<Vec<Outcome>, Failure> {
+    pub(super) async fn attempt(&self, groups: &[Job], how: &How) -> Result<Vec<Outcome>, Failure> {
         let mut ledger = Ledger::begin(&self.database).await?;
-        let mut subjects: Vec<Uuid> = groups.iter().filter_map(|group| subject_of(&group.asked)).collect();
+        let mut subjects: Vec<Uuid> = groups.iter().filter_map(|group| group.work.subject()).collect();
         subjects.sort_unstable();
         subjects.dedup();
         // Operations before balances, as everybody does.
         let subjects = ledger.lock_operations(&subjects, how.lock).await?.into_iter().map(Subject::new).collect();
-        let balances = if how.decide { ledger.lock(&self.accounts_of(groups), how.lock).await? } else { Balances::default() };
+        let accounts = || decision::accounts(groups.iter().flat_map(|group| group.work.legs(&self.stripes)));
+        let balances = if how.decide { ledger.lock(&accounts(), how.lock).await? } else { Balances::default() };
         let before = marks(&balances);
         // The clock is read when the locks are held: a hold that has run out by then is dead.
         let mut decided = Decided::new(Table { unsure: &how.unsure, ..Table::new(balances, &self.stripes, clock::now_us()) }, subjects);
@@ -111,13 +103,13 @@ impl Settler {
         outcomes.resize_with(groups.len(), || Outcome::NotLocked);
         // In the order in which they came.
         let mut order: Vec<usize> = (0..groups.len()).collect();
-        order.sort_unstable_by_key(|index| groups[*index].asked.id());
+        order.sort_unstable_by_key(|index| groups[*index].work.id());
         for index in order {
-            let outcome = match &groups[index].asked {
-                Asked::Create { new, .. } if !how.decide => decided.store_unsettled(new),
-                Asked::Create { new, .. } => decided.create(new),
-                Asked::Together { new, .. } => decided.create_together(new),
-                Asked::Resolve { new, .. } => decided.resolve(new),
+            let outcome = match &groups[index].work {
+                Work::Create { new, .. } if !how.decide => decided.store_unsettled(new),
+                Work::Create { new, .. } => decided.create(new),
+                Work::Together { new, .. } => decided.create_together(new),
+                Work::Resolve { new, .. } => decided.resolve(new),
             };
             outcomes[index] = match outcome {
                 Ok(outcome) => outcome,
@@ -157,16 +149,6 @@ impl Settler {
             return Ok(false);
         }
         ledger.any_expired(ExpiredHolds { now_us: table.now_us, limit: 1, among: Among::OnAccounts(&table.short) }).await
-    }
-
-    /// The accounts of some groups, sorted.
-    fn accounts_of(&self, groups: &[Group]) -> Vec<Uuid> {
-        let legs = |id, movement| decision::legs(movement, id, &self.stripes);
-        decision::accounts(groups.iter().flat_map(|group| match &group.asked {
-            Asked::Create { new, .. } => legs(new.operation.id, &new.operation.movement),
-            Asked::Together { new, .. } => new.iter().flat_map(|new| legs(new.operation.id, &new.operation.movement)).collect(),
-            Asked::Resolve { new, .. } => legs(new.hold_id, &new.movement),
-        }))
     }
 
     /// After a COMMIT whose answer was lost, or never sent: a batch is stored whole or not at all, so that one of its events tells.

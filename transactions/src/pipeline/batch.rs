@@ -46,7 +46,7 @@ pub async fn run(settler: Arc<Settler>, jobs: &mut mpsc::UnboundedReceiver<Box<J
         if running.len() < at_once && !waiting.is_empty() && waiting.len() >= worth {
             let batch = take_disjoint(&mut waiting, &busy, &settler.stripes);
             if !batch.is_empty() {
-                let accounts = decision::accounts(batch.iter().flat_map(|job| job.legs(&settler.stripes)));
+                let accounts = decision::accounts(batch.iter().flat_map(|job| job.work.legs(&settler.stripes)));
                 busy.extend(&accounts);
                 // Its own task: a defect in one batch must not end the pipeline. Its callers are told UNAVAILABLE then.
                 let size = batch.len();
@@ -78,7 +78,7 @@ pub async fn run(settler: Arc<Settler>, jobs: &mut mpsc::UnboundedReceiver<Box<J
                 settler.settling.store(running.len(), Ordering::Relaxed);
                 settler.batch_ended.notify_waiters();
             }
-            _ = drop_abandoned.tick(), if !waiting.is_empty() => waiting.retain(|job| !job.is_abandoned()),
+            _ = drop_abandoned.tick(), if !waiting.is_empty() => waiting.retain(|job| !job.work.is_abandoned()),
         }
     }
 }
@@ -101,10 +101,10 @@ fn take_disjoint(waiting: &mut VecDeque<Box<Job>>, busy: &Accounts, stripes: &St
             break;
         }
         let Some(job) = waiting.pop_front() else { break };
-        if job.is_abandoned() {
+        if job.work.is_abandoned() {
             continue;
         }
-        let legs = job.legs(stripes);
+        let legs = job.work.legs(stripes);
         let is_free = |account: &Uuid| !busy.contains(account) && !kept.contains(account);
         let is_free = legs.iter().all(|leg| is_free(&leg.debit) && is_free(&leg.credit));
         // What goes together has a batch of its own: that it is refused must not undo what others asked for.
@@ -148,7 +148,7 @@ mod tests {
     /// A transfer between two accounts, and the end at which its caller waits.
     async fn transfer(number: u128, source: u128, destination: u128) -> (Box<Job>, oneshot::Receiver<Result<Accepted, Refused>>) {
         let (reply, answer) = oneshot::channel();
-        (job(Work::Create { new: new_transfer(number, source, destination), reply }).await, answer)
+        (job(Work::create(new_transfer(number, source, destination), reply)).await, answer)
     }
 
     fn new_transfer(number: u128, source: u128, destination: u128) -> NewOperation {
@@ -186,7 +186,7 @@ mod tests {
 
     async fn job(work: Work) -> Box<Job> {
         let place = Arc::new(Semaphore::new(1)).acquire_owned().await.expect("a place");
-        Box::new(Job { work, locked_by: Instant::now(), place })
+        Box::new(Job { work, locked_by: Instant::now(), _place: Some(place) })
     }
 
     fn busy(accounts: &[u128]) -> Accounts {

@@ -1,6 +1,7 @@
 //! What is asked of the pipeline, and how it is answered.
 
 use lastro_money::Minor;
+use smallvec::{SmallVec, smallvec};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -106,49 +107,110 @@ pub enum Culprit {
 /// The end at which a caller waits for one operation.
 pub(super) type Reply = oneshot::Sender<Result<Accepted, Refused>>;
 
+/// The id that a call generated, the hash of what it asked for, and where it waits.
+pub(super) type OneCaller = (Uuid, [u8; 32], Reply);
+
 /// Something that waits for its batch.
 pub(super) struct Job {
     pub work: Work,
     /// Until then it waits for its locks, if it cannot be stored without them.
     pub locked_by: Instant,
     /// Of the places of those who wait, until the job goes into a batch.
-    pub place: OwnedSemaphorePermit,
+    pub _place: Option<OwnedSemaphorePermit>,
 }
 
 /// What is to be done. The reply is closed when the caller has given up.
 #[allow(clippy::large_enum_variant, reason = "almost always the largest; a box for each would cost more than the room")]
 pub(super) enum Work {
-    /// One operation is stored, and settled if its accounts are free.
-    Create { new: NewOperation, reply: Reply },
+    /// One operation is stored, and settled if its accounts are free. The callers that sent its key; the first one's request is what is stored.
+    Create { new: NewOperation, callers: SmallVec<[OneCaller; 1]> },
     /// Operations are stored and settled together, or not at all.
     Together { new: Vec<NewOperation>, reply: oneshot::Sender<Result<Vec<Accepted>, Refused>> },
     /// A hold is captured or voided.
     Resolve { new: NewResolution, reply: Reply },
 }
 
-impl Job {
+impl Work {
+    /// One operation, for one caller.
+    pub fn create(new: NewOperation, reply: Reply) -> Self {
+        let callers = smallvec![(new.operation.id, new.operation.request_hash, reply)];
+        Self::Create { new, callers }
+    }
+
     pub fn is_abandoned(&self) -> bool {
-        match &self.work {
-            Work::Create { reply, .. } | Work::Resolve { reply, .. } => reply.is_closed(),
-            Work::Together { reply, .. } => reply.is_closed(),
+        match self {
+            Self::Create { callers, .. } => callers.iter().all(|(.., reply)| reply.is_closed()),
+            Self::Together { reply, .. } => reply.is_closed(),
+            Self::Resolve { reply, .. } => reply.is_closed(),
+        }
+    }
+
+    /// UUIDv7: they are decided in the order in which they came.
+    pub fn id(&self) -> Uuid {
+        match self {
+            Self::Create { new, .. } => new.operation.id,
+            Self::Together { new, .. } => new.first().map_or(Uuid::nil(), |first| first.operation.id),
+            Self::Resolve { new, .. } => new.id,
         }
     }
 
     /// The key that it would use, if it is one operation.
     pub fn key(&self) -> Option<(Uuid, &str)> {
-        match &self.work {
-            Work::Create { new, .. } => Some(new.key()),
-            Work::Together { .. } | Work::Resolve { .. } => None,
+        match self {
+            Self::Create { new, .. } => Some(new.key()),
+            Self::Together { .. } | Self::Resolve { .. } => None,
+        }
+    }
+
+    /// All keys that it would use.
+    pub fn keys(&self) -> Vec<(Uuid, &str)> {
+        match self {
+            Self::Create { new, .. } => vec![new.key()],
+            Self::Together { new, .. } => new.iter().map(NewOperation::key).collect(),
+            Self::Resolve { .. } => Vec::new(),
+        }
+    }
+
+    /// The operation, stored before, that it is about.
+    pub fn subject(&self) -> Option<Uuid> {
+        match self {
+            Self::Create { new, .. } => new.operation.original_id,
+            Self::Together { .. } => None,
+            Self::Resolve { new, .. } => Some(new.hold_id),
         }
     }
 
     /// Everything that it moves, and between which accounts.
     pub fn legs(&self, stripes: &Stripes) -> Legs {
-        match &self.work {
-            Work::Create { new, .. } => decision::legs(&new.operation.movement, new.operation.id, stripes),
-            Work::Together { new, .. } => new.iter().flat_map(|new| decision::legs(&new.operation.movement, new.operation.id, stripes)).collect(),
-            Work::Resolve { new, .. } => decision::legs(&new.movement, new.hold_id, stripes),
+        match self {
+            Self::Create { new, .. } => decision::legs(&new.operation.movement, new.operation.id, stripes),
+            Self::Together { new, .. } => new.iter().flat_map(|new| decision::legs(&new.operation.movement, new.operation.id, stripes)).collect(),
+            Self::Resolve { new, .. } => decision::legs(&new.movement, new.hold_id, stripes),
         }
+    }
+
+    /// Tells every caller that its request was not done.
+    pub fn refuse(self, refused: Refused) {
+        match self {
+            Self::Create { new, callers } => callers.into_iter().for_each(|(_, hash, reply)| {
+                // Whoever asked for something else with the same key was not judged.
+                let of_its_own = if hash == new.operation.request_hash { refused } else { Refused::Unavailable };
+                let _ = reply.send(Err(of_its_own));
+            }),
+            Self::Together { reply, .. } => drop(reply.send(Err(refused))),
+            Self::Resolve { reply, .. } => drop(reply.send(Err(refused))),
+        }
+    }
+}
+
+/// Tells every caller of one key what is stored.
+pub(super) fn accept(mut callers: SmallVec<[OneCaller; 1]>, operation: Operation) {
+    let last = callers.pop();
+    for (id, hash, reply) in callers {
+        let _ = reply.send(answer_of(operation.clone(), id, &hash));
+    }
+    if let Some((id, hash, reply)) = last {
+        let _ = reply.send(answer_of(operation, id, &hash));
     }
 }
 

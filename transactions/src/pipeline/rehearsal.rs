@@ -23,7 +23,7 @@ impl Pipeline {
     pub async fn rehearse(&self, new: &[NewOperation]) -> Result<Vec<Rehearsed>, Error> {
         let legs = || new.iter().map(|new| decision::legs(&new.operation.movement, new.operation.id, &self.settler.stripes));
         'anew: loop {
-            let mut decided = self.decided(legs(), HashMap::new()).await?;
+            let mut decided = self.decided(legs()).await?;
             let mut rehearsed = Vec::with_capacity(new.len());
             for new in new {
                 match decided.create(new) {
@@ -41,7 +41,7 @@ impl Pipeline {
     pub async fn rehearse_together(&self, new: &[NewOperation]) -> Result<Result<Vec<Operation>, Refused>, Error> {
         let legs = || new.iter().map(|new| decision::legs(&new.operation.movement, new.operation.id, &self.settler.stripes));
         loop {
-            match self.decided(legs(), HashMap::new()).await?.create_together(new) {
+            match self.decided(legs()).await?.create_together(new) {
                 Ok(Outcome::Together(operations)) => return Ok(Ok(operations)),
                 Ok(Outcome::Refused(refused)) => return Ok(Err(refused)),
                 Ok(_) => return Ok(Err(Refused::Unavailable)),
@@ -52,11 +52,14 @@ impl Pipeline {
     }
 
     /// What would become of a hold.
-    pub async fn rehearse_resolution(&self, hold: &Operation, new: &NewResolution) -> Result<Rehearsed, Error> {
+    pub async fn rehearse_resolution(&self, new: &NewResolution) -> Result<Rehearsed, Error> {
         loop {
-            let claimed = ClaimedOperation { operation: hold.clone(), correlation_id: new.correlation_id.clone(), last_event_id: None };
             let legs = decision::legs(&new.movement, new.hold_id, &self.settler.stripes);
-            let mut decided = self.decided(std::iter::once(legs), HashMap::from([Subject::new(claimed)])).await?;
+            let mut decided = self.decided(std::iter::once(legs)).await?;
+            // Read after the balances: if it is AUTHORIZED still, they have what it holds.
+            let Some(hold) = operations::get(self.settler.database.reader(), new.hold_id).await? else { return Ok(Err(Refused::ResolvedMeanwhile)) };
+            let claimed = ClaimedOperation { operation: hold, correlation_id: new.correlation_id.clone(), last_event_id: None };
+            decided.subjects.extend([Subject::new(claimed)]);
             match decided.resolve(new) {
                 Ok(outcome) => return Ok(operation_of(outcome)),
                 Err(Stop::ElsewhereFirst) => {}
@@ -66,7 +69,7 @@ impl Pipeline {
     }
 
     /// What is stored now of the accounts of some operations, as if the holds that have run out were released.
-    async fn decided(&self, legs: impl Iterator<Item = Legs>, subjects: HashMap<Uuid, Subject>) -> Result<Decided<'_>, Error> {
+    async fn decided(&self, legs: impl Iterator<Item = Legs>) -> Result<Decided<'_>, Error> {
         let (database, stripes, now_us) = (&self.settler.database, &self.settler.stripes, clock::now_us());
         let ids = decision::accounts(legs.flatten());
         let mut table = Table::new(accounts::balances(database.reader(), &ids).await?, stripes, now_us);
@@ -78,7 +81,7 @@ impl Pipeline {
                 decision::expire(&mut hold, &origin, &mut table)?;
             }
         }
-        Ok(Decided::new(table, subjects))
+        Ok(Decided::new(table, HashMap::new()))
     }
 }
 

@@ -7,12 +7,11 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use lastro_database::{Error, Kind};
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::attempt::{How, Outcome};
-use super::job::{Accepted, Job, NewOperation, NewResolution, Refused, Reply, Work, answer_of, answer_of_all};
+use super::job::{Accepted, Job, Refused, Work, accept, answer_of_all};
 use super::{Settler, expiry};
 use crate::domain::operation::Operation;
 use crate::store::ledger::Lock;
@@ -28,33 +27,6 @@ const PAUSE_MAX: Duration = Duration::from_millis(200);
 /// So often holds that have run out are released before who lacks their money is left undecided; and between two times, where somebody else has them.
 const RELEASES_MAX: u32 = 10;
 const RELEASE_PAUSE: Duration = Duration::from_millis(5);
-
-/// What is done once for those who ask for it.
-pub(super) struct Group {
-    pub asked: Asked,
-    /// Until then it waits for its locks, if it cannot be stored without them.
-    locked_by: Instant,
-}
-
-#[allow(clippy::large_enum_variant, reason = "almost always the largest; a box for each would cost more than the room")]
-pub(super) enum Asked {
-    /// The callers that sent one key; the first one's request is what is stored.
-    Create {
-        new: NewOperation,
-        callers: Vec<OneCaller>,
-    },
-    Together {
-        new: Vec<NewOperation>,
-        reply: oneshot::Sender<Result<Vec<Accepted>, Refused>>,
-    },
-    Resolve {
-        new: NewResolution,
-        reply: Reply,
-    },
-}
-
-/// The id that a call generated, the hash of what it asked for, and where it waits.
-pub(super) type OneCaller = (Uuid, [u8; 32], Reply);
 
 /// Why an attempt came to nothing.
 pub(super) enum Failure {
@@ -75,81 +47,46 @@ impl From<Error> for Failure {
     }
 }
 
-/// Sorted by key, so that two replicas insert in the same order and never wait for each other in a circle.
+/// Sorted by key, so that two replicas insert in the same order and never wait for each other in a circle; those with one key become one.
 #[allow(clippy::vec_box, reason = "as they were taken: what is sorted is a pointer, not some hundred bytes")]
-pub(super) fn group(mut jobs: Vec<Box<Job>>) -> Vec<Group> {
+pub(super) fn group(mut jobs: Vec<Box<Job>>) -> Vec<Job> {
     // Of equals the one that came first stays the first.
-    jobs.sort_by(|a, b| a.key().cmp(&b.key()));
-    let mut groups: Vec<Group> = Vec::with_capacity(jobs.len());
+    jobs.sort_by(|a, b| a.work.key().cmp(&b.work.key()));
+    let mut groups: Vec<Job> = Vec::with_capacity(jobs.len());
     for job in jobs {
-        let Job { work, locked_by, place } = *job;
-        drop(place);
-        let (new, reply) = match work {
-            Work::Create { new, reply } => (new, reply),
-            Work::Together { new, reply } => {
-                groups.push(Group { asked: Asked::Together { new, reply }, locked_by });
-                continue;
-            }
-            Work::Resolve { new, reply } => {
-                groups.push(Group { asked: Asked::Resolve { new, reply }, locked_by });
-                continue;
-            }
-        };
-        let caller = (new.operation.id, new.operation.request_hash, reply);
-        match groups.last_mut().map(|group| &mut group.asked) {
-            Some(Asked::Create { new: first, callers }) if first.key() == new.key() => callers.push(caller),
-            _ => groups.push(Group { asked: Asked::Create { new, callers: vec![caller] }, locked_by }),
+        let job = Job { _place: None, ..*job };
+        match (groups.last_mut().map(|last| &mut last.work), job.work) {
+            (Some(Work::Create { new: first, callers }), Work::Create { new, callers: more }) if first.key() == new.key() => callers.extend(more),
+            (_, work) => groups.push(Job { work, ..job }),
         }
     }
     groups
 }
 
-impl Group {
-    /// Answers every caller.
-    fn answer(self, settler: &Settler, outcome: Outcome) {
-        match (self.asked, outcome) {
-            (Asked::Create { callers, .. }, Outcome::Created(operation)) => {
-                settler.known.note(operation.owner_id, &operation.external_id);
-                accept(callers, operation);
-            }
-            (Asked::Together { reply, .. }, Outcome::Together(operations)) => {
-                operations.iter().for_each(|one| settler.known.note(one.owner_id, &one.external_id));
-                let _ = reply.send(Ok(operations.into_iter().map(|operation| Accepted { operation, replayed: false }).collect()));
-            }
-            (Asked::Resolve { reply, .. }, Outcome::Resolved(operation)) => drop(reply.send(Ok(Accepted { operation: *operation, replayed: false }))),
-            (asked, Outcome::Refused(refused)) => asked.refuse(refused),
-            (asked, _) => asked.refuse(Refused::Unavailable),
+/// Tells the callers of a job what became of it.
+fn answer(settler: &Settler, work: Work, outcome: Outcome) {
+    match (work, outcome) {
+        (Work::Create { callers, .. }, Outcome::Created(operation)) => {
+            settler.known.note(operation.owner_id, &operation.external_id);
+            accept(callers, operation);
         }
-    }
-
-    fn refuse(self, refused: Refused) {
-        self.asked.refuse(refused);
+        (Work::Together { reply, .. }, Outcome::Together(operations)) => {
+            operations.iter().for_each(|one| settler.known.note(one.owner_id, &one.external_id));
+            let _ = reply.send(Ok(operations.into_iter().map(|operation| Accepted { operation, replayed: false }).collect()));
+        }
+        (Work::Resolve { reply, .. }, Outcome::Resolved(operation)) => drop(reply.send(Ok(Accepted { operation: *operation, replayed: false }))),
+        (work, Outcome::Refused(refused)) => work.refuse(refused),
+        (work, _) => work.refuse(Refused::Unavailable),
     }
 }
 
-impl Asked {
-    fn refuse(self, refused: Refused) {
-        match self {
-            Self::Create { callers, .. } => callers.into_iter().for_each(|(.., reply)| drop(reply.send(Err(refused)))),
-            Self::Together { reply, .. } => drop(reply.send(Err(refused))),
-            Self::Resolve { reply, .. } => drop(reply.send(Err(refused))),
-        }
-    }
-}
-
-fn accept(mut callers: Vec<OneCaller>, operation: Operation) {
-    let last = callers.pop();
-    for (id, hash, reply) in callers {
-        let _ = reply.send(answer_of(operation.clone(), id, &hash));
-    }
-    if let Some((id, hash, reply)) = last {
-        let _ = reply.send(answer_of(operation, id, &hash));
-    }
+fn refuse_all(groups: Vec<Job>, refused: Refused) {
+    groups.into_iter().for_each(|group| group.work.refuse(refused));
 }
 
 impl Settler {
     /// Stores and settles groups, and answers their callers.
-    pub(super) fn settle(&self, mut groups: Vec<Group>) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+    pub(super) fn settle(&self, mut groups: Vec<Job>) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         Box::pin(async move {
             let (mut give_up, mut pauses) = (Instant::now() + TRY_FOR, PAUSES.build());
             let mut how = How { decide: true, lock: Lock::Skip, unsure: Vec::new() };
@@ -170,7 +107,7 @@ impl Settler {
                             }
                             continue;
                         }
-                        return groups.into_iter().for_each(|group| group.refuse(Refused::Unavailable));
+                        return refuse_all(groups, Refused::Unavailable);
                     }
                     // At most once a stripe.
                     Err(Failure::ElsewhereFirst) => continue,
@@ -198,10 +135,12 @@ impl Settler {
                 };
                 let pause = pauses.next().unwrap_or(PAUSE_MAX);
                 if error.is_transient() && Instant::now() + pause < give_up {
+                    // One row that somebody keeps locked does not keep those whose locks are free.
+                    how.lock = Lock::Skip;
                     tokio::time::sleep(pause).await;
                 } else if error.is_transient() {
                     tracing::warn!(%error, operations = groups.len(), "a batch could not be settled");
-                    groups.into_iter().for_each(|group| group.refuse(Refused::Unavailable));
+                    refuse_all(groups, Refused::Unavailable);
                     return;
                 } else if groups.len() > 1 {
                     let second = groups.split_off(groups.len() / 2);
@@ -215,81 +154,61 @@ impl Settler {
     }
 
     /// Answers the callers, and gives back those who have to wait for their locks.
-    fn answer(&self, groups: Vec<Group>, outcomes: Vec<Outcome>) -> Vec<Group> {
+    fn answer(&self, groups: Vec<Job>, outcomes: Vec<Outcome>) -> Vec<Job> {
         let mut waiting = Vec::new();
         for (group, outcome) in groups.into_iter().zip(outcomes) {
             match outcome {
                 Outcome::NotLocked => waiting.push(group),
-                outcome => group.answer(self, outcome),
+                outcome => answer(self, group.work, outcome),
             }
         }
         waiting
     }
 
     /// Answers the callers whose key exists already, and leaves the other groups.
-    async fn answer_existing(&self, groups: &mut Vec<Group>) -> Result<(), Error> {
-        let keys: Vec<(Uuid, &str)> = groups.iter().flat_map(|group| group.asked.keys()).collect();
+    async fn answer_existing(&self, groups: &mut Vec<Job>) -> Result<(), Error> {
+        let keys: Vec<(Uuid, &str)> = groups.iter().flat_map(|group| group.work.keys()).collect();
         let existing = operations::by_keys(self.database.writer(), &keys).await?;
         let mut existing: HashMap<(Uuid, String), Operation> =
             existing.into_iter().map(|operation| ((operation.owner_id, operation.external_id.clone()), operation)).collect();
         for group in std::mem::take(groups) {
             let mut stored: Vec<Operation> =
-                group.asked.keys().into_iter().filter_map(|(owner, key)| existing.remove(&(owner, key.to_owned()))).collect();
+                group.work.keys().into_iter().filter_map(|(owner, key)| existing.remove(&(owner, key.to_owned()))).collect();
             if stored.is_empty() {
                 groups.push(group);
                 continue;
             }
             stored.iter().for_each(|one| self.known.note_repetition(one.owner_id, &one.external_id));
-            match group.asked {
-                Asked::Create { callers, .. } => accept(callers, stored.swap_remove(0)),
-                Asked::Together { new, reply } => drop(reply.send(answer_of_all(&new, stored))),
-                Asked::Resolve { reply, .. } => drop(reply.send(Err(Refused::Unavailable))),
+            match group.work {
+                Work::Create { callers, .. } => accept(callers, stored.swap_remove(0)),
+                Work::Together { new, reply } => drop(reply.send(answer_of_all(&new, stored))),
+                Work::Resolve { reply, .. } => drop(reply.send(Err(Refused::Unavailable))),
             }
         }
         Ok(())
     }
 
     /// Stores the one operation that the database refuses to settle, so that it is not lost; the worker tries it again.
-    async fn park(&self, mut groups: Vec<Group>, error: &Error) {
-        let ids = groups.iter().map(|group| group.asked.id().to_string()).collect::<Vec<_>>().join(", ");
+    async fn park(&self, mut groups: Vec<Job>, error: &Error) {
+        let ids = groups.iter().map(|group| group.work.id().to_string()).collect::<Vec<_>>().join(", ");
         tracing::error!(%error, operation = ids, "an operation cannot be settled; it is parked if it can be");
-        if !groups.iter().all(|group| matches!(group.asked, Asked::Create { .. })) {
+        if !groups.iter().all(|group| matches!(group.work, Work::Create { .. })) {
             // What is done at once or not at all is not done.
-            return groups.into_iter().for_each(|group| group.refuse(Refused::Broken));
+            return refuse_all(groups, Refused::Broken);
         }
         match self.attempt(&groups, &How { decide: false, lock: Lock::Wait, unsure: Vec::new() }).await {
-            Ok(outcomes) => self.answer(groups, outcomes).into_iter().for_each(|group| group.refuse(Refused::Unavailable)),
-            Err(Failure::ElsewhereFirst | Failure::ExpiredFirst(_)) => groups.into_iter().for_each(|group| group.refuse(Refused::Unavailable)),
+            Ok(outcomes) => refuse_all(self.answer(groups, outcomes), Refused::Unavailable),
+            Err(Failure::ElsewhereFirst | Failure::ExpiredFirst(_)) => refuse_all(groups, Refused::Unavailable),
             Err(Failure::KeyExists(error)) => {
                 let looked_up = self.answer_existing(&mut groups).await;
                 tracing::error!(%error, looked_up = looked_up.is_ok(), "nor can it be parked");
-                groups.into_iter().for_each(|group| group.refuse(Refused::Unavailable));
+                refuse_all(groups, Refused::Unavailable);
             }
             Err(Failure::Database(error)) => {
                 let refused = if error.is_transient() { Refused::Unavailable } else { Refused::Broken };
                 tracing::error!(%error, "nor can it be parked; its caller is told");
-                groups.into_iter().for_each(|group| group.refuse(refused));
+                refuse_all(groups, refused);
             }
-        }
-    }
-}
-
-impl Asked {
-    /// The keys that it would use.
-    fn keys(&self) -> Vec<(Uuid, &str)> {
-        match self {
-            Self::Create { new, .. } => vec![new.key()],
-            Self::Together { new, .. } => new.iter().map(NewOperation::key).collect(),
-            Self::Resolve { .. } => Vec::new(),
-        }
-    }
-
-    /// UUIDv7: they are decided in the order in which they came.
-    pub fn id(&self) -> Uuid {
-        match self {
-            Self::Create { new, .. } => new.operation.id,
-            Self::Together { new, .. } => new.first().map_or(Uuid::nil(), |first| first.operation.id),
-            Self::Resolve { new, .. } => new.id,
         }
     }
 }
