@@ -2,6 +2,7 @@
 //! but connections are told to go elsewhere (GOAWAY in two steps for gRPC, `connection: close` with each answer for HTTP/1.1) and new ones
 //! are still taken, since not everybody has noticed; then the listener closes, and what is in flight ends.
 
+mod gather;
 mod limits;
 mod proxies;
 mod receiving;
@@ -32,6 +33,7 @@ use crate::inbound::GrpcService;
 use crate::private_headers;
 use crate::tls::{self, Tls};
 
+use self::gather::Gather;
 pub use self::limits::{ConnectionLimits, limited_address};
 use self::limits::{Connections, PREFACE_BYTES, ReadCount};
 pub use self::proxies::Proxies;
@@ -245,7 +247,7 @@ impl Connection {
         });
         let builder = builder(self.streams, ours);
         let (io, read) = ReadCount::new(io);
-        let mut connection = pin!(builder.serve_connection(TokioIo::new(io), closing));
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(Gather::new(io)), closing));
         // The library waits for the first bytes for ever, since it does not know yet which version of HTTP to speak.
         let silent = async {
             tokio::time::sleep(HEADER_TIMEOUT).await;

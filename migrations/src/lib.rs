@@ -5,7 +5,10 @@
 mod dialect;
 mod events;
 
+use std::marker::PhantomData;
 use std::pin::Pin;
+
+use async_trait::async_trait;
 
 pub use dialect::{Dialect, lift_timeouts, run_statements};
 pub use events::{
@@ -13,8 +16,8 @@ pub use events::{
     upgrade_reader_tables,
 };
 use lastro_database::{Database, Error};
-use sea_orm_migration::MigratorTrait;
-use sea_orm_migration::sea_orm::FromQueryResult;
+use sea_orm_migration::sea_orm::{DbErr, FromQueryResult};
+use sea_orm_migration::{MigrationName, MigrationTrait, MigratorTrait, SchemaManager};
 
 type Future<T> = Pin<Box<dyn std::future::Future<Output = Result<T, Error>> + Send>>;
 
@@ -42,6 +45,34 @@ impl Migrator {
     /// The migrations that a database lacks; those that it has beyond ours are of a newer version, and do no harm. Only reads.
     pub async fn missing(&self, database: &Database) -> Result<Vec<String>, Error> {
         (self.missing)(database.clone()).await
+    }
+}
+
+/// The migrations of a migrator, each in one transaction, on SQLite too: one that is interrupted, by a crash or a full disk, is as if it had not begun.
+struct Whole<M>(PhantomData<M>);
+
+impl<M: MigratorTrait> MigratorTrait for Whole<M> {
+    fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+        M::migrations().into_iter().map(|migration| Box::new(InTransaction(migration)) as Box<dyn MigrationTrait>).collect()
+    }
+}
+
+struct InTransaction(Box<dyn MigrationTrait>);
+
+impl MigrationName for InTransaction {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+}
+
+#[async_trait]
+impl MigrationTrait for InTransaction {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        self.0.up(manager).await
+    }
+
+    fn use_transaction(&self) -> Option<bool> {
+        Some(true)
     }
 }
 
@@ -81,10 +112,10 @@ pub async fn lock(database: &Database) -> Result<Lock, Error> {
 
 async fn run<M: MigratorTrait>(database: &Database) -> Result<(), Error> {
     if !database.is_postgres() {
-        return Ok(M::up(database.writer(), None).await?);
+        return Ok(Whole::<M>::up(database.writer(), None).await?);
     }
     let lock = lock(database).await?;
-    let migrated = M::up(database.writer(), None).await;
+    let migrated = Whole::<M>::up(database.writer(), None).await;
     lock.release().await;
     Ok(migrated?)
 }

@@ -6,6 +6,7 @@ use anyhow::Result;
 use lastro_tests::stack::Registered;
 use lastro_tests::{Api, Front, Postgres, Server};
 use libtest_mimic::Trial;
+use sea_orm::ConnectionTrait as _;
 use serde_json::json;
 use sqlx::{Connection as _, Row as _};
 
@@ -15,6 +16,7 @@ use crate::{block_on, failed};
 pub fn trials() -> Vec<Trial> {
     vec![
         Trial::test("stores::one_url_one_reading", || failed(block_on(one_url_one_reading()))),
+        Trial::test("stores::an_interrupted_migration_is_done_anew", || failed(block_on(an_interrupted_migration_is_done_anew()))),
         Trial::test("stores::a_database_that_takes_no_writes", || failed(block_on(a_database_that_takes_no_writes()))),
     ]
 }
@@ -131,4 +133,27 @@ async fn a_database_that_takes_no_writes() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A migration that is interrupted is as if it had not begun, on SQLite too: the next start does all of it.
+async fn an_interrupted_migration_is_done_anew() -> Result<()> {
+    use sea_orm_migration::MigratorTrait as _;
+    let folder = tempfile::tempdir()?;
+    let database = lastro_database::Database::open_sqlite(&folder.path().join("transactions.db")).await?;
+    lastro_transactions::Migrator::up(database.writer(), Some(7)).await?;
+    database.writer().execute_unprepared("INSERT INTO balances VALUES (x'00', 5, 0, 1, false, false)").await?;
+    // Half of the way something is there that must not be.
+    database.writer().execute_unprepared("CREATE TABLE operation_parties (unwanted INTEGER)").await?;
+    let migrator = lastro_migrations::Migrator::of::<lastro_transactions::Migrator>();
+    anyhow::ensure!(migrator.run(&database).await.is_err(), "it fails");
+    database.writer().execute_unprepared("DROP TABLE operation_parties").await?;
+    migrator.run(&database).await?;
+    let kept: Vec<Posted> = lastro_database::all(database.reader(), "SELECT posted FROM balances WHERE floor = 0 AND credit_limit = 0", []).await?;
+    anyhow::ensure!(kept.len() == 1 && kept[0].posted == 5 && migrator.missing(&database).await?.is_empty());
+    Ok(())
+}
+
+#[derive(sea_orm::FromQueryResult)]
+struct Posted {
+    posted: i64,
 }

@@ -115,18 +115,16 @@ impl Drop for Counted {
 /// What HTTP/2 begins with, in bytes (RFC 9113, 3.4). Whoever has sent as much has begun to speak, and other timeouts apply.
 pub(super) const PREFACE_BYTES: usize = 24;
 
-/// Counts what was read, and gathers small writes.
+/// Counts what was read.
 pub(super) struct ReadCount<I> {
     inner: I,
     read: Arc<AtomicUsize>,
-    /// The write that comes next has let others run before it.
-    has_waited: bool,
 }
 
 impl<I> ReadCount<I> {
     pub(super) fn new(inner: I) -> (Self, Arc<AtomicUsize>) {
         let read = Arc::new(AtomicUsize::new(0));
-        (Self { inner, read: read.clone(), has_waited: false }, read)
+        (Self { inner, read: read.clone() }, read)
     }
 }
 
@@ -142,20 +140,9 @@ impl<I: AsyncRead + Unpin> AsyncRead for ReadCount<I> {
     }
 }
 
-/// A write of fewer bytes waits once for what else is about to be written.
-const GATHER_BYTES: usize = 8 * 1024;
-
 impl<I: AsyncWrite + Unpin> AsyncWrite for ReadCount<I> {
-    /// A small write lets every other task that is ready run once before it: a commit answers many callers at the same moment, and so their answers go out
-    /// with one system call, and not with one each. On an idle system nothing else is ready, and it is written at once.
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
-        if bytes.len() < GATHER_BYTES && !std::mem::replace(&mut self.has_waited, true) {
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        let written = Pin::new(&mut self.inner).poll_write(cx, bytes);
-        self.has_waited = written.is_pending();
-        written
+        Pin::new(&mut self.inner).poll_write(cx, bytes)
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
         Pin::new(&mut self.inner).poll_flush(cx)
@@ -163,10 +150,11 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for ReadCount<I> {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
         Pin::new(&mut self.inner).poll_shutdown(cx)
     }
-    /// With vectored writes h2 writes every message of more than 256 bytes by itself, at the cost of a system call and a TCP segment each; without, it
-    /// gathers messages of up to 1024 bytes, which is what most answers have: <https://docs.rs/h2>, `CHAIN_THRESHOLD` in `codec/framed_write.rs`.
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, slices: &[std::io::IoSlice<'_>]) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(cx, slices)
+    }
     fn is_write_vectored(&self) -> bool {
-        false
+        self.inner.is_write_vectored()
     }
 }
 
