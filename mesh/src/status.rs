@@ -174,7 +174,7 @@ fn bounded(fields: Vec<FieldViolation>) -> Vec<FieldViolation> {
 }
 
 /// At most so many bytes of a text; what was cut ends in an ellipsis.
-fn cut(mut text: String, bytes_max: usize) -> String {
+pub fn cut(mut text: String, bytes_max: usize) -> String {
     if text.len() > bytes_max {
         let end = (0..=bytes_max - '…'.len_utf8()).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
         text.truncate(end);

@@ -167,6 +167,11 @@ pub async fn a_payroll_shows_nobody_anothers_pay(world: &World) -> Result<()> {
     let events = api.get(&format!("{path}/events"), Some(&boss.token)).await?;
     let postings_told = &events.body["events"][1]["payload"]["completed"]["postings"];
     assert_eq!((&postings_told[1]["amountMinor"], &postings_told[1]["balanceMinor"]), (&json!("7001"), &json!("0")), "{events:?}");
+    // Hashes cover what others may not see, so that they would tell whoever tries it out.
+    for (token, shown) in [(&boss.token, [true, false]), (&ana.token, [false, false])] {
+        let events = api.get(&format!("{path}/events"), Some(token)).await?;
+        assert_eq!([0, 1].map(|index| events.body["events"][index]["hash"] != ""), shown, "{events:?}");
+    }
     // Whoever sees only its own legs is not told which of all it was.
     let refused = api.transact(&boss.token, of_legs("too much", &[leg(&from, &of_ana, "BRL", "1.00"), leg(&from, &of_rui, "BRL", "100.00")])).await?;
     let id = refused.text("id")?;

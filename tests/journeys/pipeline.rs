@@ -35,6 +35,8 @@ pub fn trials() -> Vec<Trial> {
         embedded("full_stripes_are_left_out", |rig| block_on(full_stripes_are_left_out(&rig))),
         on_postgres("another_unique_violation_ends", |rig| block_on(another_unique_violation_ends(&rig))),
         embedded("another_unique_violation_ends", |rig| block_on(another_unique_violation_ends(&rig))),
+        on_postgres("stuck_holds_keep_nobody", |rig| block_on(stuck_holds_keep_nobody(&rig))),
+        embedded("stuck_holds_keep_nobody", |rig| block_on(stuck_holds_keep_nobody(&rig))),
         on_postgres("old_keys_repeated_hold_nobody_up", |rig| block_on(old_keys_repeated_hold_nobody_up(&rig))),
         embedded("old_keys_repeated_hold_nobody_up", |rig| block_on(old_keys_repeated_hold_nobody_up(&rig))),
     ]
@@ -354,5 +356,28 @@ async fn old_keys_repeated_hold_nobody_up(rig: &Rig) -> Result<()> {
     let mut changed = body(3);
     changed["amount"]["amount"] = json!("0.02");
     assert_eq!(api.transact(&someone.token, changed).await?.text("reason")?, "IDEMPOTENCY_KEY_REUSED");
+    Ok(())
+}
+
+/// More holds than are released in one transaction do not read. Those of others are released in time, and whoever lacks money on that account is told so.
+async fn stuck_holds_keep_nobody(rig: &Rig) -> Result<()> {
+    let hold = |key: &str, accounts: &[String; 2], expiry: &str| {
+        let mut body = Api::transfer(key, &accounts[0], &accounts[1], "0.01");
+        (body["hold"], body["holdExpiry"]) = (json!(true), json!(expiry));
+        body
+    };
+    let (api, eve, of_eve) = rig.someone().await?;
+    let held = join_all((0..450).map(|number| api.transact(&eve.token, hold(&format!("stuck {number}"), &of_eve, "3s")))).await;
+    for answer in held {
+        assert_eq!(answer?.body["state"], "AUTHORIZED");
+    }
+    rig.transactions().await?.writer().execute_unprepared("UPDATE operations SET currency_code = 'ZZZ' WHERE state = 3").await?;
+    let (_, ana, of_ana) = rig.someone().await?;
+    let later = api.transact(&ana.token, hold("later", &of_ana, "3s")).await?;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let stands = api.get(&format!("/api/v1/transactions/{}", later.text("id")?), Some(&ana.token)).await?;
+    assert_eq!(stands.body["state"], "EXPIRED", "{stands:?}");
+    let too_much = api.transact(&eve.token, Api::transfer("too much", &of_eve[0], &of_eve[1], "99999999.00")).await?;
+    assert_eq!((too_much.status, &too_much.body["reason"]), (201, &json!("INSUFFICIENT_FUNDS")), "{too_much:?}");
     Ok(())
 }

@@ -52,10 +52,10 @@ const ACCOUNTS_CACHED: usize = 200_000;
 /// Calls that wait for an outcome at once. Each takes some KB for up to half a minute.
 const WAITING_MAX: usize = 10_000;
 
-/// Legs of batches that wait to be stored, of one user and of all: what comes then waits for its turn, so that batches leave room for those who ask for
-/// one transaction, and one user's for those of others.
-const BATCH_LEGS_PER_USER: u32 = 2048;
-const BATCH_LEGS_MAX: u32 = 4096;
+/// Legs of what is asked for with many at once, batches and transactions of several legs, from their checks until they are stored: of one user, and of
+/// all. What comes then waits for its turn, so that there is room for those who ask for one leg, and one user's leave room for those of others.
+const MANY_LEGS_PER_USER: u32 = 2048;
+const MANY_LEGS_MAX: u32 = 3 * MANY_LEGS_PER_USER;
 
 /// Long pages that one user reads at once; what comes then waits for its turn.
 const LONG_PAGES_PER_USER: usize = 2;
@@ -85,9 +85,9 @@ pub struct App {
     lists: Turns<Uuid>,
     /// The turns of each user at opening a stream.
     opens: Turns<Uuid>,
-    /// The places of legs of batches, of each user and of all.
-    batches: Turns<Uuid>,
-    batch_legs: Semaphore,
+    /// The places of legs of what has many, of each user and of all.
+    legs_by_user: Turns<Uuid>,
+    legs: Semaphore,
     /// Reads of single accounts and operations, which share statements.
     pub(crate) account_loader: BatchLoader<AccountWithBalance>,
     pub(crate) operation_loader: BatchLoader<Operation>,
@@ -123,8 +123,8 @@ impl App {
             watchers: Arc::default(),
             lists: Turns::new(LONG_PAGES_PER_USER),
             opens: Turns::new(OPENS_PER_USER),
-            batches: Turns::new(BATCH_LEGS_PER_USER as usize),
-            batch_legs: Semaphore::new(BATCH_LEGS_MAX as usize),
+            legs_by_user: Turns::new(MANY_LEGS_PER_USER as usize),
+            legs: Semaphore::new(MANY_LEGS_MAX as usize),
         })
     }
 
@@ -144,13 +144,17 @@ impl App {
         self.opens.take(user_id, Instant::now() + OPEN_WAIT).await.ok_or_else(busy)
     }
 
-    /// A turn of a user at a batch of so many legs, held until they are stored. One of more legs than there are places takes all of them.
-    pub(crate) async fn batch_turn(&self, user_id: Uuid, legs: usize, by: Instant) -> Result<(OwnedSemaphorePermit, SemaphorePermit<'_>), Problem> {
-        let busy = || Problem::crowded("too many batches wait to be stored; send fewer at once, and this one again with the same keys");
-        let legs = u32::try_from(legs).unwrap_or(u32::MAX);
-        let turn = self.batches.take_many(user_id, legs.min(BATCH_LEGS_PER_USER), by).await.ok_or_else(busy)?;
-        let places = timeout_at(by, self.batch_legs.acquire_many(legs.min(BATCH_LEGS_MAX))).await.ok().and_then(Result::ok);
-        Ok((turn, places.ok_or_else(busy)?))
+    /// A turn of a user at so many legs, held from their checks until they are stored; a single one needs none. More than a user has places for take all of
+    /// these, and never those of others.
+    pub(crate) async fn legs_turn(&self, user_id: Uuid, legs: usize, by: Instant) -> Result<Option<LegsTurn<'_>>, Problem> {
+        if legs <= 1 {
+            return Ok(None);
+        }
+        let busy = || Problem::crowded("too many legs and batches wait to be stored; send fewer at once, and this again with the same keys");
+        let legs = u32::try_from(legs).unwrap_or(u32::MAX).min(MANY_LEGS_PER_USER);
+        let of_user = self.legs_by_user.take_many(user_id, legs, by).await.ok_or_else(busy)?;
+        let of_all = timeout_at(by, self.legs.acquire_many(legs)).await.ok().and_then(Result::ok).ok_or_else(busy)?;
+        Ok(Some(LegsTurn { _of_user: of_user, _of_all: of_all }))
     }
 
     /// What never changes about an account; a call costs no SELECT for one that was asked for before.
@@ -171,6 +175,12 @@ impl App {
     fn note_cleared(&self, currency: Currency) {
         self.cleared.lock().unwrap_or_else(PoisonError::into_inner).insert(currency);
     }
+}
+
+/// The places of some legs, until they are stored.
+pub(crate) struct LegsTurn<'a> {
+    _of_user: OwnedSemaphorePermit,
+    _of_all: SemaphorePermit<'a>,
 }
 
 /// Lifts the rule that one sees only one's own.

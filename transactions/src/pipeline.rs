@@ -24,6 +24,7 @@ use tokio::sync::{Mutex, Notify, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::expiry::StuckHolds;
 pub use self::job::{Accepted, Culprit, NewOperation, NewResolution, Refused, Verb, answer_of_all};
 use self::job::{Job, Work};
 use self::known_keys::{KnownKeys, Lookup};
@@ -61,6 +62,7 @@ pub(crate) struct Settler {
     unsettled: Notify,
     known: KnownKeys,
     stripes: Stripes,
+    stuck_holds: StuckHolds,
     /// Batches that are being settled.
     settling: AtomicUsize,
     /// Told when one of them has ended.
@@ -88,6 +90,7 @@ impl Pipeline {
             unsettled: Notify::new(),
             known: KnownKeys::new(),
             stripes: Stripes::default(),
+            stuck_holds: StuckHolds::default(),
             settling: AtomicUsize::new(0),
             batch_ended: Notify::new(),
             batch_size: histogram!("lastro_settle_batch_operations"),

@@ -17,12 +17,10 @@ use crate::error::refused_batch;
 use crate::pipeline::{Accepted, NewOperation, Refused};
 use crate::store::operations;
 
-/// Legs of an atomic batch, which is one transaction of the database: those of others wait meanwhile.
-const ATOMIC_LEGS_MAX: usize = 4000;
-
-fn legs_of<'a>(new: impl IntoIterator<Item = &'a NewOperation>) -> usize {
-    new.into_iter().map(|one| one.operation.movement.legs().len()).sum()
-}
+/// Legs of a batch: an atomic one is one transaction of the database, for which others wait, and the answer has postings for each.
+const BATCH_LEGS_MAX: usize = 4000;
+/// Of the answer, as `Operation::answer_bytes` has them: clients of gRPC take 4 MiB.
+const ANSWER_BYTES_MAX: usize = 3 * 1024 * 1024;
 
 /// What is asked of the batch as a whole.
 #[derive(Clone, Copy)]
@@ -40,15 +38,41 @@ pub async fn batch_create_transactions(
     requests: Vec<Result<Request, Problem>>,
     terms: Terms,
 ) -> Result<Vec<Result<Accepted, Error>>, Error> {
+    let legs = requests.iter().flatten().map(|request| request.legs.len().max(1)).sum();
+    if legs > BATCH_LEGS_MAX {
+        return Err(Problem::field("requests", format!("must have {BATCH_LEGS_MAX} legs at most, all together; these have {legs}")).into());
+    }
+    let budget = TimeBudget::of(call);
+    // What goes together waits for its locks as long as its caller does.
+    let turn_by = if terms.atomic { budget.answer_by } else { budget.store_by };
+    let turn = app.legs_turn(caller.id, legs, turn_by).await?;
     let mut checked = Vec::with_capacity(requests.len());
     for request in requests {
         checked.push(check_one(app, call, caller, request).await);
     }
+    check_answer(&checked)?;
     match terms {
-        Terms { atomic: true, .. } => together(app, call, caller.id, checked, terms).await,
+        Terms { atomic: true, .. } => together(app, budget, checked, terms.validate_only).await,
         Terms { validate_only: true, .. } => rehearse_each(app, checked).await,
-        Terms { wait, .. } => Ok(each(app, call, caller.id, checked, wait).await),
+        Terms { wait, .. } => {
+            let mut results = each(app, budget, checked).await;
+            drop(turn);
+            let mut accepted: Vec<_> = results.iter_mut().flatten().map(|accepted| &mut accepted.operation).collect();
+            wait_for_outcomes(app, call, &mut accepted, budget.answer_by.min(Instant::now() + wait)).await;
+            Ok(results)
+        }
     }
+}
+
+/// The answer must be one that every client takes.
+fn check_answer(checked: &[Result<NewOperation, Error>]) -> Result<(), Error> {
+    let bytes: usize = checked.iter().flatten().map(|new| new.operation.answer_bytes()).sum();
+    if bytes <= ANSWER_BYTES_MAX {
+        return Ok(());
+    }
+    let rule =
+        format!("have descriptions, metadata and legs that make an answer of {bytes} bytes; {ANSWER_BYTES_MAX} are allowed: send several batches");
+    Err(Problem::field("requests", rule).into())
 }
 
 async fn check_one(app: &App, call: &Call, caller: &Caller, request: Result<Request, Problem>) -> Result<NewOperation, Error> {
@@ -64,18 +88,9 @@ async fn check_one(app: &App, call: &Call, caller: &Caller, request: Result<Requ
 }
 
 /// Each by itself.
-async fn each(app: &App, call: &Call, caller_id: Uuid, checked: Vec<Result<NewOperation, Error>>, wait: Duration) -> Vec<Result<Accepted, Error>> {
-    let budget = TimeBudget::of(call);
-    let turn = match app.batch_turn(caller_id, legs_of(checked.iter().flatten()), budget.store_by).await {
-        Ok(turn) => turn,
-        Err(busy) => return checked.into_iter().map(|one| one.and_then(|_| Err(busy.clone().into()))).collect(),
-    };
+async fn each(app: &App, budget: TimeBudget, checked: Vec<Result<NewOperation, Error>>) -> Vec<Result<Accepted, Error>> {
     let submit = |new: Result<NewOperation, Error>| async move { Ok(budget.stored(app.pipeline.submit(new?)).await?) };
-    let mut results: Vec<Result<Accepted, Error>> = futures_util::future::join_all(checked.into_iter().map(submit)).await;
-    drop(turn);
-    let mut accepted: Vec<_> = results.iter_mut().flatten().map(|accepted| &mut accepted.operation).collect();
-    wait_for_outcomes(app, call, &mut accepted, budget.answer_by.min(Instant::now() + wait)).await;
-    results
+    futures_util::future::join_all(checked.into_iter().map(submit)).await
 }
 
 /// The same key again is what the first one becomes; where a key was used before, what that has become.
@@ -100,10 +115,9 @@ async fn rehearse_each(app: &App, checked: Vec<Result<NewOperation, Error>>) -> 
 /// All of them, or none. The same request with the same key twice is one operation.
 async fn together(
     app: &App,
-    call: &Call,
-    caller_id: Uuid,
+    budget: TimeBudget,
     checked: Vec<Result<NewOperation, Error>>,
-    terms: Terms,
+    validate_only: bool,
 ) -> Result<Vec<Result<Accepted, Error>>, Error> {
     let mut unique = Unique::default();
     let mut positions = Vec::with_capacity(checked.len());
@@ -112,14 +126,6 @@ async fn together(
         positions.push(unique.add(one).map_err(|refused| refused_batch(index, Error::from(refused).into()))?);
     }
     let new = unique.new;
-    let legs = legs_of(&new);
-    if legs > ATOMIC_LEGS_MAX {
-        return Err(Problem::field(
-            "requests",
-            format!("must have {ATOMIC_LEGS_MAX} legs at most, all together, in an atomic batch; these have {legs}"),
-        )
-        .into());
-    }
     let refused = |refused: Refused| match refused {
         Refused::Together { index, culprit } => {
             // The place among all requests of the first that has the key.
@@ -128,11 +134,9 @@ async fn together(
         }
         other => Error::from(other),
     };
-    let accepted = if terms.validate_only {
+    let accepted = if validate_only {
         rehearse_together(app, &new).await?.map_err(refused)?
     } else {
-        let budget = TimeBudget::of(call);
-        let _turn = app.batch_turn(caller_id, legs, budget.answer_by).await?;
         budget.stored_whole(app.pipeline.submit_together(new)).await.map_err(refused)?
     };
     Ok(positions.iter().map(|position| accepted.get(*position).cloned().ok_or_else(|| Refused::Broken.into())).collect())

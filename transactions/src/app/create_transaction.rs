@@ -14,6 +14,8 @@ use crate::store::operations;
 
 /// The transaction as it stands, once it is durable; or as it would stand, if nothing is to be stored.
 pub async fn create_transaction(app: &App, call: &Call, caller: &Caller, request: Request) -> Result<Accepted, Error> {
+    let budget = TimeBudget::of(call);
+    let turn = app.legs_turn(caller.id, request.legs.len(), budget.store_by).await?;
     let submission = Submission::read(request, app.settings.amount_minor_max)?;
     let (wait, validate_only) = (submission.wait, submission.validate_only);
     let new = check(app, call, caller, submission).await?;
@@ -22,8 +24,8 @@ pub async fn create_transaction(app: &App, call: &Call, caller: &Caller, request
         let operation = Box::pin(rehearse(app, new)).await?;
         return Ok(Accepted { operation, replayed: false });
     }
-    let budget = TimeBudget::of(call);
     let mut accepted = budget.stored(app.pipeline.submit(new)).await?;
+    drop(turn);
     wait_for_outcomes(app, call, &mut [&mut accepted.operation], budget.answer_by.min(Instant::now() + wait)).await;
     Ok(accepted)
 }

@@ -11,14 +11,26 @@ use super::{App, sees_all};
 use crate::domain::operation::Operation;
 use crate::{EVENTS, Error};
 
+/// One of its events, as its caller may see it.
+pub struct ShownEvent {
+    pub event: Event,
+    /// Without what is only others' to know.
+    pub payload: OperationEvent,
+    /// Nothing of it, or of an event before it, was left out. Else its hash, which covers all of them, would let the caller try out what was.
+    pub is_whole: bool,
+}
+
 /// Its event stream, oldest first, without what is only others' to know.
-pub async fn list_transaction_events(app: &App, caller: &Caller, id: &str) -> Result<Vec<(Event, OperationEvent)>, Error> {
+pub async fn list_transaction_events(app: &App, caller: &Caller, id: &str) -> Result<Vec<ShownEvent>, Error> {
     let operation = get_transaction(app, caller, id).await?;
     let mut events = Vec::new();
+    let mut is_whole = true;
     for event in EVENTS.stream(&app.database, operation.id).await? {
         let mut payload = OperationEvent::decode(event.payload.as_slice()).map_err(lastro_database::Error::corrupt)?;
+        let stored = payload.clone();
         redact(caller, &operation, &mut payload);
-        events.push((event, payload));
+        is_whole = is_whole && payload == stored;
+        events.push(ShownEvent { event, payload, is_whole });
     }
     Ok(events)
 }

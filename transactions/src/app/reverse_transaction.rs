@@ -42,11 +42,13 @@ pub async fn reverse_transaction(app: &App, call: &Call, caller: &Caller, id: &s
         return Err(Error::AlreadyReversed);
     }
     let budget = TimeBudget::of(call);
+    let turn = app.legs_turn(caller.id, original.movement.legs().len(), budget.store_by).await?;
     let mut accepted = match budget.stored_whole(app.pipeline.submit(new.clone())).await {
         // By another call, maybe with the same key.
         Err(Refused::AlreadyReversed) => return stored(app, &new).await?.ok_or(Error::AlreadyReversed),
         submitted => submitted?,
     };
+    drop(turn);
     wait_for_outcomes(app, call, &mut [&mut accepted.operation], budget.answer_by.min(Instant::now() + WAIT)).await;
     Ok(accepted)
 }

@@ -5,15 +5,13 @@ use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::{BoxStream, try_unfold};
-use lastro_events::Event;
 use lastro_mesh::call::Call;
 use lastro_mesh::codec::{Checked as _, Violation};
 use lastro_mesh::identity::User as Caller;
 use lastro_mesh::page::Page;
-use lastro_mesh::status::{Problem, detail_of};
+use lastro_mesh::status::{Problem, cut, detail_of};
 use lastro_proto::json::camel_case;
 use lastro_proto::time::{Timestamp, micros, timestamp};
-use lastro_proto::transactions::events::v1::OperationEvent;
 use lastro_proto::transactions::v1::transaction::Settlement;
 use lastro_proto::transactions::v1::transactions_service_server::TransactionsService;
 use lastro_proto::transactions::v1::{
@@ -31,7 +29,7 @@ use crate::app::App;
 use crate::app::batch_create_transactions::{Terms, batch_create_transactions};
 use crate::app::create_transaction::create_transaction;
 use crate::app::get_transaction::{get_transaction, get_transaction_by_key};
-use crate::app::list_transaction_events::list_transaction_events;
+use crate::app::list_transaction_events::{ShownEvent, list_transaction_events};
 use crate::app::list_transactions::list_transactions;
 use crate::app::resolve_hold::{CaptureRequest, capture_transaction, void_transaction};
 use crate::app::reverse_transaction::reverse_transaction;
@@ -43,6 +41,9 @@ use crate::store::operations::Filter;
 
 /// Requests of one batch.
 const BATCH_MAX: usize = 1000;
+/// What is told of one request that is refused: the first fields, and so many bytes of each text.
+const ERROR_FIELDS_MAX: usize = 3;
+const ERROR_TEXT_MAX: usize = 300;
 
 pub struct Transactions(pub Arc<App>);
 
@@ -223,16 +224,19 @@ fn batch_result(result: Result<Accepted, Error>, caller: &Caller, validate_only:
             // As the gateway writes them for a single call.
             let named: Vec<Violation> = problem.fields.iter().map(|one| Violation::new(camel_case(&one.field), &one.description)).collect();
             let only_names_fields = problem.detail == detail_of(&problem.fields);
-            let message = if only_names_fields { detail_of(&named) } else { problem.detail };
-            let fields = named.into_iter().map(|one| BatchErrorField { field: one.field, description: one.description }).collect();
+            let message = cut(if only_names_fields { detail_of(&named) } else { problem.detail }, ERROR_TEXT_MAX);
+            let field = |one: Violation| BatchErrorField { field: cut(one.field, ERROR_TEXT_MAX), description: cut(one.description, ERROR_TEXT_MAX) };
+            let fields = named.into_iter().take(ERROR_FIELDS_MAX).map(field).collect();
             let error = BatchError { reason: problem.reason.name.to_owned(), message, fields };
             BatchResult { transaction: None, error: Some(error) }
         }
     }
 }
-fn wire_event((event, payload): (Event, OperationEvent)) -> TransactionEvent {
+
+fn wire_event(ShownEvent { event, payload, is_whole }: ShownEvent) -> TransactionEvent {
     let mut hash = String::with_capacity(64);
-    event.hash.iter().for_each(|byte| {
+    let shown = if is_whole { event.hash.as_slice() } else { &[] };
+    shown.iter().for_each(|byte| {
         let _ = write!(hash, "{byte:02x}");
     });
     TransactionEvent {

@@ -52,8 +52,11 @@ const OPERATIONS: &[&str] = &[
     "ALTER TABLE operations ADD COLUMN balances_after {bytes}",
     // Holds by when they run out.
     "CREATE INDEX operations_expiring ON operations (hold_expire_us) WHERE state = 3",
-    // The accounts of operations of several legs and their owners, but for the owner whom the operation names: for lists.
-    "CREATE TABLE operation_parties (party_id {uuid} NOT NULL, operation_id {uuid} NOT NULL, PRIMARY KEY (party_id, operation_id)){strict}",
+    // The accounts of operations of several legs and their owners, but for the owner whom the operation names: for lists. `stored_open` are those that were
+    // not at their end when they were stored, among which are all that are not yet.
+    "CREATE TABLE operation_parties (party_id {uuid} NOT NULL, operation_id {uuid} NOT NULL, stored_open {bool} NOT NULL, \
+     PRIMARY KEY (party_id, operation_id)){strict}",
+    "CREATE INDEX operation_parties_open ON operation_parties (party_id, operation_id) WHERE stored_open",
     // When it was recorded; NULL where an older version recorded it: then the event tells.
     "ALTER TABLE postings ADD COLUMN recorded_us {bigint}",
 ];

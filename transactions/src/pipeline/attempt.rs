@@ -30,8 +30,16 @@ pub(super) struct How {
     /// Else operations are stored unsettled, as failed once.
     pub decide: bool,
     pub lock: Lock,
+    /// When somebody first lacked what holds have that had run out: by this time they are judged, so that those that run out meanwhile do not put it off.
+    pub expired_by_us: Option<i64>,
     /// Accounts with holds that have run out and could not be released: who lacks funds there is not decided now.
     pub unsure: Vec<Uuid>,
+}
+
+impl How {
+    pub fn new(decide: bool, lock: Lock) -> Self {
+        Self { decide, lock, expired_by_us: None, unsure: Vec::new() }
+    }
 }
 
 /// What became of what one group asked for. Nothing of it is told before the commit.
@@ -71,6 +79,8 @@ pub(super) struct Decided<'a> {
     pub events: Vec<Event>,
     pub postings: Vec<(Uuid, crate::domain::ledger::Posting)>,
     pub reversals: Vec<ReversalChange>,
+    /// Somebody lacked funds where holds that have run out could not be released.
+    is_unsure: bool,
 }
 
 /// Why deciding cannot go on as it is.
@@ -120,9 +130,10 @@ impl Settler {
                 }
             };
         }
-        if self.must_release_first(&mut ledger, &decided.table).await? {
+        let expired_by_us = how.expired_by_us.unwrap_or(decided.table.now_us);
+        if self.must_release_first(&mut ledger, &decided.table.short, expired_by_us).await? {
             ledger.rollback().await?;
-            return Err(Failure::ExpiredFirst(std::mem::take(&mut decided.table.short)));
+            return Err(Failure::ExpiredFirst { accounts: std::mem::take(&mut decided.table.short), expired_by_us });
         }
         let writes = decided.writes(&outcomes, &before);
         let Some(first) = writes.events.first().map(|event| (event.aggregate_id, event.id)) else {
@@ -144,11 +155,12 @@ impl Settler {
     }
 
     /// Whether somebody was refused for what a hold has that has run out. It is read without locks, so that a hold is seen that somebody else has.
-    pub(super) async fn must_release_first(&self, ledger: &mut Ledger, table: &Table<'_>) -> Result<bool, Error> {
-        if table.short.is_empty() {
+    pub(super) async fn must_release_first(&self, ledger: &mut Ledger, short: &[Uuid], expired_by_us: i64) -> Result<bool, Error> {
+        if short.is_empty() {
             return Ok(false);
         }
-        ledger.any_expired(ExpiredHolds { now_us: table.now_us, limit: 1, among: Among::OnAccounts(&table.short) }).await
+        let except = self.stuck_holds.ids();
+        ledger.any_expired(ExpiredHolds { now_us: expired_by_us, limit: 1, among: Among::OnAccounts(short), except: &except }).await
     }
 
     /// After a COMMIT whose answer was lost, or never sent: a batch is stored whole or not at all, so that one of its events tells.
@@ -167,7 +179,7 @@ impl Settler {
 
 impl<'a> Decided<'a> {
     pub fn new(table: Table<'a>, subjects: HashMap<Uuid, Subject>) -> Self {
-        Self { table, subjects, events: Vec::new(), postings: Vec::new(), reversals: Vec::new() }
+        Self { table, subjects, events: Vec::new(), postings: Vec::new(), reversals: Vec::new(), is_unsure: false }
     }
 
     /// A new operation, settled if its accounts are locked.
@@ -188,6 +200,11 @@ impl<'a> Decided<'a> {
                 self.events.pop();
                 return Ok(Outcome::NotLocked);
             }
+            Settled::Unsure if operation.original_id.is_some() => {
+                self.events.pop();
+                return Ok(Outcome::Refused(Refused::Unavailable));
+            }
+            Settled::Unsure => self.is_unsure = true,
             Settled::Open => {}
             Settled::ElsewhereFirst => return Err(Stop::ElsewhereFirst),
         }
@@ -251,6 +268,7 @@ impl<'a> Decided<'a> {
                 None if matches!(operation.state, State::Completed | State::Authorized) => operations.push(operation),
                 // A hold whose time was over before it got its turn: that no waiting helps.
                 None if operation.state == State::Expired => return self.nothing(Outcome::Refused(Refused::Unavailable)),
+                None if self.is_unsure => return self.nothing(Outcome::Refused(Refused::Unavailable)),
                 None => return self.nothing(Outcome::NotLocked),
             }
         }

@@ -98,6 +98,8 @@ pub enum Settled {
     Ended(Event, Postings),
     /// One of its accounts is not among those that were locked, or its state allows no decision.
     Open,
+    /// It lacks funds, and holds of its account that have run out could not be released: nobody knows whether it would have them.
+    Unsure,
     /// The clearing account that it was to use has no room, and another one may have: everything is to be decided anew.
     ElsewhereFirst,
 }
@@ -138,7 +140,7 @@ pub fn settle(operation: &mut Operation, origin: &Origin, table: &mut Table<'_>)
     };
     let short = legs[leg].debit;
     if reason == Rejection::InsufficientFunds && table.unsure.contains(&short) {
-        return Ok(Settled::Open);
+        return Ok(Settled::Unsure);
     }
     if reason == Rejection::InsufficientFunds && table.balances.get(&short).is_some_and(|balance| balance.held > Minor::ZERO) {
         table.short.push(short);

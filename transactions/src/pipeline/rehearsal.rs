@@ -10,6 +10,7 @@ use super::Pipeline;
 use super::attempt::{Decided, Outcome, Stop, Subject};
 use super::decision::{self, Origin, Table};
 use super::job::{NewOperation, NewResolution, Refused};
+use super::stripes::Stripes;
 use crate::domain::ledger::Legs;
 use crate::domain::operation::Operation;
 use crate::store::ledger::ClaimedOperation;
@@ -21,9 +22,10 @@ pub type Rehearsed = Result<Operation, Refused>;
 impl Pipeline {
     /// What would become of new operations, one after the other.
     pub async fn rehearse(&self, new: &[NewOperation]) -> Result<Vec<Rehearsed>, Error> {
-        let legs = || new.iter().map(|new| decision::legs(&new.operation.movement, new.operation.id, &self.settler.stripes));
+        let stripes = self.settler.stripes.copy();
+        let legs = || new.iter().map(|new| decision::legs(&new.operation.movement, new.operation.id, &stripes));
         'anew: loop {
-            let mut decided = self.decided(legs()).await?;
+            let mut decided = self.decided(legs(), &stripes).await?;
             let mut rehearsed = Vec::with_capacity(new.len());
             for new in new {
                 match decided.create(new) {
@@ -39,9 +41,10 @@ impl Pipeline {
 
     /// What would become of new operations that go together.
     pub async fn rehearse_together(&self, new: &[NewOperation]) -> Result<Result<Vec<Operation>, Refused>, Error> {
-        let legs = || new.iter().map(|new| decision::legs(&new.operation.movement, new.operation.id, &self.settler.stripes));
+        let stripes = self.settler.stripes.copy();
+        let legs = || new.iter().map(|new| decision::legs(&new.operation.movement, new.operation.id, &stripes));
         loop {
-            match self.decided(legs()).await?.create_together(new) {
+            match self.decided(legs(), &stripes).await?.create_together(new) {
                 Ok(Outcome::Together(operations)) => return Ok(Ok(operations)),
                 Ok(Outcome::Refused(refused)) => return Ok(Err(refused)),
                 Ok(_) => return Ok(Err(Refused::Unavailable)),
@@ -53,9 +56,10 @@ impl Pipeline {
 
     /// What would become of a hold.
     pub async fn rehearse_resolution(&self, new: &NewResolution) -> Result<Rehearsed, Error> {
+        let stripes = self.settler.stripes.copy();
         loop {
-            let legs = decision::legs(&new.movement, new.hold_id, &self.settler.stripes);
-            let mut decided = self.decided(std::iter::once(legs)).await?;
+            let legs = decision::legs(&new.movement, new.hold_id, &stripes);
+            let mut decided = self.decided(std::iter::once(legs), &stripes).await?;
             // Read after the balances: if it is AUTHORIZED still, they have what it holds.
             let Some(hold) = operations::get(self.settler.database.reader(), new.hold_id).await? else { return Ok(Err(Refused::ResolvedMeanwhile)) };
             let claimed = ClaimedOperation { operation: hold, correlation_id: new.correlation_id.clone(), last_event_id: None };
@@ -69,8 +73,8 @@ impl Pipeline {
     }
 
     /// What is stored now of the accounts of some operations, as if the holds that have run out were released.
-    async fn decided(&self, legs: impl Iterator<Item = Legs>) -> Result<Decided<'_>, Error> {
-        let (database, stripes, now_us) = (&self.settler.database, &self.settler.stripes, clock::now_us());
+    async fn decided<'a>(&self, legs: impl Iterator<Item = Legs>, stripes: &'a Stripes) -> Result<Decided<'a>, Error> {
+        let (database, now_us) = (&self.settler.database, clock::now_us());
         let ids = decision::accounts(legs.flatten());
         let mut table = Table::new(accounts::balances(database.reader(), &ids).await?, stripes, now_us);
         let held: Vec<Uuid> = ids.into_iter().filter(|id| table.balances.get(id).is_some_and(|balance| balance.held.get() > 0)).collect();

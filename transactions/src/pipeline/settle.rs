@@ -24,8 +24,11 @@ const PAUSES: ExponentialBuilder =
     ExponentialBuilder::new().with_min_delay(Duration::from_millis(5)).with_max_delay(PAUSE_MAX).with_factor(2.0).without_max_times();
 const PAUSE_MAX: Duration = Duration::from_millis(200);
 
-/// So often holds that have run out are released before who lacks their money is left undecided; and between two times, where somebody else has them.
-const RELEASES_MAX: u32 = 10;
+/// So often holds that have run out are released before who lacks their money is left undecided: the others of the batch do not wait until the last of
+/// many is released.
+pub(super) const RELEASES_MAX: u32 = 3;
+/// So often somebody else, who has them, is waited for, and so long each time; so long also before what others have locked is tried again.
+const RELEASE_WAITS_MAX: u32 = 10;
 const RELEASE_PAUSE: Duration = Duration::from_millis(5);
 
 /// Why an attempt came to nothing.
@@ -35,7 +38,7 @@ pub(super) enum Failure {
     /// A clearing account was full: the next attempt uses another one.
     ElsewhereFirst,
     /// Somebody lacks what a hold has that ran out on one of these accounts: it is to be released first.
-    ExpiredFirst(Vec<Uuid>),
+    ExpiredFirst { accounts: Vec<Uuid>, expired_by_us: i64 },
     /// The database failed.
     Database(Error),
 }
@@ -89,8 +92,8 @@ impl Settler {
     pub(super) fn settle(&self, mut groups: Vec<Job>) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         Box::pin(async move {
             let (mut give_up, mut pauses) = (Instant::now() + TRY_FOR, PAUSES.build());
-            let mut how = How { decide: true, lock: Lock::Skip, unsure: Vec::new() };
-            let mut releases = 0;
+            let mut how = How::new(true, Lock::Skip);
+            let (mut releases, mut waits) = (0, 0);
             while !groups.is_empty() {
                 let error = match self.attempt(&groups, &how).await {
                     Ok(outcomes) => {
@@ -100,9 +103,6 @@ impl Settler {
                         give_up = groups.iter().map(|group| group.locked_by).max().unwrap_or(give_up);
                         if Instant::now() < give_up {
                             if !groups.is_empty() {
-                                // What was not known to be released may be by now.
-                                how.unsure.clear();
-                                releases = 0;
                                 tokio::time::sleep(RELEASE_PAUSE).await;
                             }
                             continue;
@@ -111,14 +111,16 @@ impl Settler {
                     }
                     // At most once a stripe.
                     Err(Failure::ElsewhereFirst) => continue,
-                    Err(Failure::ExpiredFirst(accounts)) => {
-                        releases += 1;
-                        let released = expiry::release_on(self, &accounts).await;
-                        // The others of the batch do not wait until the last of many is released, nor for somebody else who has them.
-                        if releases >= RELEASES_MAX || Instant::now() >= give_up {
-                            how.unsure.extend(accounts);
-                        } else if !released {
+                    Err(Failure::ExpiredFirst { accounts, expired_by_us }) => {
+                        how.expired_by_us = Some(expired_by_us);
+                        if expiry::release_on(self, &accounts, expired_by_us).await {
+                            releases += 1;
+                        } else {
+                            waits += 1;
                             tokio::time::sleep(RELEASE_PAUSE).await;
+                        }
+                        if releases >= RELEASES_MAX || waits >= RELEASE_WAITS_MAX || Instant::now() >= give_up {
+                            how.unsure.extend(accounts);
                         }
                         continue;
                     }
@@ -196,9 +198,9 @@ impl Settler {
             // What is done at once or not at all is not done.
             return refuse_all(groups, Refused::Broken);
         }
-        match self.attempt(&groups, &How { decide: false, lock: Lock::Wait, unsure: Vec::new() }).await {
+        match self.attempt(&groups, &How::new(false, Lock::Wait)).await {
             Ok(outcomes) => refuse_all(self.answer(groups, outcomes), Refused::Unavailable),
-            Err(Failure::ElsewhereFirst | Failure::ExpiredFirst(_)) => refuse_all(groups, Refused::Unavailable),
+            Err(Failure::ElsewhereFirst | Failure::ExpiredFirst { .. }) => refuse_all(groups, Refused::Unavailable),
             Err(Failure::KeyExists(error)) => {
                 let looked_up = self.answer_existing(&mut groups).await;
                 tracing::error!(%error, looked_up = looked_up.is_ok(), "nor can it be parked");

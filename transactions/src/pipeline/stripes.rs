@@ -25,6 +25,12 @@ pub struct Stripes {
 }
 
 impl Stripes {
+    /// For a rehearsal, which fills none.
+    pub fn copy(&self) -> Self {
+        let full = self.full.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Self { any: AtomicBool::new(!full.is_empty()), full: Mutex::new(full) }
+    }
+
     /// The clearing account for one side of an operation.
     pub fn pick(&self, currency: Currency, operation_id: Uuid, side: Side) -> Uuid {
         let first = stripe_of(operation_id);

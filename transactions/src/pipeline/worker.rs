@@ -14,6 +14,7 @@ use super::Settler;
 use super::attempt::{changed, marks};
 use super::decision::{self, Origin, Settled, Table};
 use super::expiry;
+use super::settle::RELEASES_MAX;
 use crate::EVENTS;
 use crate::domain::operation::{Head, Operation, State, is_to_be_settled};
 use crate::store::ledger::{Claim, ClaimedOperation, DeadLetter, Ledger, Lock, OperationChange, ReversalChange, Writes};
@@ -37,6 +38,14 @@ impl Claimed {
     fn of(operation: &Operation) -> Self {
         Self { id: operation.id, head: operation.head, state: operation.state, attempts: operation.attempts }
     }
+}
+
+/// What was released before some operations could be decided, as [`How`](super::attempt::How) has it.
+#[derive(Default)]
+struct Releases {
+    count: u32,
+    expired_by_us: Option<i64>,
+    unsure: Vec<Uuid>,
 }
 
 /// Settles until told to stop.
@@ -96,7 +105,7 @@ impl Settler {
     /// Claims and settles in one transaction; what was claimed, also when settling it failed.
     async fn settle_claimed(&self, claim: Claim) -> Result<Vec<Claimed>, (Error, Vec<Claimed>)> {
         let none = |error: Error| (error, Vec::new());
-        let mut unsure = Vec::new();
+        let mut releases = Releases::default();
         loop {
             let mut ledger = Ledger::begin(&self.database).await.map_err(none)?;
             let mut operations = ledger.claim(claim).await.map_err(none)?;
@@ -109,7 +118,7 @@ impl Settler {
                 return Ok(Vec::new());
             }
             let claimed: Vec<Claimed> = operations.read.iter().map(|one| Claimed::of(&one.operation)).collect();
-            match self.settle_locked(ledger, &claimed, &mut operations.read, &mut unsure).await {
+            match self.settle_locked(ledger, &claimed, &mut operations.read, &mut releases).await {
                 Ok(true) => return Ok(claimed),
                 // A clearing account was full: again, with another one. At most once a stripe.
                 Ok(false) => {}
@@ -124,7 +133,7 @@ impl Settler {
         mut ledger: Ledger,
         claimed: &[Claimed],
         operations: &mut [ClaimedOperation],
-        unsure: &mut Vec<Uuid>,
+        releases: &mut Releases,
     ) -> Result<bool, Error> {
         // The originals of reversals are operations that somebody may have locked: before balances, as everybody does.
         let mut originals: Vec<Uuid> = operations.iter().filter_map(|one| one.operation.original_id).collect();
@@ -133,8 +142,8 @@ impl Settler {
         let legs = operations.iter().flat_map(|one| decision::legs(&one.operation.movement, one.operation.id, &self.stripes));
         let balances = ledger.lock(&decision::accounts(legs), Lock::Wait).await?;
         let before = marks(&balances);
-        let known = unsure.clone();
-        let mut table = Table { unsure: &known, ..Table::new(balances, &self.stripes, clock::now_us()) };
+        let unsure = releases.unsure.clone();
+        let mut table = Table { unsure: &unsure, ..Table::new(balances, &self.stripes, clock::now_us()) };
         let mut writes = Writes::default();
         let mut settled = vec![false; operations.len()];
         for (one, settled) in operations.iter_mut().zip(&mut settled) {
@@ -150,19 +159,24 @@ impl Settler {
                     writes.reversals.extend(original_id.map(|original_id| ReversalChange { original_id, from: Some(operation.id), to: None }));
                     *settled = true;
                 }
-                Settled::Open => {}
+                Settled::Open | Settled::Unsure => {}
                 Settled::ElsewhereFirst => {
                     ledger.rollback().await?;
                     return Ok(false);
                 }
             }
         }
-        if self.must_release_first(&mut ledger, &table).await? {
+        let expired_by_us = releases.expired_by_us.unwrap_or(table.now_us);
+        if self.must_release_first(&mut ledger, &table.short, expired_by_us).await? {
             let short = std::mem::take(&mut table.short);
             ledger.rollback().await?;
-            expiry::release_on(self, &short).await;
-            // Where they were not the last ones, or somebody else has them, whoever lacks their money is decided at a later sweep.
-            unsure.extend(short);
+            releases.count += 1;
+            releases.expired_by_us = Some(expired_by_us);
+            let released = expiry::release_on(self, &short, expired_by_us).await;
+            // Where there are many, or somebody else has them, whoever lacks their money is decided at a later sweep.
+            if !released || releases.count >= RELEASES_MAX {
+                releases.unsure.extend(short);
+            }
             return Ok(false);
         }
         writes.balances = changed(&before, &table.balances);

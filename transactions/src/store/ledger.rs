@@ -165,6 +165,8 @@ pub struct ExpiredHolds<'a> {
     /// At most so many.
     pub limit: u32,
     pub among: Among<'a>,
+    /// Left out: those that could not be released lately.
+    pub except: &'a [Uuid],
 }
 
 /// Among which holds to look.
@@ -178,24 +180,24 @@ pub enum Among<'a> {
 }
 
 impl ExpiredHolds<'_> {
-    /// With the time as `$1`, and `are_listed` as the condition that an id is in the list of ids. The accounts of a hold of several legs are in
-    /// `operation_parties`.
-    fn condition(&self, are_listed: &str) -> String {
+    /// With the time as `$1`; `are_listed` and `are_excepted` are the conditions that an id is in the list of ids, and in that of exceptions. The accounts of
+    /// a hold of several legs are in `operation_parties`.
+    fn condition(&self, are_listed: &str, are_excepted: &str) -> String {
         let among = match self.among {
             Among::All => String::new(),
             Among::These(_) => format!(" AND o.id {are_listed}"),
             Among::OnAccounts(_) => format!(
                 " AND (o.source_account_id {are_listed} OR o.legs IS NOT NULL AND EXISTS \
-                 (SELECT 1 FROM operation_parties p WHERE p.operation_id = o.id AND p.party_id {are_listed}))"
+                 (SELECT 1 FROM operation_parties p WHERE p.operation_id = o.id AND p.party_id {are_listed} AND p.stored_open))"
             ),
         };
-        format!("WHERE o.state = 3 AND o.hold_expire_us <= $1{among} ORDER BY o.hold_expire_us LIMIT {}", self.limit)
+        format!("WHERE o.state = 3 AND o.hold_expire_us <= $1{among} AND NOT (o.id {are_excepted}) ORDER BY o.hold_expire_us LIMIT {}", self.limit)
     }
 
-    fn ids(&self) -> Option<&[Uuid]> {
+    fn ids(&self) -> &[Uuid] {
         match self.among {
-            Among::All => None,
-            Among::OnAccounts(ids) | Among::These(ids) => Some(ids),
+            Among::All => &[],
+            Among::OnAccounts(ids) | Among::These(ids) => ids,
         }
     }
 }

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::legs;
 use crate::domain::account::SYSTEM_OWNER;
-use crate::domain::operation::{Head, Hold, Movement, Operation, OperationLeg, Party, State, Type};
+use crate::domain::operation::{Head, Hold, Movement, Operation, OperationLeg, Party, State, Type, is_terminal};
 use crate::domain::rejection::Rejection;
 
 /// The numbers of kinds in the table.
@@ -269,8 +269,16 @@ pub(super) fn balances_after(operation: &Operation) -> Option<Vec<u8>> {
     operation.balances_after.as_ref().map(legs::balances_to_bytes)
 }
 
-/// The rows of `operation_parties` of an operation: of several legs every account, and every owner but the one whom its row names.
-pub(super) fn party_rows(operation: &Operation) -> Vec<(Uuid, Uuid)> {
+/// A row of `operation_parties`.
+pub(super) struct PartyRow {
+    pub party_id: Uuid,
+    pub operation_id: Uuid,
+    /// It was not at its end when it was stored.
+    pub stored_open: bool,
+}
+
+/// Those of an operation that is to be stored: of several legs every account, and every owner but the one whom its row names.
+pub(super) fn party_rows(operation: &Operation) -> Vec<PartyRow> {
     if operation.movement.single().is_some() {
         return Vec::new();
     }
@@ -279,7 +287,8 @@ pub(super) fn party_rows(operation: &Operation) -> Vec<(Uuid, Uuid)> {
     parties.sort_unstable();
     parties.dedup();
     parties.retain(|party| Some(*party) != named);
-    parties.into_iter().map(|party| (party, operation.id)).collect()
+    let stored_open = !is_terminal(operation.state);
+    parties.into_iter().map(|party_id| PartyRow { party_id, operation_id: operation.id, stored_open }).collect()
 }
 
 /// Metadata as it is stored: a JSON object, or nothing.
@@ -368,7 +377,10 @@ async fn any_open(tx: &Transaction, accounts: &str, of: Uuid) -> Result<bool, Er
     let arms = [
         format!("SELECT o.id FROM operations o WHERE o.source_account_id IN ({accounts}) AND {open}"),
         format!("SELECT o.id FROM operations o WHERE o.destination_account_id IN ({accounts}) AND {open}"),
-        format!("SELECT o.id FROM operation_parties p JOIN operations o ON o.id = p.operation_id WHERE p.party_id IN ({accounts}) AND {open}"),
+        format!(
+            "SELECT o.id FROM operation_parties p JOIN operations o ON o.id = p.operation_id \
+             WHERE p.stored_open AND p.party_id IN ({accounts}) AND {open}"
+        ),
     ];
     let found: Option<Found> = one(tx, &format!("{} LIMIT 1", arms.join(" UNION ALL ")), [of.into()]).await?;
     Ok(found.is_some_and(|found| !found.id.is_nil()))
@@ -387,7 +399,7 @@ pub async fn any_open_of_account(tx: &Transaction, account_id: Uuid) -> Result<b
 /// The holds on some accounts that have run out and are not released yet, those that ran out first before the others: at most 1,000.
 pub async fn expired_on(on: &impl ConnectionTrait, accounts: &[Uuid], now_us: i64) -> Result<Vec<Operation>, Error> {
     let mut expired = Vec::new();
-    for of in ["source_account_id {ids}", "id IN (SELECT operation_id FROM operation_parties WHERE party_id {ids})"] {
+    for of in ["source_account_id {ids}", "id IN (SELECT operation_id FROM operation_parties WHERE stored_open AND party_id {ids})"] {
         let sql = format!("SELECT {} FROM operations WHERE state = 3 AND hold_expire_us <= $2 AND {of} ORDER BY hold_expire_us LIMIT 500", *COLUMNS);
         let rows: Vec<Row> = all_of_ids(on, &sql, accounts, [now_us.into()]).await?;
         for row in rows {

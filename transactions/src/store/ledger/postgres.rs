@@ -11,12 +11,12 @@ use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::{
-    BalanceChange, Claim, ClaimedOperation, ClaimedOperations, ClaimedRow, DEAD_LETTER, ExpiredHolds, Lock, OperationChange, ReversalChange, Writes,
-    select_claimed, select_open,
+    Among, BalanceChange, Claim, ClaimedOperation, ClaimedOperations, ClaimedRow, DEAD_LETTER, ExpiredHolds, Lock, OperationChange, ReversalChange,
+    Writes, select_claimed, select_open,
 };
 use crate::domain::ledger::{Balance, Balances, Posting};
 use crate::domain::operation::Operation;
-use crate::store::operations::{self, balances_after, captured, legs_bytes, metadata_to_text, party_rows, rejected_leg, row_amount, sides};
+use crate::store::operations::{self, PartyRow, balances_after, captured, legs_bytes, metadata_to_text, party_rows, rejected_leg, row_amount, sides};
 
 const SKIP_LOCKED: &str = "SELECT account_id, posted, held, version, system, closed, frozen, credit_limit, recorded_us FROM balances \
                            WHERE account_id = ANY($1) ORDER BY account_id FOR UPDATE SKIP LOCKED";
@@ -87,9 +87,10 @@ const POSTING: &[Column<(Uuid, Posting)>] = &[
 ];
 
 /// A party of an operation of several legs, and the operation.
-const PARTY: &[Column<(Uuid, Uuid)>] = &[
-    Column { name: "party_id", write: |(party_id, _), field| field.bytes(party_id.as_bytes()) },
-    Column { name: "operation_id", write: |(_, operation_id), field| field.bytes(operation_id.as_bytes()) },
+const PARTY: &[Column<PartyRow>] = &[
+    Column { name: "party_id", write: |one, field| field.bytes(one.party_id.as_bytes()) },
+    Column { name: "operation_id", write: |one, field| field.bytes(one.operation_id.as_bytes()) },
+    Column { name: "stored_open", write: |one, field| field.bytes(&[u8::from(one.stored_open)]) },
 ];
 
 fn optional_bigint(field: Field<'_>, value: Option<i64>) -> Written {
@@ -220,21 +221,26 @@ pub async fn lock_operations(tx: &mut Tx, ids: &[Uuid], lock: Lock) -> Result<Ve
 }
 
 pub async fn lock_expired(tx: &mut Tx, which: ExpiredHolds<'_>) -> Result<ClaimedOperations, Error> {
-    let sql = select_claimed(&format!("{} FOR UPDATE OF o SKIP LOCKED", which.condition("= ANY($2)")));
-    let rows = match which.ids() {
-        None => tx.run(&sql, &[&which.now_us]).await?,
-        Some(ids) => tx.run(&sql, &[&which.now_us, &ids]).await?,
-    };
+    let sql = select_claimed(&format!("{} FOR UPDATE OF o SKIP LOCKED", condition(which)));
+    let rows = run_expired(tx, &sql, which).await?;
     Ok(ClaimedOperations::of(rows.iter().map(claimed_row).collect::<Result<_, _>>()?))
 }
 
 pub async fn any_expired(tx: &mut Tx, which: ExpiredHolds<'_>) -> Result<bool, Error> {
-    let sql = format!("SELECT o.id FROM operations o {}", which.condition("= ANY($2)"));
-    let rows = match which.ids() {
-        None => tx.run(&sql, &[&which.now_us]).await?,
-        Some(ids) => tx.run(&sql, &[&which.now_us, &ids]).await?,
-    };
-    Ok(!rows.is_empty())
+    let sql = format!("SELECT o.id FROM operations o {}", condition(which));
+    Ok(!run_expired(tx, &sql, which).await?.is_empty())
+}
+
+fn condition(which: ExpiredHolds<'_>) -> String {
+    which.condition("= ANY($3)", "= ANY($2)")
+}
+
+async fn run_expired(tx: &mut Tx, sql: &str, which: ExpiredHolds<'_>) -> Result<Vec<Row>, Error> {
+    let ids = which.ids();
+    match which.among {
+        Among::All => tx.run(sql, &[&which.now_us, &which.except]).await,
+        Among::OnAccounts(_) | Among::These(_) => tx.run(sql, &[&which.now_us, &which.except, &ids]).await,
+    }
 }
 
 pub async fn operation(tx: &mut Tx, id: Uuid) -> Result<Option<ClaimedOperation>, Error> {
@@ -259,7 +265,7 @@ pub async fn commit(mut tx: Tx, writes: &Writes<'_>) -> Result<(), Error> {
     let [update_balances, dead_letter] = [tx.prepare(UPDATE_BALANCES).await?, tx.prepare(DEAD_LETTER).await?];
     let [copy_parties, update_reversals] = [tx.prepare(&COPY_PARTIES).await?, tx.prepare(UPDATE_REVERSALS).await?];
     let commit = tx.prepare("COMMIT").await?;
-    let parties: Vec<(Uuid, Uuid)> = writes.inserted.iter().flat_map(|operation| party_rows(operation)).collect();
+    let parties: Vec<PartyRow> = writes.inserted.iter().flat_map(|operation| party_rows(operation)).collect();
 
     let begun = std::mem::replace(&mut tx.begun, true);
     let mut pipeline = tx.connection()?.pipeline();

@@ -121,9 +121,9 @@ async fn write(tx: &mut Tx, writes: &Writes<'_>) -> Result<(), Error> {
         query.bind(posting.amount.get()).bind(posting.balance.get()).bind(posting.recorded_us)
     })
     .await?;
-    let parties: Vec<(Uuid, Uuid)> = writes.inserted.iter().flat_map(|operation| operations::party_rows(operation)).collect();
-    let sql = "INSERT INTO operation_parties (party_id, operation_id) VALUES ";
-    insert(tx, sql, "", 2, &parties, |query, (party_id, operation_id)| query.bind(*party_id).bind(*operation_id)).await?;
+    let parties: Vec<operations::PartyRow> = writes.inserted.iter().flat_map(|operation| operations::party_rows(operation)).collect();
+    let sql = "INSERT INTO operation_parties (party_id, operation_id, stored_open) VALUES ";
+    insert(tx, sql, "", 3, &parties, |query, one| query.bind(one.party_id).bind(one.operation_id).bind(one.stored_open)).await?;
     for ReversalChange { original_id, from, to } in &writes.reversals {
         let sql = "UPDATE operations SET reversal_id = ? WHERE id = ? AND reversal_id IS ?";
         let changed = sqlx::query(sql).bind(*to).bind(*original_id).bind(*from).execute(&mut *tx.connection).await?;
@@ -234,20 +234,20 @@ pub async fn lock_operations(tx: &mut Tx, ids: &[Uuid]) -> Result<Vec<ClaimedOpe
 }
 
 pub async fn lock_expired(tx: &mut Tx, which: ExpiredHolds<'_>) -> Result<ClaimedOperations, Error> {
-    let sql = select_claimed(&which.condition(&listed(which)));
+    let sql = select_claimed(&which.condition(&listed(which.ids()), &listed(which.except)));
     let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(false).bind(which.now_us).fetch_all(&mut *tx.connection).await?;
     Ok(ClaimedOperations::of(rows.iter().map(claimed_row).collect::<Result<_, _>>()?))
 }
 
 pub async fn any_expired(tx: &mut Tx, which: ExpiredHolds<'_>) -> Result<bool, Error> {
-    let sql = format!("SELECT o.id FROM operations o {}", which.condition(&listed(which)));
+    let sql = format!("SELECT o.id FROM operations o {}", which.condition(&listed(which.ids()), &listed(which.except)));
     let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(false).bind(which.now_us).fetch_all(&mut *tx.connection).await?;
     Ok(!rows.is_empty())
 }
 
 /// Ids are our own, and hexadecimal. A statement for each list of them is not kept.
-fn listed(which: ExpiredHolds<'_>) -> String {
-    let literals: Vec<String> = which.ids().unwrap_or_default().iter().map(|id| format!("x'{}'", id.simple())).collect();
+fn listed(ids: &[Uuid]) -> String {
+    let literals: Vec<String> = ids.iter().map(|id| format!("x'{}'", id.simple())).collect();
     format!("IN ({})", literals.join(", "))
 }
 
