@@ -173,7 +173,7 @@ fn main() {
             legs_over_grpc;
         reversals: transactions_are_reversed, a_rejected_reversal_may_be_followed, legs_and_the_outside_world_are_reversed, reversals_over_grpc;
         rules: rules_are_judged_in_their_order, the_outside_world_is_nobodys_to_name, what_is_not_settled_yet,
-            what_gets_no_locks_is_told_so, a_dry_run_of_what_was_done, batches_leave_room_for_others;
+            what_gets_no_locks_is_told_so, a_dry_run_of_what_was_done, batches_are_bounded;
         grpc: moves_money_over_grpc, errors_carry_details, serves_health_and_reflection, what_is_not_grpc_is_told, grpc_web_works, gzip_is_taken, internal_methods_are_not_served;
         idempotency: same_key_same_body, same_key_other_body, same_key_from_fifty_callers, keys_are_per_caller, key_in_header;
         ledger: the_ledger_adds_up;

@@ -35,6 +35,7 @@ pub fn trials() -> Vec<Trial> {
         embedded("full_stripes_are_left_out", |rig| block_on(full_stripes_are_left_out(&rig))),
         on_postgres("another_unique_violation_ends", |rig| block_on(another_unique_violation_ends(&rig))),
         embedded("another_unique_violation_ends", |rig| block_on(another_unique_violation_ends(&rig))),
+        on_postgres("batches_leave_places", |rig| block_on(batches_leave_places(&rig))),
         on_postgres("stuck_holds_keep_nobody", |rig| block_on(stuck_holds_keep_nobody(&rig))),
         embedded("stuck_holds_keep_nobody", |rig| block_on(stuck_holds_keep_nobody(&rig))),
         on_postgres("old_keys_repeated_hold_nobody_up", |rig| block_on(old_keys_repeated_hold_nobody_up(&rig))),
@@ -379,5 +380,40 @@ async fn stuck_holds_keep_nobody(rig: &Rig) -> Result<()> {
     assert_eq!(stands.body["state"], "EXPIRED", "{stands:?}");
     let too_much = api.transact(&eve.token, Api::transfer("too much", &of_eve[0], &of_eve[1], "99999999.00")).await?;
     assert_eq!((too_much.status, &too_much.body["reason"]), (201, &json!("INSUFFICIENT_FUNDS")), "{too_much:?}");
+    Ok(())
+}
+
+/// While nothing can be stored, one user's batches have far more members than may wait. Those of others who ask for one transaction find their places.
+async fn batches_leave_places(rig: &Rig) -> Result<()> {
+    let (api, eve, of_eve) = rig.someone().await?;
+    let (_, ana, of_ana) = rig.someone().await?;
+    let mut session = rig.session().await?;
+    sqlx::raw_sql("BEGIN; LOCK TABLE operations IN ACCESS EXCLUSIVE MODE").execute(&mut session).await?;
+    let batches = join_all((0..20).map(|number| {
+        let requests = (0..1000).map(|index| Api::transfer(&format!("{number}-{index}"), &of_eve[0], &of_eve[1], "0.01"));
+        let body = json!({ "requests": requests.collect::<Vec<_>>() });
+        let (api, token) = (&api, &eve.token);
+        async move { api.post("/api/v1/transactions:batchCreate", Some(token), body).await }
+    }));
+    let channel = rig.server.front().channel().await?;
+    let others = async {
+        // When the batches have come.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let call = async |number: usize| {
+            let request = transfer_request(&ana, &format!("one {number}"), [&of_ana[0], &of_ana[1]], Duration::from_secs(5))?;
+            anyhow::Ok(TransactionsServiceClient::new(channel.clone()).create_transaction(request).await)
+        };
+        let unlock = async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            sqlx::raw_sql("ROLLBACK").execute(&mut session).await
+        };
+        let (answers, unlocked) = tokio::join!(join_all((0..40).map(call)), unlock);
+        unlocked?;
+        answers.into_iter().collect::<Result<Vec<_>>>()
+    };
+    let (_, others) = tokio::join!(batches, others);
+    for answer in others? {
+        assert!(answer.is_ok(), "{answer:?}");
+    }
     Ok(())
 }

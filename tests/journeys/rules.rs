@@ -1,11 +1,16 @@
 //! Sentences of docs/LEDGER.md that no other journey tells: in which order rules are judged, and what happens at the edges.
 
 use anyhow::{Context as _, Result};
+use lastro_proto::transactions::v1::transaction::Type;
+use lastro_proto::transactions::v1::transactions_service_client::TransactionsServiceClient;
+use lastro_proto::transactions::v1::{BatchCreateTransactionsRequest, CreateTransactionRequest};
+use lastro_proto::r#type::v1::Money;
 use lastro_tests::{Answer, Api};
 use serde_json::{Value, json};
 
 use crate::World;
 use crate::account_life::{close, patch};
+use crate::grpc::{channel, with_token};
 use crate::holds::verb;
 use crate::ledger::Ledger;
 use crate::legs::{balance, leg, money, of_legs, with_money};
@@ -133,20 +138,24 @@ pub async fn what_gets_no_locks_is_told_so(world: &World) -> Result<()> {
     let (api, ana, from) = with_money(world, "10.00").await?;
     let to = api.account(&ana.token, "BRL").await?;
     let hold = api.transact(&ana.token, held("h", &from, &to, "1.00")).await?.text("id")?;
+    let done = api.transact(&ana.token, Api::transfer("t", &from, &to, "1.00")).await?.text("id")?;
     let ledger = Ledger::of(world).await?;
     let locked = ledger.lock_balance(from.parse()?).await?;
     let requests = json!({ "requests": [Api::transfer("a1", &from, &to, "1.00")], "atomic": true });
-    let (captured, batch) = tokio::join!(
+    let (captured, reversed, batch) = tokio::join!(
         verb(&api, &ana.token, &hold, "capture", json!({ "externalId": "k" })),
+        verb(&api, &ana.token, &done, "reverse", json!({ "externalId": "r" })),
         api.post("/api/v1/transactions:batchCreate", Some(&ana.token), requests.clone())
     );
     is(&captured?, 503, "UNAVAILABLE");
+    is(&reversed?, 503, "UNAVAILABLE");
     is(&batch?, 503, "UNAVAILABLE");
-    assert_eq!(balance(&api, &ana.token, &from).await?, ["10.00", "1.00", "9.00"]);
+    assert_eq!(balance(&api, &ana.token, &from).await?, ["9.00", "1.00", "8.00"]);
     locked.rollback().await?;
     // An attempt of the gateway may still have waited; the same key tells, and nothing is done twice.
     let captured = verb(&api, &ana.token, &hold, "capture", json!({ "externalId": "k" })).await?;
     assert_eq!((captured.status, captured.text("state")?.as_str()), (200, "COMPLETED"), "{captured:?}");
+    assert_eq!(verb(&api, &ana.token, &done, "reverse", json!({ "externalId": "r" })).await?.body["state"], "COMPLETED");
     assert_eq!(api.post("/api/v1/transactions:batchCreate", Some(&ana.token), requests).await?.status, 200);
     assert_eq!(balance(&api, &ana.token, &from).await?, ["8.00", "0.00", "8.00"]);
     Ok(())
@@ -166,31 +175,38 @@ pub async fn a_dry_run_of_what_was_done(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// Members of batches that wait are bounded for each user and in all, so that those who ask for one transaction get theirs.
-pub async fn batches_leave_room_for_others(world: &World) -> Result<()> {
-    let (api, ana, from) = with_money(world, "1000.00").await?;
-    let (eve, to) = (with_money(world, "100.00").await?, api.account(&ana.token, "BRL").await?);
-    let batches = (0..20).map(|number| {
-        let requests: Vec<Value> = (0..1000).map(|index| Api::transfer(&format!("{number}-{index}"), &from, &to, "0.01")).collect();
-        let body = json!({ "requests": requests });
-        async { api.json(reqwest::Method::POST, "/api/v1/transactions:batchCreate", Some(&ana.token), &[("prefer", "wait=20")], Some(body)).await }
-    });
-    let others = async {
-        let mut states = Vec::new();
-        for number in 0..40 {
-            let other = api.account(&eve.1.token, "BRL").await?;
-            states.push(api.transact(&eve.1.token, Api::transfer(&format!("s{number}"), &eve.2, &other, "0.01")).await?.status);
+/// What would make an answer that no client takes is refused before anything is stored.
+pub async fn batches_are_bounded(world: &World) -> Result<()> {
+    let (api, ana, from) = with_money(world, "100.00").await?;
+    let to = api.account(&ana.token, "BRL").await?;
+    let of_100 = |key: usize| of_legs(&format!("b{key}"), &vec![leg(&from, &to, "BRL", "0.01"); 100]);
+    for (count, is_refused) in [(40, false), (41, true)] {
+        let requests: Vec<Value> = (0..count).map(of_100).collect();
+        for atomic in [true, false] {
+            let body = json!({ "requests": requests, "atomic": atomic, "validateOnly": true });
+            let told = api.post("/api/v1/transactions:batchCreate", Some(&ana.token), body).await?;
+            assert_eq!(
+                (told.status == 400, told.body["errors"][0]["field"] == "requests"),
+                (is_refused, is_refused),
+                "{count} {atomic} {:?}",
+                told.status
+            );
         }
-        anyhow::Ok(states)
-    };
-    let (batches, others) = tokio::join!(futures_util::future::join_all(batches), others);
-    assert!(others?.iter().all(|status| *status == 201));
-    // What found no room is told so, and is there once it is sent again.
-    for answer in batches {
-        let answer = answer?;
-        let crowded = |one: &Value| one["error"]["reason"] == "UNAVAILABLE";
-        let done = |one: &Value| ["COMPLETED", "PENDING"].contains(&one["transaction"]["state"].as_str().unwrap_or_default());
-        assert!(answer.status == 503 || answer.body["results"].as_array().is_some_and(|results| results.iter().all(|one| crowded(one) || done(one))));
     }
+    let one = |number: usize| CreateTransactionRequest {
+        external_id: format!("large {number}"),
+        r#type: Type::Transfer as i32,
+        source_account_id: Some(from.clone()),
+        destination_account_id: Some(to.clone()),
+        amount: Some(Money { currency_code: "BRL".to_owned(), amount: "0.01".to_owned() }),
+        metadata: (0..25).map(|n| (format!("k{n}"), "x".repeat(500))).collect(),
+        ..CreateTransactionRequest::default()
+    };
+    let requests: Vec<_> = (0..280).map(one).collect();
+    let batch = BatchCreateTransactionsRequest { requests, ..BatchCreateTransactionsRequest::default() };
+    let mut client = TransactionsServiceClient::new(channel(world).await?);
+    let refused = client.batch_create_transactions(with_token(&ana.token, batch)?).await.expect_err("refused");
+    assert!(refused.code() == tonic::Code::InvalidArgument && refused.message().contains("several batches"), "{refused:?}");
+    assert_eq!(balance(&api, &ana.token, &to).await?[0], "0.00");
     Ok(())
 }
