@@ -108,44 +108,45 @@ impl From<Refused> for Error {
             Refused::AlreadyReversed => Self::AlreadyReversed,
             Refused::HoldExpired => Self::HoldExpired,
             Refused::NotCaptured(reason) => Self::NotCaptured(reason),
-            Refused::Together { index, culprit } => refused_batch(index, culprit_problem(culprit)).into(),
+            Refused::Together { index, culprit } => batch_refused_for(index, culprit).into(),
         }
     }
 }
 
 /// The batch is refused because of one of its requests, which would have been refused so by itself.
-pub fn refused_batch(index: usize, of_one: Problem) -> Problem {
+pub fn batch_refused_by(index: usize, of_one: Problem) -> Problem {
     if of_one.reason.code == tonic::Code::Unavailable || of_one.reason == &INTERNAL {
         // Nobody's fault, and nothing was stored.
         return of_one;
     }
-    let within = |field: &str| if field.is_empty() { format!("requests[{index}]") } else { format!("requests[{index}].{field}") };
-    let mut fields: Vec<Violation> = of_one.fields.iter().map(|one| Violation::new(within(&one.field), one.description.clone())).collect();
-    if fields.is_empty() {
-        fields.push(Violation::new(within(""), of_one.detail.clone()));
-    }
-    // Of what would be REJECTED the reason is told apart, since it is no error where it stands alone.
-    let told = of_one.metadata.get("reason").cloned();
-    let reason = told.unwrap_or_else(|| of_one.reason.name.to_owned());
-    let detail = format!("requests[{index}] is refused, and with it the batch: {}", of_one.detail);
-    let problem = Problem { fields, ..Problem::new(&reasons::BATCH_REFUSED, detail) };
-    problem.with("index", index.to_string()).with("reason", reason)
+    batch_refused(index, of_one.reason.name, &of_one.detail, &of_one.fields)
 }
 
-/// What is wrong with one operation of those that go together.
-pub fn culprit_problem(culprit: Culprit) -> Problem {
+/// The batch is refused because of one of those that go together.
+pub fn batch_refused_for(index: usize, culprit: Culprit) -> Problem {
     match culprit {
         Culprit::Rejected { reason, leg } => {
             let detail = format!("it would be REJECTED with {}", reason.name());
-            let fields = leg.map(|leg| Violation::new(format!("legs[{leg}]"), detail.clone())).into_iter().collect();
-            Problem { fields, ..Problem::new(&reasons::BATCH_REFUSED, detail) }.with("reason", reason.name())
+            let fields: Vec<Violation> = leg.map(|leg| Violation::new(format!("legs[{leg}]"), detail.clone())).into_iter().collect();
+            batch_refused(index, reason.name(), &detail, &fields)
         }
-        Culprit::KeyReused => Error::IdempotencyKeyReused.into(),
+        Culprit::KeyReused => batch_refused_by(index, Error::IdempotencyKeyReused.into()),
         Culprit::KeyExists => {
             let detail = "its idempotency key was used before, and not those of all others; send the batch as it was, or use new keys";
-            Problem::new(&reasons::IDEMPOTENCY_KEY_REUSED, detail)
+            batch_refused(index, reasons::IDEMPOTENCY_KEY_REUSED.name, detail, &[])
         }
     }
+}
+
+fn batch_refused(index: usize, reason: &str, detail: &str, fields: &[Violation]) -> Problem {
+    let within = |field: &str| if field.is_empty() { format!("requests[{index}]") } else { format!("requests[{index}].{field}") };
+    let mut fields: Vec<Violation> = fields.iter().map(|one| Violation::new(within(&one.field), one.description.clone())).collect();
+    if fields.is_empty() {
+        fields.push(Violation::new(within(""), detail));
+    }
+    let detail = format!("requests[{index}] is refused, and with it the batch: {detail}");
+    let problem = Problem { fields, ..Problem::new(&reasons::BATCH_REFUSED, detail) };
+    problem.with("index", index.to_string()).with("reason", reason)
 }
 
 impl From<Error> for Problem {

@@ -13,7 +13,7 @@ use super::App;
 use super::submit::{TimeBudget, check, wait_for_outcomes};
 use crate::Error;
 use crate::domain::submission::{Request, Submission};
-use crate::error::refused_batch;
+use crate::error::{batch_refused_by, batch_refused_for};
 use crate::pipeline::{Accepted, NewOperation, Refused};
 use crate::store::operations;
 
@@ -122,15 +122,15 @@ async fn together(
     let mut unique = Unique::default();
     let mut positions = Vec::with_capacity(checked.len());
     for (index, one) in checked.into_iter().enumerate() {
-        let one = one.map_err(|error| refused_batch(index, error.into()))?;
-        positions.push(unique.add(one).map_err(|refused| refused_batch(index, Error::from(refused).into()))?);
+        let one = one.map_err(|error| batch_refused_by(index, error.into()))?;
+        positions.push(unique.add(one).map_err(|refused| batch_refused_by(index, Error::from(refused).into()))?);
     }
     let new = unique.new;
     let refused = |refused: Refused| match refused {
         Refused::Together { index, culprit } => {
             // The place among all requests of the first that has the key.
             let index = positions.iter().position(|position| *position == index).unwrap_or(index);
-            refused_batch(index, crate::error::culprit_problem(culprit)).into()
+            batch_refused_for(index, culprit).into()
         }
         other => Error::from(other),
     };
