@@ -39,7 +39,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
-use self::watch_transaction::Watchers;
+use crate::changes::Changes;
 use crate::domain::account::Account;
 use crate::domain::operation::Operation;
 use crate::pipeline::Pipeline;
@@ -79,8 +79,6 @@ pub struct App {
     pub(crate) settings: Settings,
     /// Places for calls that wait for an outcome.
     pub(crate) waiting: Semaphore,
-    /// The transactions that somebody watches.
-    pub(crate) watchers: Arc<Watchers>,
     /// The turns of each user at long pages, which cost more than anything else that one may ask for.
     lists: Turns<Uuid>,
     /// The turns of each user at opening a stream.
@@ -120,12 +118,16 @@ impl App {
             revoked,
             settings,
             waiting: Semaphore::new(WAITING_MAX),
-            watchers: Arc::default(),
             lists: Turns::new(LONG_PAGES_PER_USER),
             opens: Turns::new(OPENS_PER_USER),
             legs_by_user: Turns::new(MANY_LEGS_PER_USER as usize),
             legs: Semaphore::new(MANY_LEGS_MAX as usize),
         })
+    }
+
+    /// How whoever waits for an operation learns that it has changed.
+    pub(crate) fn changes(&self) -> &Arc<Changes> {
+        self.pipeline.changes()
     }
 
     /// A turn of a user at a page that costs much, which is a long one or a filtered one, held while it is read.

@@ -2,6 +2,7 @@
 //! case), which uses `pipeline`, `store` and the pure rules in `domain`.
 
 mod app;
+mod changes;
 mod consume;
 mod contract;
 mod domain;
@@ -61,7 +62,8 @@ async fn start(given: Given) -> anyhow::Result<Running> {
         Job::helping("worker", &app, |app, stop| async move { app.pipeline.run_worker(stop).await }),
         Job::helping("expiry of holds", &app, |app, stop| async move { app.pipeline.run_expiry(stop).await }),
         Job::essential("revocations", &app, |app, stop| async move { jobs::keep_learning(&app, stop).await }),
-        Job::essential("watched transactions", &app, |app, stop| async move { app::watch_transaction::keep_looking(&app, stop).await }),
+        Job::helping("changes for other replicas", &app, |app, stop| async move { app.changes().keep_announcing(stop).await }),
+        Job::essential("changes by other replicas", &app, |app, stop| async move { app.changes().keep_hearing(&app.database, stop).await }),
         Job::helping("owners of operations", &app, |app, stop| async move { jobs::keep_filling_in(&app, stop).await }),
         Job::helping("events of users", &app, |app, stop| async move { consume::run(&app, stop).await }),
     ];

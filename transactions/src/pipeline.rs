@@ -29,6 +29,9 @@ pub use self::job::{Accepted, Culprit, NewOperation, NewResolution, Refused, Ver
 use self::job::{Job, Work};
 use self::known_keys::{KnownKeys, Lookup};
 use self::stripes::Stripes;
+use crate::EVENTS;
+use crate::changes::Changes;
+use crate::store::ledger::Writes;
 use crate::store::operations;
 
 /// Jobs to a batch; what exceeds it waits for the next one.
@@ -56,8 +59,8 @@ pub struct Pipeline {
 pub(crate) struct Settler {
     database: Database,
     bus: Bus,
-    /// Told after every commit that changed what was stored before, for those who wait for an outcome.
-    settled: Notify,
+    /// Told after every commit that changed what was stored before.
+    changes: Arc<Changes>,
     /// Told when something was stored unsettled.
     unsettled: Notify,
     known: KnownKeys,
@@ -72,6 +75,12 @@ pub(crate) struct Settler {
 }
 
 impl Settler {
+    /// Tells of what was committed.
+    fn committed(&self, writes: &Writes<'_>) {
+        self.bus.wake(EVENTS.topic);
+        self.changes.note(writes.updated.iter().filter_map(|one| Some((one.operation.id, one.operation.head?.version))));
+    }
+
     fn is_settling(&self) -> bool {
         self.settling.load(Ordering::Relaxed) > 0
     }
@@ -84,9 +93,9 @@ impl Pipeline {
         // Bounded by the places.
         let (queue, jobs) = mpsc::unbounded_channel();
         let settler = Arc::new(Settler {
+            changes: Changes::new(&bus),
             database,
             bus,
-            settled: Notify::new(),
             unsettled: Notify::new(),
             known: KnownKeys::new(),
             stripes: Stripes::default(),
@@ -159,9 +168,9 @@ impl Pipeline {
         found.map(|stored| job::answer_of(stored, asked.id, &asked.request_hash)).transpose()
     }
 
-    /// Resolves when an operation that was stored before has been settled after this call.
-    pub async fn settled(&self) {
-        self.settler.settled.notified().await;
+    /// What has changed of operations that were stored before.
+    pub fn changes(&self) -> &Arc<Changes> {
+        &self.settler.changes
     }
 
     /// Stores and settles what is submitted, in batches, until told to stop.

@@ -6,6 +6,7 @@
 //! misses something when the epoch is another one, when the first entry lies behind the group's place, when there are fewer entries than their ids
 //! say, or when an entry that was delivered and not acknowledged is not there any more.
 
+mod announcements;
 mod marker;
 mod observation;
 mod publishing;
@@ -22,6 +23,7 @@ use super::BusError;
 use super::wakes::Wakes;
 use crate::inbox::SHARDS;
 
+pub use announcements::{Announcements, Announcer};
 pub(crate) use marker::Marker;
 pub(crate) use observation::Observation;
 pub(crate) use publishing::{Published, new_epoch, publish, published, trim};
@@ -54,6 +56,16 @@ impl RedisBus {
     /// Notified when something of a topic is stored by this process.
     pub(crate) fn stored(&self, topic: &'static str) -> Arc<Notify> {
         self.wakes.of(topic)
+    }
+
+    /// Tells all processes that listen to a channel.
+    pub fn announcer(&self, channel: &'static str) -> Announcer {
+        Announcer::new(&self.client, channel)
+    }
+
+    /// Listens to what processes tell on a channel, this one included.
+    pub async fn announcements(&self, channel: &'static str) -> Result<Announcements, BusError> {
+        Announcements::open(&self.client, channel).await
     }
 
     pub(crate) async fn connect(&self) -> Result<MultiplexedConnection, BusError> {

@@ -24,8 +24,8 @@ const ANSWER_MARGIN: Duration = Duration::from_millis(100);
 const STORE_MAX: Duration = Duration::from_secs(2);
 /// A short deadline is used whole.
 const STORE_MIN: Duration = Duration::from_millis(500);
-/// Should the news of a settlement by another replica not reach us.
-const LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// Before an operation is read again that could not be read.
+const READ_AGAIN: Duration = Duration::from_millis(250);
 
 /// The caller's time: until it is answered, and until what it asks for is stored.
 #[derive(Clone, Copy)]
@@ -147,17 +147,25 @@ pub async fn wait_for_outcomes(app: &App, call: &Call, operations: &mut [&mut Op
     }
     let Ok(_waiting) = app.waiting.try_acquire() else { return };
     call.slot.release();
-    while operations.iter().any(is_open) && Instant::now() < until {
-        let next_look = until.min(Instant::now() + LOOK_AGAIN);
-        let _ = timeout_at(next_look, app.pipeline.settled()).await;
-        let open = operations.iter_mut().filter(|one| is_open(one));
-        futures_util::future::join_all(open.map(|operation| async {
-            // It is durable, and that is what counts: where it cannot be read now, the state as it stood is still an answer.
-            if let Ok(Some(now)) = app.operation_loader.load(operation.id).await {
-                **operation = now;
-            }
-        }))
-        .await;
+    let open = operations.iter_mut().filter(|one| is_open(one));
+    futures_util::future::join_all(open.map(|operation| wait_for_outcome(app, operation, until))).await;
+}
+
+async fn wait_for_outcome(app: &App, operation: &mut Operation, until: Instant) {
+    // Registered before it is read, so that no change in between is missed.
+    let mut follower = app.changes().follow(operation.id);
+    loop {
+        // It is durable, and that is what counts: where it cannot be read now, the state as it stood is still an answer.
+        match app.operation_loader.load(operation.id).await {
+            Ok(Some(now)) => *operation = now,
+            Ok(None) | Err(_) => tokio::time::sleep_until(until.min(Instant::now() + READ_AGAIN)).await,
+        }
+        if is_decided(operation.state) || Instant::now() >= until {
+            return;
+        }
+        // When the time is over it is read once more.
+        let version = operation.head.map_or(0, |head| head.version);
+        let _ = timeout_at(until, follower.changed(version)).await;
     }
 }
 

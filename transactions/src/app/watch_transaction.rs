@@ -1,29 +1,21 @@
 //! Follows one transaction: its changes of state, as they happen.
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::collections::VecDeque;
+use std::sync::Arc;
 
 use lastro_events::Event;
 use lastro_mesh::identity::User as Caller;
 use lastro_mesh::status::Problem;
 use metrics::{Gauge, gauge};
-use tokio::sync::watch as channel;
-use tokio::time::{Instant, sleep, timeout};
-use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::App;
 use super::get_transaction::get_transaction;
+use crate::changes::Follower;
 use crate::contract::state_after;
 use crate::domain::operation::{Operation, State, is_terminal};
-use crate::store::operations;
 use crate::{EVENTS, Error};
 
-/// Another replica may settle a transaction that is watched here, so all watched transactions are polled, in one statement.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// Polling takes at most one part in ten of the time, however many transactions are watched and however often something is settled.
-const LOOK_SHARE: u32 = 10;
 /// Events that one query reads at most; the next query reads on.
 const CHANGES_AT_ONCE: u32 = 100;
 
@@ -42,7 +34,8 @@ pub struct TransactionWatch {
     read_to: i64,
     read: VecDeque<Change>,
     has_ended: bool,
-    watcher: Watcher,
+    follower: Follower,
+    _open: OpenStream,
 }
 
 /// Opens a stream. It starts with the current state, or after the event that the caller received last.
@@ -50,7 +43,7 @@ pub async fn watch_transaction(app: &Arc<App>, caller: &Caller, id: &str, last_e
     let _turn = app.open_turn(caller.id).await?;
     let operation = get_transaction(app, caller, id).await?;
     // Registered before the events are queried, so that no change in between is missed.
-    let watcher = app.watchers.begin(operation.id);
+    let follower = app.changes().follow(operation.id);
     let events = EVENTS.stream(&app.database, operation.id).await?;
     let after = match last_event_id {
         // Without an id, all events but the last one are skipped: the last one is the current state.
@@ -62,7 +55,8 @@ pub async fn watch_transaction(app: &Arc<App>, caller: &Caller, id: &str, last_e
     };
     let last = events.last().ok_or_else(|| lastro_database::Error::corrupt("an operation without events"))?;
     let last_state = state_after(&last.kind);
-    let mut watch = TransactionWatch { app: app.clone(), operation, read_to: after as i64, read: VecDeque::new(), has_ended: false, watcher };
+    let (read_to, read, has_ended) = (after as i64, VecDeque::new(), false);
+    let mut watch = TransactionWatch { app: app.clone(), operation, read_to, read, has_ended, follower, _open: OpenStream::new() };
     watch.take(events.into_iter().skip(after)).await?;
     // The caller has already received the terminal event.
     watch.has_ended |= watch.read.is_empty() && last_state.is_some_and(is_terminal);
@@ -79,7 +73,7 @@ impl TransactionWatch {
             if self.has_ended {
                 return Ok(None);
             }
-            self.watcher.changed(self.read_to).await;
+            self.follower.changed(self.read_to).await;
             self.read_on().await?;
         }
     }
@@ -124,95 +118,19 @@ fn as_it_stood(now: &Operation, state: State, update_time_us: i64) -> Operation 
     then
 }
 
-/// The transactions that have open streams, with the latest version known of each.
-pub struct Watchers {
-    by_id: Mutex<HashMap<Uuid, Entry>>,
-    readers: Gauge,
-}
+/// Streams that are open, as a metric has them.
+struct OpenStream(Gauge);
 
-struct Entry {
-    /// The version of the last event.
-    version: channel::Sender<i64>,
-    readers: usize,
-}
-
-impl Default for Watchers {
-    fn default() -> Self {
-        Self { by_id: Mutex::default(), readers: gauge!("lastro_transactions_watchers") }
+impl OpenStream {
+    fn new() -> Self {
+        let open = gauge!("lastro_transactions_watchers");
+        open.increment(1.0);
+        Self(open)
     }
 }
 
-impl Watchers {
-    fn begin(self: &Arc<Self>, id: Uuid) -> Watcher {
-        let mut by_id = self.by_id.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = by_id.entry(id).or_insert_with(|| Entry { version: channel::Sender::new(0), readers: 0 });
-        entry.readers += 1;
-        self.readers.increment(1.0);
-        Watcher { id, version: entry.version.subscribe(), watchers: self.clone() }
-    }
-
-    fn ids(&self) -> Vec<Uuid> {
-        self.by_id.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
-    }
-
-    fn tell(&self, versions: &[(Uuid, i64)]) {
-        let by_id = self.by_id.lock().unwrap_or_else(PoisonError::into_inner);
-        for (id, version) in versions {
-            if let Some(entry) = by_id.get(id) {
-                entry.version.send_if_modified(|known| std::mem::replace(known, *version) < *version);
-            }
-        }
-    }
-}
-
-/// The registration of one stream; dropping it removes it.
-struct Watcher {
-    id: Uuid,
-    version: channel::Receiver<i64>,
-    watchers: Arc<Watchers>,
-}
-
-impl Watcher {
-    /// Waits until the transaction has a later event than this version.
-    async fn changed(&mut self, version: i64) {
-        // The sender lives in the map as long as this watcher, so that waiting cannot fail.
-        let _ = self.version.wait_for(|now| *now > version).await;
-    }
-}
-
-impl Drop for Watcher {
+impl Drop for OpenStream {
     fn drop(&mut self) {
-        self.watchers.readers.decrement(1.0);
-        let mut by_id = self.watchers.by_id.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(entry) = by_id.get_mut(&self.id) {
-            entry.readers -= 1;
-            if entry.readers == 0 {
-                by_id.remove(&self.id);
-            }
-        }
-    }
-}
-
-/// Polls the versions of all watched transactions until told to stop: whenever this replica settles something, and every 250 ms.
-pub async fn keep_looking(app: &App, stop: CancellationToken) {
-    while !stop.is_cancelled() {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = timeout(LOOK_EVERY, app.pipeline.settled()) => {}
-        }
-        let ids = app.watchers.ids();
-        if ids.is_empty() {
-            continue;
-        }
-        let started = Instant::now();
-        match operations::versions(app.database.reader(), &ids).await {
-            Ok(versions) => app.watchers.tell(&versions),
-            Err(error) => tracing::warn!(%error, "transactions that are watched could not be looked at; their readers wait"),
-        }
-        let rest = started.elapsed() * LOOK_SHARE;
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = sleep(rest) => {}
-        }
+        self.0.decrement(1.0);
     }
 }

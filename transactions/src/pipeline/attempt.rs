@@ -14,7 +14,6 @@ use super::Settler;
 use super::decision::{self, Origin, Resolved, Settled, Table};
 use super::job::{Culprit, Job, NewOperation, NewResolution, Refused, Work};
 use super::settle::Failure;
-use crate::EVENTS;
 use crate::domain::ledger::Balances;
 use crate::domain::operation::{Operation, State, is_to_be_settled};
 use crate::store::ledger::{Among, BalanceChange, ClaimedOperation, ExpiredHolds, Ledger, Lock, OperationChange, ReversalChange, Writes};
@@ -144,10 +143,7 @@ impl Settler {
             Err(error) if error.kind == Kind::Unavailable => self.read_back(first, error).await?,
             committed => committed?,
         }
-        self.bus.wake(EVENTS.topic);
-        if !writes.updated.is_empty() {
-            self.settled.notify_waiters();
-        }
+        self.committed(&writes);
         if writes.inserted.iter().any(|operation| is_to_be_settled(operation.state)) {
             self.unsettled.notify_one();
         }

@@ -16,7 +16,6 @@ use uuid::Uuid;
 use super::Settler;
 use super::attempt::{Subject, changed, marks};
 use super::decision::{self, Origin, Resolved, Table};
-use crate::EVENTS;
 use crate::store::ledger::{Among, ClaimedOperation, ExpiredHolds, Ledger, Lock, OperationChange, Writes};
 
 const SWEEP_EVERY: Duration = Duration::from_millis(250);
@@ -167,8 +166,7 @@ impl Settler {
         let updated: Vec<OperationChange<'_>> = holds.iter().filter_map(Subject::change).collect();
         let writes = Writes { updated, events, balances: changed(&before, &table.balances), ..Writes::default() };
         ledger.commit(&writes).await?;
-        self.bus.wake(EVENTS.topic);
-        self.settled.notify_waiters();
+        self.committed(&writes);
         Ok(released)
     }
 }

@@ -15,7 +15,6 @@ use super::attempt::{changed, marks};
 use super::decision::{self, Origin, Settled, Table};
 use super::expiry;
 use super::settle::RELEASES_MAX;
-use crate::EVENTS;
 use crate::domain::operation::{Head, Operation, State, is_to_be_settled};
 use crate::store::ledger::{Claim, ClaimedOperation, DeadLetter, Ledger, Lock, OperationChange, ReversalChange, Writes};
 
@@ -183,8 +182,7 @@ impl Settler {
         let all = claimed.iter().zip(operations.iter()).zip(settled);
         writes.updated = all.filter(|(_, settled)| *settled).map(|((claimed, one), _)| change(claimed, &one.operation)).collect();
         ledger.commit(&writes).await?;
-        self.bus.wake(EVENTS.topic);
-        self.settled.notify_waiters();
+        self.committed(&writes);
         Ok(true)
     }
 
