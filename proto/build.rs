@@ -434,7 +434,7 @@ fn write_permissions(pool: &DescriptorPool, out: &Path) -> Result<()> {
 fn rest_fields(method: &MethodDescriptor, http_path: &str, body: &str) -> Result<(Vec<String>, String)> {
     let (mut in_path, mut query) = (Vec::new(), String::new());
     for field in method.input().fields() {
-        if http_path.contains(&format!("{{{}}}", field.name())) {
+        if http_path.contains(&format!("{{{}}}", field.json_name())) {
             in_path.push(field.json_name().to_owned());
         } else if !http_path.is_empty() && body.is_empty() {
             let form = match field.kind() {

@@ -169,7 +169,8 @@ impl Schemas {
             all.insert(self.names[message.full_name()].clone(), schema);
         }
         for one in &self.enums {
-            all.insert(self.names[one.full_name()].clone(), of_enum(one));
+            let (name, taken) = (&self.names[one.full_name()], self.enums.iter().filter(|other| other.full_name() != one.full_name()));
+            all.insert(name.clone(), of_enum(one, name, taken));
         }
         Ok(all)
     }
@@ -257,18 +258,37 @@ fn example(message: &MessageDescriptor, path: &str) -> Option<Json> {
     (!fields.is_empty()).then_some(Json::Object(fields))
 }
 
-fn of_enum(one: &EnumDescriptor) -> Json {
+/// Generated clients may have one name for each value of all enums: a value that another enum has as well is told apart by the name of its enum.
+fn of_enum<'a>(one: &EnumDescriptor, enum_name: &str, others: impl Iterator<Item = &'a EnumDescriptor>) -> Json {
     let file = one.parent_file();
     let of = |path: &[i32]| comment(file.file_descriptor_proto(), path).unwrap_or_default();
     let values: Vec<String> = one.values().map(|value| format!("`{}`: {}", value.name(), of(value.path()))).collect();
     let names: Vec<String> = one.values().map(|value| value.name().to_owned()).collect();
+    let taken: BTreeSet<String> = others.flat_map(|other| other.values().map(|value| value.name().to_owned()).collect::<Vec<_>>()).collect();
+    let in_clients = |name: &String| if taken.contains(name) { format!("{}_{name}", screaming(enum_name)) } else { name.clone() };
+    let in_clients: Vec<String> = names.iter().map(in_clients).collect();
     let mut schema = json!({ "type": "string", "enum": names });
+    if in_clients != names {
+        schema["x-enum-varnames"] = json!(in_clients);
+    }
     describe(&mut schema, Some([vec![of(one.path())], values].concat().join("\n\n")));
     schema
 }
 
+/// `TransactionState` is `TRANSACTION_STATE`.
+fn screaming(name: &str) -> String {
+    let mut words = String::new();
+    for letter in name.chars() {
+        if letter.is_uppercase() && !words.is_empty() {
+            words.push('_');
+        }
+        words.extend(letter.to_uppercase());
+    }
+    words
+}
+
 fn is_in_path(path: &str, field: &FieldDescriptor) -> bool {
-    path.contains(&format!("{{{}}}", field.name()))
+    path.contains(&format!("{{{}}}", field.json_name()))
 }
 
 /// Up to the first full stop before a space, without it.

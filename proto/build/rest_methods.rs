@@ -44,6 +44,7 @@ impl Rest {
             "CREATED" => "Created",
             "NO_CONTENT" => "NoContent",
             "ACCEPTED" => "Accepted",
+            "TAKEN" => "Taken",
             _ => "Ok",
         }
     }
@@ -65,10 +66,17 @@ pub fn http_rule(method: &MethodDescriptor) -> Option<(String, String, String)> 
             return None;
         }
         match rule.get_field(&field).into_owned() {
-            Value::String(path) => Some((verb.to_uppercase(), path, body.clone())),
+            Value::String(path) => Some((verb.to_uppercase(), with_json_names(method, path), body.clone())),
             _ => None,
         }
     })
+}
+
+/// Fields in a path are called as in JSON, as everything over REST is.
+fn with_json_names(method: &MethodDescriptor, path: String) -> String {
+    let named =
+        |path: String, field: prost_reflect::FieldDescriptor| path.replace(&format!("{{{}}}", field.name()), &format!("{{{}}}", field.json_name()));
+    method.input().fields().fold(path, named)
 }
 
 /// The type of each method that REST offers, and the visit of all of them. `index` is a method's place in the table of all.

@@ -79,6 +79,8 @@ pub enum Success {
     NoContent,
     /// 202 as long as the outcome is not known or was not waited for, then 201; 200 for a repetition that has it.
     Accepted,
+    /// 202: what becomes of it is looked up.
+    Taken,
 }
 
 /// With which other methods a method is judged by a breaker. An unknown one is a write.

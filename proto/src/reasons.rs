@@ -52,6 +52,12 @@ lastro_mesh::reasons! {
     ALREADY_REVERSED: FailedPrecondition, 409, Caller, "The transaction is reversed already";
     /// One member of an atomic batch is refused, and with it all: the metadata has its `index` and its `reason`.
     BATCH_REFUSED: FailedPrecondition, 422, Caller, "A transaction of the batch is refused, and with it the batch";
+    /// No provider's transaction or event has the key.
+    OPERATION_NOT_FOUND: NotFound, 404, Caller, "There is no such operation";
+    /// The transaction with the key is settled by the ledger alone.
+    OPERATION_NOT_EXTERNAL: FailedPrecondition, 409, Caller, "No provider settles the transaction with this key";
+    /// So many different events were reported of one transaction that no more are stored.
+    TOO_MANY_EVENTS: FailedPrecondition, 409, Caller, "Too many different events of one transaction";
     /// The feature is in the contract but not offered yet.
     NOT_OFFERED: Unimplemented, 501, Operator, "Not offered yet";
     /// The header and the body say different things.
@@ -76,7 +82,9 @@ pub mod rejections {
     pub const ACCOUNT_CLOSED: &str = "ACCOUNT_CLOSED";
     /// The source account is frozen.
     pub const ACCOUNT_FROZEN: &str = "ACCOUNT_FROZEN";
-    /// All of them.
+    /// The provider that was to settle it has reported that it failed, and not why.
+    pub const PROVIDER_FAILED: &str = "PROVIDER_FAILED";
+    /// Those of the ledger's own rules. What a provider gives as its reason is any text.
     pub const ALL_REJECTIONS: &[&str] = &[INSUFFICIENT_FUNDS, BALANCE_OVERFLOW, ACCOUNT_CLOSED, ACCOUNT_FROZEN];
 }
 

@@ -164,8 +164,8 @@ pub async fn the_edges_of_accounts(world: &World) -> Result<()> {
         let answer = patch(&api, &eve.token, &account, body).await?;
         assert_eq!((answer.status, answer.text("reason")?.as_str()), (404, "ACCOUNT_NOT_FOUND"), "a stranger: {answer:?}");
     }
-    // EXTERNAL is a provider's, for deposits, and not offered yet.
-    for (token, kind, status) in [(&ana.token, "TRANSFER", 400), (&administrator, "DEPOSIT", 501)] {
+    // EXTERNAL is a provider's, for deposits.
+    for (token, kind, status) in [(&ana.token, "TRANSFER", 400), (&administrator, "DEPOSIT", 400)] {
         let mut body = Api::transfer("e", &account, &account, "1.00");
         (body["type"], body["settlement"]) = (json!(kind), json!("EXTERNAL"));
         if kind == "DEPOSIT" {

@@ -216,15 +216,14 @@ fn unknown_field(bytes: usize) -> Vec<u8> {
 /// No message, half a message, one that never ends, the largest and one byte more, 10,000 violations, a deadline of a day: each method says what is
 /// wrong, in few words, and goes on.
 pub async fn every_method_bounds_its_message(world: &World) -> Result<()> {
-    let someone = world.server.api().someone().await?;
+    let token = world.server.everybody().await?;
     let mut client = reqwest::Client::builder().http2_prior_knowledge();
     if let Some(authority) = &world.server.authority {
         client = client.tls_certs_only([reqwest::Certificate::from_pem(&std::fs::read(authority)?)?]);
     }
     let client = client.build()?;
     let call = async |method: &Method, timeout: &str, body: reqwest::Body| {
-        let request =
-            client.post(format!("{}{}", world.server.grpc, method.path)).header("content-type", "application/grpc").bearer_auth(&someone.token);
+        let request = client.post(format!("{}{}", world.server.grpc, method.path)).header("content-type", "application/grpc").bearer_auth(&token);
         let answer = request.header("te", "trailers").header("grpc-timeout", timeout).body(body).send().await?;
         let headers: usize = answer.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
         anyhow::ensure!(headers < 16_000, "{}: {headers} bytes of headers", method.path);
@@ -280,8 +279,8 @@ pub async fn every_method_bounds_its_message(world: &World) -> Result<()> {
 /// The same of every route that takes a body.
 pub async fn every_route_bounds_its_body(world: &World) -> Result<()> {
     let api = world.server.api();
-    let someone = api.someone().await?;
-    let bearer = format!("Bearer {}", someone.token);
+    let (someone, token) = (api.someone().await?, world.server.everybody().await?);
+    let bearer = format!("Bearer {token}");
     // Whoever sends its whole body before it reads, and does not say how long it is, gets the answer all the same.
     let mut client = reqwest::Client::builder().http1_only();
     if let Some(authority) = &world.server.authority {
@@ -296,7 +295,7 @@ pub async fn every_route_bounds_its_body(world: &World) -> Result<()> {
         assert_eq!(sent.body(body).send().await?.status(), status);
     }
     let metadata: serde_json::Map<String, Value> = (0..10_000).map(|number| (number.to_string(), json!("\0"))).collect();
-    let answer = api.transact(&someone.token, json!({ "type": "TRANSFER", "metadata": metadata })).await?;
+    let answer = api.transact(&token, json!({ "type": "TRANSFER", "metadata": metadata })).await?;
     assert_eq!((answer.status, answer.body["errors"].as_array().map(Vec::len)), (400, Some(20)), "10,000 violations");
     let mut methods: Vec<_> = routes().filter(|method| method.takes_body).collect();
     methods.sort_by_key(|method| method.name == "Logout");

@@ -71,6 +71,18 @@ impl Front {
         login.body["accessToken"].as_str().map(str::to_owned).with_context(|| format!("the administrator cannot log in: {login:?}"))
     }
 
+    /// The token of a user that has every role, and so every permission.
+    pub async fn everybody(&self) -> Result<String> {
+        let (api, administrator) = (self.api(), self.administrator().await?);
+        let someone = api.someone().await?;
+        let roles = serde_json::json!({ "roles": ["USER", "ADMIN", "PROVIDER"] });
+        let path = format!("/api/v1/users/{}", someone.id);
+        let promoted = api.json(reqwest::Method::PATCH, &path, Some(&administrator), &[], Some(roles)).await?;
+        anyhow::ensure!(promoted.status == 200, "{promoted:?}");
+        let credentials = serde_json::json!({ "email": someone.email, "password": crate::client::PASSWORD });
+        api.post("/api/v1/auth/login", None, credentials).await?.text("accessToken")
+    }
+
     /// `host:port` of gRPC.
     pub fn grpc_address(&self) -> &str {
         self.grpc.split_once("://").map_or(&self.grpc, |(_, address)| address)

@@ -1,6 +1,8 @@
 //! What is told of operations: from the domain to the messages of `lastro.transactions.events.v1`, in canonical bytes. The wire's enums stop here and
 //! in `grpc`.
 
+use std::collections::BTreeMap;
+
 use lastro_money::{Amount, Minor};
 use lastro_proto::transactions::events::v1::{self as wire, operation_event::Event};
 use lastro_proto::transactions::v1::transaction;
@@ -9,8 +11,9 @@ use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use crate::domain::ledger::Posting;
-use crate::domain::operation::{State, Type};
-use crate::domain::rejection::Rejection;
+use crate::domain::operation::{Settlement, State, Type};
+use crate::domain::rejection::Reason;
+use crate::domain::report::ReportType;
 use crate::domain::submission::{Leg, Movement, Submission};
 
 /// Everything that was asked for, in canonical form, but for how long the caller waits; and the hash by which a repeated key is told from a reused one.
@@ -34,7 +37,7 @@ pub fn submitted(submission: &Submission, owner_id: Uuid, original_id: Option<Uu
         // Sorted by key.
         metadata: submission.metadata.iter().map(entry).collect(),
         effective_time_us: submission.effective_time_us,
-        external: false,
+        external: submission.settlement == Settlement::External,
         hold: submission.hold.is_some(),
         // At most 30 days.
         hold_expiry_us: expiry.and_then(|expiry| i64::try_from(expiry.as_micros()).ok()),
@@ -63,6 +66,15 @@ fn text(id: Option<Uuid>) -> String {
 pub fn resolution_hash(verb: &str, amount: Option<Amount>) -> [u8; 32] {
     let amount = amount.map(|amount| format!("{}:{}", amount.currency().code(), amount.minor().get())).unwrap_or_default();
     Sha256::digest(format!("{verb}:{amount}")).into()
+}
+
+/// The digest by which the same report of a provider is told from another one.
+pub fn report_digest(report: ReportType, payload: &BTreeMap<String, String>) -> [u8; 32] {
+    let payload = payload.iter().map(|(key, value)| wire::MetadataEntry { key: key.clone(), value: value.clone() });
+    // Sorted by key; the type as a field that no payload has.
+    let kind = wire::MetadataEntry { key: String::new(), value: report.name().to_owned() };
+    let all = wire::Submitted { metadata: std::iter::once(kind).chain(payload).collect(), ..wire::Submitted::default() };
+    Sha256::digest(all.encode_to_vec()).into()
 }
 
 /// Who captured or voided a hold, by which key, and what it asked for.
@@ -111,7 +123,7 @@ pub fn completed(postings: &[Posting], now_us: i64, effective_time_us: i64, capt
 }
 
 /// Refused at settlement, because of one of its legs where it has several.
-pub fn rejected(reason: Rejection, leg: Option<usize>) -> Vec<u8> {
+pub fn rejected(reason: &Reason, leg: Option<usize>) -> Vec<u8> {
     encode(Event::Rejected(wire::Rejected { reason: reason.name().to_owned(), leg: leg.and_then(|leg| i32::try_from(leg).ok()) }))
 }
 
@@ -133,6 +145,11 @@ pub fn expired() -> Vec<u8> {
 /// Settling failed, and will be tried again.
 pub fn waits_for_retry() -> Vec<u8> {
     encode(Event::Processing(wire::Processing { waits_for: "RETRY".to_owned() }))
+}
+
+/// An outside provider says what becomes of it.
+pub fn waits_for_provider() -> Vec<u8> {
+    encode(Event::Processing(wire::Processing { waits_for: "PROVIDER".to_owned() }))
 }
 
 fn encode(event: Event) -> Vec<u8> {
@@ -161,6 +178,14 @@ pub const fn type_from_wire(kind: transaction::Type) -> Option<Type> {
         transaction::Type::Payment => Some(Type::Payment),
         transaction::Type::Refund => Some(Type::Refund),
         transaction::Type::Reversal => Some(Type::Reversal),
+    }
+}
+
+/// The wire's word for who settles.
+pub const fn settlement_to_wire(settlement: Settlement) -> transaction::Settlement {
+    match settlement {
+        Settlement::Internal => transaction::Settlement::Internal,
+        Settlement::External => transaction::Settlement::External,
     }
 }
 
@@ -200,8 +225,6 @@ pub fn state_after(kind: &str) -> Option<State> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
     use crate::domain::submission::{LegRequest, Money, Request};
 

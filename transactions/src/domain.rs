@@ -4,4 +4,5 @@ pub mod account;
 pub mod ledger;
 pub mod operation;
 pub mod rejection;
+pub mod report;
 pub mod submission;

@@ -68,6 +68,15 @@ pub enum Error {
     /// Another reversal of it was accepted.
     #[error("the transaction is reversed already")]
     AlreadyReversed,
+    /// No operation of this provider has the key.
+    #[error("nothing was reported under this key, and no transaction has it")]
+    OperationNotFound,
+    /// The ledger alone settles the transaction with this key.
+    #[error("the transaction with this key was submitted with settlement INTERNAL: nobody reports its outcome")]
+    OperationNotExternal,
+    /// No more are stored.
+    #[error("{0} different events were reported under this key; no more are stored")]
+    TooManyEvents(usize),
     /// The user may not own an account.
     #[error("the user may not own an account")]
     OwnerNotAllowed,
@@ -154,9 +163,6 @@ impl From<Error> for Problem {
         let text = error.to_string();
         match error {
             Error::Problem(problem) => problem,
-            Error::Submission(submission::Error { rule: Rule::External, .. }) => {
-                Self { fields: vec![Violation::new("settlement", "EXTERNAL is not offered yet")], ..Self::new(&reasons::NOT_OFFERED, text) }
-            }
             Error::Submission(broken) => Self::field(broken.field(), text),
             Error::MayNotDeposit => Self::permission(Permission::WriteDeposits.name(), text),
             Error::AccountNotFound { field } => {
@@ -180,6 +186,9 @@ impl From<Error> for Problem {
             Error::ReversalNotYours => Self::new(&reasons::REVERSAL_NOT_YOURS, text),
             Error::NotReversible => Self::new(&reasons::NOT_REVERSIBLE, text),
             Error::AlreadyReversed => Self::new(&reasons::ALREADY_REVERSED, text),
+            Error::OperationNotFound => Self::new(&reasons::OPERATION_NOT_FOUND, text),
+            Error::OperationNotExternal => Self::new(&reasons::OPERATION_NOT_EXTERNAL, text),
+            Error::TooManyEvents(_) => Self::new(&reasons::TOO_MANY_EVENTS, text),
             Error::TransactionNotFound => Self::new(&reasons::TRANSACTION_NOT_FOUND, text),
             Error::OwnerNotAllowed => Self::new(&reasons::OWNER_NOT_ALLOWED, text),
             Error::UserHasMoney => Self::new(&reasons::USER_HAS_MONEY, text),

@@ -1,6 +1,7 @@
 //! The services of transactions on the wire: unwrap, call one use case, wrap.
 
 mod accounts;
+mod operations;
 mod owners;
 mod transaction;
 mod transactions;
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use lastro_money::{Currency, Minor};
 use lastro_proto::internal::transactions::v1::owners_service_server::OwnersServiceServer;
 use lastro_proto::transactions::v1::accounts_service_server::AccountsServiceServer;
+use lastro_proto::transactions::v1::operations_service_server::OperationsServiceServer;
 use lastro_proto::transactions::v1::transactions_service_server::TransactionsServiceServer;
 use lastro_proto::r#type::v1::Money;
 use tonic::service::Routes;
@@ -19,6 +21,7 @@ use crate::app::App;
 pub fn public_routes(app: &Arc<App>) -> Routes {
     Routes::new(AccountsServiceServer::new(accounts::Accounts(app.clone())))
         .add_service(TransactionsServiceServer::new(transactions::Transactions(app.clone())))
+        .add_service(OperationsServiceServer::new(operations::Operations(app.clone())))
 }
 
 /// As [`public_routes`], with what only services may call.

@@ -61,6 +61,7 @@ async fn start(given: Given) -> anyhow::Result<Running> {
         Job::essential("lookups", &app, |app, stop| async move { app.pipeline.run_lookups(stop).await }),
         Job::helping("worker", &app, |app, stop| async move { app.pipeline.run_worker(stop).await }),
         Job::helping("expiry of holds", &app, |app, stop| async move { app.pipeline.run_expiry(stop).await }),
+        Job::helping("events of providers", &app, |app, stop| async move { app.pipeline.run_reports(stop).await }),
         Job::essential("revocations", &app, |app, stop| async move { jobs::keep_learning(&app, stop).await }),
         Job::helping("changes for other replicas", &app, |app, stop| async move { app.changes().keep_announcing(stop).await }),
         Job::essential("changes by other replicas", &app, |app, stop| async move { app.changes().keep_hearing(&app.database, stop).await }),

@@ -8,6 +8,7 @@ mod m0005_account_streams;
 mod m0006_operations_that_wait;
 mod m0007_operations_that_are_rare;
 mod m0008_legs_holds_and_limits;
+mod m0009_providers_and_payments;
 
 use sea_orm_migration::prelude::*;
 
@@ -26,6 +27,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0006_operations_that_wait::Migration),
             Box::new(m0007_operations_that_are_rare::Migration),
             Box::new(m0008_legs_holds_and_limits::Migration),
+            Box::new(m0009_providers_and_payments::Migration),
         ]
     }
 }

@@ -4,6 +4,7 @@
 
 mod attempt;
 mod batch;
+mod conclude;
 mod decision;
 mod expiry;
 mod job;
@@ -17,12 +18,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use lastro_database::Database;
+use lastro_database::{Database, Error};
 use lastro_events::bus::Bus;
 use metrics::{Histogram, histogram};
 use tokio::sync::{Mutex, Notify, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use self::expiry::StuckHolds;
 pub use self::job::{Accepted, Culprit, NewOperation, NewResolution, Refused, Verb, answer_of_all};
@@ -190,6 +192,16 @@ impl Pipeline {
     /// Settles what was stored unsettled, here or by another replica, until told to stop.
     pub async fn run_worker(&self, stop: CancellationToken) {
         worker::run(&self.settler, stop).await;
+    }
+
+    /// Applies what a provider has reported of an operation, and was not applied yet.
+    pub async fn apply_reports(&self, operation_id: Uuid) -> Result<(), Error> {
+        self.settler.apply_reports(operation_id).await
+    }
+
+    /// Applies what providers have reported, and whoever took it could not apply, until told to stop.
+    pub async fn run_reports(&self, stop: CancellationToken) {
+        conclude::run(&self.settler, stop).await;
     }
 
     /// Releases holds that have run out, until told to stop.

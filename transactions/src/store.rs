@@ -5,4 +5,5 @@ pub mod accounts;
 pub mod ledger;
 mod legs;
 pub mod operations;
+pub mod provider_events;
 pub mod users;

@@ -7,10 +7,10 @@ use tokio::time::Instant;
 use super::App;
 use super::submit::{TimeBudget, check, wait_for_outcomes};
 use crate::Error;
-use crate::domain::operation::Operation;
+use crate::domain::operation::{Operation, Settlement};
 use crate::domain::submission::{Request, Submission};
 use crate::pipeline::{Accepted, NewOperation, Refused};
-use crate::store::operations;
+use crate::store::{operations, provider_events};
 
 /// The transaction as it stands, once it is durable; or as it would stand, if nothing is to be stored.
 pub async fn create_transaction(app: &App, call: &Call, caller: &Caller, request: Request) -> Result<Accepted, Error> {
@@ -26,8 +26,22 @@ pub async fn create_transaction(app: &App, call: &Call, caller: &Caller, request
     }
     let mut accepted = budget.stored(app.pipeline.submit(new)).await?;
     drop(turn);
+    if accepted.operation.settlement == Settlement::External && !accepted.replayed {
+        apply_what_came_before(app, &accepted.operation).await;
+    }
     wait_for_outcomes(app, call, &mut [&mut accepted.operation], budget.answer_by.min(Instant::now() + wait)).await;
     Ok(accepted)
+}
+
+/// What the provider reported before its transaction was there. It is durable, and applied later where it cannot be now.
+async fn apply_what_came_before(app: &App, operation: &Operation) {
+    let applied = match provider_events::any_waiting(app.database.writer(), (operation.owner_id, &operation.external_id)).await {
+        Ok(true) => app.pipeline.apply_reports(operation.id).await,
+        nothing => nothing.map(|_| ()),
+    };
+    if let Err(error) = applied {
+        tracing::warn!(%error, operation = %operation.id, "what a provider has reported is applied later");
+    }
 }
 
 /// What it would become; where its key was used, what that has become.

@@ -13,7 +13,7 @@ use super::App;
 use super::get_transaction::get_transaction;
 use super::submit::{TimeBudget, new_operation, wait_for_outcomes};
 use crate::Error;
-use crate::domain::operation::{Movement, Operation, OperationLeg, State, Type};
+use crate::domain::operation::{Movement, Operation, OperationLeg, Settlement, State, Type};
 use crate::domain::submission::{self, Submission};
 use crate::pipeline::{Accepted, NewOperation, Refused};
 use crate::store::operations;
@@ -98,6 +98,7 @@ fn new_reversal(call: &Call, caller: &Caller, original: &Operation, movement: Mo
         effective_time_us: None,
         wait: WAIT,
         hold: None,
+        settlement: Settlement::Internal,
         validate_only: false,
     };
     new_operation(call, caller, submission, movement, Some(original.id))

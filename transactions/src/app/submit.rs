@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::App;
 use crate::domain::account::Account;
-use crate::domain::operation::{Hold, Movement, Operation, OperationLeg, Party, State, Type, is_decided};
+use crate::domain::operation::{Hold, Movement, Operation, OperationLeg, Party, Settlement, State, Type, is_decided};
 use crate::domain::submission::{self, Submission};
 use crate::pipeline::{NewOperation, Refused};
 use crate::{Error, contract};
@@ -62,6 +62,9 @@ fn shares(left: Duration) -> (Duration, Duration) {
 pub async fn check(app: &App, call: &Call, caller: &Caller, submission: Submission) -> Result<NewOperation, Error> {
     if submission.kind == Type::Deposit && !caller.may(Permission::WriteDeposits) {
         return Err(Error::MayNotDeposit);
+    }
+    if submission.settlement == Settlement::External && !caller.may(Permission::WriteOperations) {
+        return Err(Problem::field("settlement", "must not be EXTERNAL: only a provider, who reports the outcome, submits such a deposit").into());
     }
     let movement = match &submission.movement {
         submission::Movement::Single(leg) => Movement::Single(check_leg(app, caller, leg, None).await?),
@@ -120,9 +123,11 @@ pub fn new_operation(call: &Call, caller: &Caller, submission: Submission, movem
             reason: None,
             rejected_leg: None,
             movement,
+            settlement: submission.settlement,
             hold: submission.hold.map(|hold| Hold { expire_time_us: now_us + expiry_us(hold), captured: None }),
             original_id,
             reversal_id: None,
+            refunded: None,
             balances_after: None,
             description: submission.description,
             metadata: submission.metadata,

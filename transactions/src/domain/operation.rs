@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 use uuid::Uuid;
 
 use super::ledger::Postings;
-use super::rejection::Rejection;
+use super::rejection::Reason;
 
 /// What kind of movement an operation is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -71,16 +71,19 @@ pub struct Operation {
     pub kind: Type,
     pub state: State,
     /// Why it was rejected, if it was.
-    pub reason: Option<Rejection>,
+    pub reason: Option<Reason>,
     /// For which of its legs it was rejected, from 0, where it has several.
     pub rejected_leg: Option<usize>,
     pub movement: Movement,
+    pub settlement: Settlement,
     /// It is a hold: what it moves is authorized first.
     pub hold: Option<Hold>,
-    /// Of a reversal: the operation that it reverses.
+    /// Of a reversal or a refund: the operation that it corrects.
     pub original_id: Option<Uuid>,
     /// The reversal of this operation that was not rejected.
     pub reversal_id: Option<Uuid>,
+    /// Of a payment: what refunds have taken of each of its legs, or hold of it. None as long as there is no refund.
+    pub refunded: Option<Refunded>,
     /// The posted balances after it, in minor units: two a leg, of the debited and of the credited account. None until it is posted.
     pub balances_after: Option<BalancesAfter>,
     pub description: String,
@@ -147,6 +150,18 @@ pub struct Hold {
 /// Two a leg.
 pub type BalancesAfter = SmallVec<[Minor; 2]>;
 
+/// One a leg.
+pub type Refunded = SmallVec<[Minor; 1]>;
+
+/// Who says what becomes of an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Settlement {
+    /// The ledger, by its rules alone.
+    Internal,
+    /// An outside provider, whose word is waited for.
+    External,
+}
+
 impl Movement {
     pub fn legs(&self) -> &[OperationLeg] {
         match self {
@@ -205,7 +220,6 @@ impl Operation {
 
 /// What happens to an operation, apart from its being submitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[allow(dead_code, reason = "nothing waits for somebody before there are providers")]
 pub enum Happening {
     /// An attempt to settle it failed.
     Failed,

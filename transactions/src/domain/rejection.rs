@@ -33,6 +33,30 @@ impl Rejection {
     }
 }
 
+/// Why an operation was refused: by the ledger, or by the provider that was to settle it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reason {
+    /// By the ledger.
+    Ledger(Rejection),
+    /// By a provider, in its own words.
+    Provider(Box<str>),
+}
+
+impl Reason {
+    /// As it is stored and answered.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Ledger(rejection) => rejection.name(),
+            Self::Provider(reason) => reason,
+        }
+    }
+
+    /// The reason that is stored so. What no rule of the ledger is called, a provider has said.
+    pub fn from_name(name: &str) -> Self {
+        Rejection::from_name(name).map_or_else(|| Self::Provider(name.into()), Self::Ledger)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

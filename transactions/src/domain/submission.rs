@@ -6,7 +6,7 @@ use std::time::Duration;
 use lastro_money::{Amount, Currency, Minor};
 use uuid::Uuid;
 
-use super::operation::Type;
+use super::operation::{Settlement, Type};
 
 /// Legs of one transaction.
 pub const LEGS_MAX: usize = 100;
@@ -73,6 +73,7 @@ pub struct Submission {
     pub effective_time_us: Option<i64>,
     pub wait: Duration,
     pub hold: Option<Hold>,
+    pub settlement: Settlement,
     /// Nothing is to be stored.
     pub validate_only: bool,
 }
@@ -136,9 +137,6 @@ pub enum Rule {
     /// A provider settles deposits alone.
     #[error("must not be EXTERNAL for a {0}")]
     ExternalOf(&'static str),
-    /// Settlement by a provider is in the contract and not offered yet.
-    #[error("settlement EXTERNAL is not offered yet")]
-    External,
     /// A deposit comes from outside, where nothing can be held.
     #[error("must be false for a DEPOSIT")]
     HoldOfDeposit,
@@ -220,7 +218,7 @@ impl Error {
 impl Rule {
     fn field(&self) -> &'static str {
         match self {
-            Self::ExternalOf(_) | Self::External => "settlement",
+            Self::ExternalOf(_) => "settlement",
             Self::HoldOfDeposit => "hold",
             Self::HoldWithEffectiveTime | Self::EffectiveTime => "effective_time",
             Self::ExpiryWithoutHold | Self::HoldExpiry => "hold_expiry",
@@ -243,10 +241,8 @@ impl Rule {
 impl Submission {
     /// Reads a request; an amount is at most so many minor units.
     pub fn read(request: Request, amount_max: Minor) -> Result<Self, Error> {
-        match (request.external, request.kind) {
-            (true, Type::Deposit) => return Err(Rule::External.into()),
-            (true, kind) => return Err(Rule::ExternalOf(kind.name()).into()),
-            (false, _) => {}
+        if request.external && request.kind != Type::Deposit {
+            return Err(Rule::ExternalOf(request.kind.name()).into());
         }
         let hold = hold(&request)?;
         let movement = movement(&request, amount_max)?;
@@ -263,6 +259,7 @@ impl Submission {
             effective_time_us: request.effective_time.map(effective_time_us).transpose()?,
             wait: request.wait.map_or(Ok(Duration::ZERO), wait)?,
             hold,
+            settlement: if request.external { Settlement::External } else { Settlement::Internal },
             validate_only: request.validate_only,
         })
     }
@@ -431,7 +428,6 @@ mod tests {
         }
         assert_eq!(field_of(|request| request.amount = None), "amount");
         assert_eq!(field_of(|request| request.external = true), "settlement");
-        assert_eq!(field_of(|request| (request.external, request.kind, request.source) = (true, Type::Deposit, None)), "settlement");
     }
 
     #[test]

@@ -6,12 +6,11 @@ use lastro_mesh::identity::User as Caller;
 use lastro_money::Minor;
 use lastro_proto::permissions::Permission;
 use lastro_proto::time::timestamp;
-use lastro_proto::transactions::v1::transaction::Settlement;
 use lastro_proto::transactions::v1::{Transaction, TransactionLeg, TransactionPosting};
 use uuid::Uuid;
 
 use super::money;
-use crate::contract::{state_to_wire, type_to_wire};
+use crate::contract::{settlement_to_wire, state_to_wire, type_to_wire};
 use crate::domain::operation::{Operation, OperationLeg, Party};
 
 /// The key and the metadata are the submitter's; whoever did not submit it sees the legs of its own accounts alone; postings are those of the reader's own
@@ -29,7 +28,7 @@ pub fn transaction(operation: Operation, caller: &Caller) -> Transaction {
         external_id: if is_own { operation.external_id } else { String::new() },
         r#type: type_to_wire(operation.kind) as i32,
         state: state_to_wire(operation.state) as i32,
-        reason: operation.reason.map(|reason| reason.name().to_owned()).unwrap_or_default(),
+        reason: operation.reason.as_ref().map(|reason| reason.name().to_owned()).unwrap_or_default(),
         rejected_leg: rejected_leg.and_then(|leg| i32::try_from(leg).ok()),
         amount: single.and_then(|leg| money(leg.amount.minor(), leg.amount.currency())),
         source_account_id: account_id(single.and_then(|leg| leg.source)),
@@ -44,7 +43,7 @@ pub fn transaction(operation: Operation, caller: &Caller) -> Transaction {
         description: operation.description,
         metadata: if is_own { operation.metadata } else { BTreeMap::new() },
         effective_time: Some(timestamp(operation.effective_time_us)),
-        settlement: Settlement::Internal as i32,
+        settlement: settlement_to_wire(operation.settlement) as i32,
         create_time: Some(timestamp(operation.create_time_us)),
         update_time: Some(timestamp(operation.update_time_us)),
         replayed: false,

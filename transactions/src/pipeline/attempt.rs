@@ -16,6 +16,7 @@ use super::job::{Culprit, Job, NewOperation, NewResolution, Refused, Work};
 use super::settle::Failure;
 use crate::domain::ledger::Balances;
 use crate::domain::operation::{Operation, State, is_to_be_settled};
+use crate::domain::rejection::Reason;
 use crate::store::ledger::{Among, BalanceChange, ClaimedOperation, ExpiredHolds, Ledger, Lock, OperationChange, ReversalChange, Writes};
 use crate::store::operations;
 
@@ -256,11 +257,14 @@ impl<'a> Decided<'a> {
                 Outcome::Created(operation) => operation,
                 other => return self.nothing(other),
             };
-            match operation.reason {
-                Some(reason) => {
+            match &operation.reason {
+                Some(Reason::Ledger(reason)) => {
+                    let reason = *reason;
                     let culprit = Culprit::Rejected { reason, leg: operation.rejected_leg };
                     return self.nothing(Outcome::Refused(Refused::Together { index, culprit }));
                 }
+                // No provider has been asked yet.
+                Some(Reason::Provider(_)) => return Err(Error::corrupt("a new operation that a provider refused").into()),
                 None if matches!(operation.state, State::Completed | State::Authorized) => operations.push(operation),
                 // A hold whose time was over before it got its turn: that no waiting helps.
                 None if operation.state == State::Expired => return self.nothing(Outcome::Refused(Refused::Unavailable)),
@@ -304,7 +308,7 @@ impl<'a> Decided<'a> {
         // What is refused after others were decided has changed no balance that is written.
         let balances = if events.is_empty() { Vec::new() } else { changed(before, &self.table.balances) };
         let updated = self.subjects.values().filter_map(Subject::change);
-        Writes { inserted, updated: updated.collect(), events, postings, balances, reversals, dead_letters: Vec::new() }
+        Writes { inserted, updated: updated.collect(), events, postings, balances, reversals, ..Writes::default() }
     }
 }
 

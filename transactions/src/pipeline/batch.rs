@@ -142,7 +142,7 @@ mod tests {
     use tokio::sync::{Semaphore, oneshot};
 
     use super::*;
-    use crate::domain::operation::{Movement, Operation, OperationLeg, Party, State, Type};
+    use crate::domain::operation::{Movement, Operation, OperationLeg, Party, Settlement, State, Type};
     use crate::pipeline::job::{Accepted, NewOperation, Refused};
 
     /// A transfer between two accounts, and the end at which its caller waits.
@@ -168,9 +168,11 @@ mod tests {
                 amount: Amount::new(Minor::new(1), Currency::from_code("BRL").expect("a currency")),
                 description: String::new(),
             }),
+            settlement: Settlement::Internal,
             hold: None,
             original_id: None,
             reversal_id: None,
+            refunded: None,
             balances_after: None,
             description: String::new(),
             metadata: BTreeMap::new(),

@@ -11,8 +11,9 @@ use super::job::{NewResolution, Refused, Verb};
 use super::stripes::Stripes;
 use crate::contract;
 use crate::domain::ledger::{self, Balances, Decision, Leg, Legs, Postings, Side};
-use crate::domain::operation::{Happening, Head, Movement, Operation, State, after, is_to_be_settled};
-use crate::domain::rejection::Rejection;
+use crate::domain::operation::{Happening, Head, Movement, Operation, Settlement, State, after, is_to_be_settled};
+use crate::domain::rejection::{Reason, Rejection};
+use crate::domain::report::Word;
 
 /// What the events of one operation say of where they come from.
 #[derive(Debug, Clone)]
@@ -109,6 +110,10 @@ pub fn settle(operation: &mut Operation, origin: &Origin, table: &mut Table<'_>)
     if !is_to_be_settled(operation.state) {
         return Ok(Settled::Open);
     }
+    if operation.settlement == Settlement::External {
+        let event = happen(operation, Happening::Waits, origin, "PROCESSING", contract::waits_for_provider())?;
+        return Ok(Settled::Ended(event, Postings::new()));
+    }
     // One that could not be decided before its time was over holds nothing any more.
     if operation.hold.is_some_and(|hold| table.now_us >= hold.expire_time_us) {
         let event = happen(operation, Happening::Expired, origin, "EXPIRED", contract::expired())?;
@@ -145,10 +150,15 @@ pub fn settle(operation: &mut Operation, origin: &Origin, table: &mut Table<'_>)
     if reason == Rejection::InsufficientFunds && table.balances.get(&short).is_some_and(|balance| balance.held > Minor::ZERO) {
         table.short.push(short);
     }
+    Ok(Settled::Ended(reject(operation, Reason::Ledger(reason), Some(leg), origin)?, Postings::new()))
+}
+
+/// Ends an operation without any posting, because of one of its legs where it has several.
+fn reject(operation: &mut Operation, reason: Reason, leg: Option<usize>, origin: &Origin) -> Result<Event, Error> {
+    operation.rejected_leg = leg.filter(|_| operation.movement.single().is_none());
+    let payload = contract::rejected(&reason, operation.rejected_leg);
     operation.reason = Some(reason);
-    operation.rejected_leg = operation.movement.single().is_none().then_some(leg);
-    let payload = contract::rejected(reason, operation.rejected_leg);
-    Ok(Settled::Ended(happen(operation, Happening::Rejected, origin, "REJECTED", payload)?, Postings::new()))
+    happen(operation, Happening::Rejected, origin, "REJECTED", payload)
 }
 
 enum Agreed {
@@ -171,6 +181,38 @@ pub enum Resolved {
     NotLocked,
     /// As of [`Settled`].
     ElsewhereFirst,
+}
+
+/// What became of an operation that waited for a provider.
+#[allow(clippy::large_enum_variant, reason = "as of `Settled`")]
+pub enum Concluded {
+    /// As the provider said.
+    AsSaid(Event, Postings),
+    /// The ledger could not do as the provider said, and refused it.
+    Refused(Event),
+    /// As of [`Settled`].
+    ElsewhereFirst,
+}
+
+/// Ends an operation that waits for a provider, as that says. The rules of accounts are the ledger's still.
+pub fn conclude(operation: &mut Operation, word: Word, origin: &Origin, table: &mut Table<'_>) -> Result<Concluded, Error> {
+    if let Word::Failed(reason) = word {
+        let event = reject(operation, Reason::Provider(reason), None, origin)?;
+        return Ok(Concluded::AsSaid(event, Postings::new()));
+    }
+    let legs = legs(&operation.movement, operation.id, table.stripes);
+    let (leg, reason) = match ledger::post(&mut table.balances, &legs, table.now_us).map_err(Error::corrupt)? {
+        Decision::Agreed(postings) => {
+            operation.note_posted(&postings, table.now_us);
+            let payload = contract::completed(&postings, table.now_us, operation.effective_time_us, None, None);
+            return Ok(Concluded::AsSaid(happen(operation, Happening::Completed, origin, "COMPLETED", payload)?, postings));
+        }
+        Decision::NotLocked => return Err(Error::corrupt("an account without a balance")),
+        Decision::SystemFull { leg, side } if table.is_room_elsewhere(&operation.movement, &legs, leg, side) => return Ok(Concluded::ElsewhereFirst),
+        Decision::SystemFull { leg, .. } => (leg, Rejection::BalanceOverflow),
+        Decision::Refused { leg, reason } => (leg, reason),
+    };
+    Ok(Concluded::Refused(reject(operation, Reason::Ledger(reason), Some(leg), origin)?))
 }
 
 /// Captures or voids a hold.

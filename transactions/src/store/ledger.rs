@@ -9,8 +9,10 @@ use lastro_events::Event;
 use lastro_money::Minor;
 use uuid::Uuid;
 
+use super::provider_events::WaitingReport;
 use crate::domain::ledger::{Balance, Balances, Posting};
 use crate::domain::operation::{Head, Operation, State};
+use crate::domain::report::ReportOutcome;
 
 /// The transaction of a batch.
 pub enum Ledger {
@@ -130,6 +132,16 @@ pub struct Writes<'a> {
     /// Originals whose reversal was accepted, or rejected later.
     pub reversals: Vec<ReversalChange>,
     pub dead_letters: Vec<DeadLetter>,
+    /// What became of what providers have reported.
+    pub reports: Vec<ReportChange>,
+}
+
+/// What became of something that a provider has reported, and waited until now.
+#[derive(Debug, Clone, Copy)]
+pub struct ReportChange {
+    pub event_id: Uuid,
+    pub operation_id: Uuid,
+    pub outcome: ReportOutcome,
 }
 
 /// An operation in its new state, and where it stood when it was locked. Where it does not stand there, nothing is written at all.
@@ -262,6 +274,14 @@ impl Ledger {
         match self {
             Self::Postgres(tx) => postgres::claim(tx, claim).await,
             Self::Sqlite(tx) => sqlite::claim(tx, claim).await,
+        }
+    }
+
+    /// What the provider has reported of its transaction with this key, and waits to be applied, in the order in which it came.
+    pub async fn waiting_reports(&mut self, key: (Uuid, &str)) -> Result<Vec<WaitingReport>, Error> {
+        match self {
+            Self::Postgres(tx) => postgres::waiting_reports(tx, key).await,
+            Self::Sqlite(tx) => sqlite::waiting_reports(tx, key).await,
         }
     }
 

@@ -1,11 +1,12 @@
-//! How the columns `legs` and `balances_after` of the table `operations` are written.
+//! How the columns `legs`, `balances_after` and `refunded` of the table `operations` are written.
 
 use lastro_database::Error;
 use lastro_money::{Amount, Currency, Minor};
 use prost::Message;
+use smallvec::SmallVec;
 use uuid::Uuid;
 
-use crate::domain::operation::{BalancesAfter, OperationLeg, Party};
+use crate::domain::operation::{OperationLeg, Party};
 
 #[derive(Clone, PartialEq, Message)]
 struct StoredLegs {
@@ -70,18 +71,18 @@ fn party(account_id: &[u8], owner_id: &[u8]) -> Result<Option<Party>, Error> {
     Ok(Some(Party { account_id: id(account_id)?, owner_id: id(owner_id)? }))
 }
 
-/// As they are stored: 8 bytes each, the most significant first.
-pub fn balances_to_bytes(balances: &BalancesAfter) -> Vec<u8> {
-    balances.iter().flat_map(|balance| balance.get().to_be_bytes()).collect()
+/// Amounts, as they are stored: 8 bytes each, the most significant first.
+pub fn minors_to_bytes(minors: &[Minor]) -> Vec<u8> {
+    minors.iter().flat_map(|minor| minor.get().to_be_bytes()).collect()
 }
 
 /// As they were stored.
-pub fn balances_from_bytes(bytes: &[u8]) -> Result<BalancesAfter, Error> {
-    let (balances, rest) = bytes.as_chunks::<8>();
+pub fn minors_from_bytes<const N: usize>(bytes: &[u8]) -> Result<SmallVec<[Minor; N]>, Error> {
+    let (minors, rest) = bytes.as_chunks::<8>();
     if !rest.is_empty() {
-        return Err(Error::corrupt("balances that do not have 8 bytes each"));
+        return Err(Error::corrupt("amounts that do not have 8 bytes each"));
     }
-    Ok(balances.iter().map(|balance| Minor::new(i64::from_be_bytes(*balance))).collect())
+    Ok(minors.iter().map(|minor| Minor::new(i64::from_be_bytes(*minor))).collect())
 }
 
 #[cfg(test)]
@@ -100,8 +101,8 @@ mod tests {
         };
         let legs = vec![leg(party(1), party(2), 5), leg(None, party(2), i64::MAX), leg(party(1), None, 1)];
         assert_eq!(from_bytes(&to_bytes(&legs)).expect("they read"), legs);
-        let balances = BalancesAfter::from_slice(&[Minor::MIN, Minor::ZERO, Minor::MAX, Minor::new(-1)]);
-        assert_eq!(balances_from_bytes(&balances_to_bytes(&balances)).expect("they read"), balances);
-        assert!(balances_from_bytes(&[0; 9]).is_err());
+        let minors = [Minor::MIN, Minor::ZERO, Minor::MAX, Minor::new(-1)];
+        assert_eq!(minors_from_bytes::<2>(&minors_to_bytes(&minors)).expect("they read").as_slice(), minors);
+        assert!(minors_from_bytes::<2>(&[0; 9]).is_err());
     }
 }

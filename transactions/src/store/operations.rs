@@ -14,8 +14,8 @@ use uuid::Uuid;
 
 use super::legs;
 use crate::domain::account::SYSTEM_OWNER;
-use crate::domain::operation::{Head, Hold, Movement, Operation, OperationLeg, Party, State, Type, is_terminal};
-use crate::domain::rejection::Rejection;
+use crate::domain::operation::{Head, Hold, Movement, Operation, OperationLeg, Party, Settlement, State, Type, is_terminal};
+use crate::domain::rejection::Reason;
 
 /// The numbers of kinds in the table.
 pub(super) const fn type_number(kind: Type) -> i64 {
@@ -49,8 +49,8 @@ const STATES: [State; 8] =
     [State::Pending, State::Retrying, State::Authorized, State::Completed, State::Rejected, State::Voided, State::Expired, State::Waiting];
 
 /// A reason in the table, where none is an empty text.
-pub(super) fn reason_text(reason: Option<Rejection>) -> &'static str {
-    reason.map_or("", Rejection::name)
+pub(super) fn reason_text(operation: &Operation) -> &str {
+    operation.reason.as_ref().map_or("", Reason::name)
 }
 
 /// A row of it; both databases read it.
@@ -84,10 +84,12 @@ pub(super) struct Row {
     original_id: Option<Uuid>,
     reversal_id: Option<Uuid>,
     balances_after: Option<Vec<u8>>,
+    external: bool,
+    refunded: Option<Vec<u8>>,
 }
 
 /// In this order everywhere: what is read by place, written by place, and copied.
-pub(super) const COLUMN_NAMES: [&str; 28] = [
+pub(super) const COLUMN_NAMES: [&str; 30] = [
     "id",
     "owner_id",
     "external_id",
@@ -116,6 +118,8 @@ pub(super) const COLUMN_NAMES: [&str; 28] = [
     "original_id",
     "reversal_id",
     "balances_after",
+    "external",
+    "refunded",
 ];
 
 pub(super) static COLUMNS: LazyLock<String> = LazyLock::new(|| COLUMN_NAMES.join(", "));
@@ -156,6 +160,8 @@ impl Row {
             original_id: row.get(25)?,
             reversal_id: row.get(26)?,
             balances_after: row.get(27)?,
+            external: row.get(28)?,
+            refunded: row.get(29)?,
         })
     }
 
@@ -165,7 +171,7 @@ impl Row {
         let state = STATES.into_iter().find(|state| state_number(*state) == self.state).ok_or_else(|| Error::corrupt("a state that is none"))?;
         let reason = match self.reason.as_str() {
             "" => None,
-            name => Some(Rejection::from_name(name).ok_or_else(|| Error::corrupt("a reason that is none"))?),
+            name => Some(Reason::from_name(name)),
         };
         let rejected_leg = self.rejected_leg.map(usize::try_from).transpose().map_err(Error::corrupt)?;
         let movement = match &self.legs {
@@ -184,7 +190,9 @@ impl Row {
             hold: self.hold_expire_us.map(|expire_time_us| Hold { expire_time_us, captured: self.captured_amount.map(Minor::new) }),
             original_id: self.original_id,
             reversal_id: self.reversal_id,
-            balances_after: self.balances_after.as_deref().map(legs::balances_from_bytes).transpose()?,
+            balances_after: self.balances_after.as_deref().map(legs::minors_from_bytes).transpose()?,
+            settlement: if self.external { Settlement::External } else { Settlement::Internal },
+            refunded: self.refunded.as_deref().map(legs::minors_from_bytes).transpose()?,
             external_id: self.external_id,
             description: self.description,
             metadata: metadata_from_text(&self.metadata)?,
@@ -266,7 +274,17 @@ pub(super) fn rejected_leg(operation: &Operation) -> Option<i64> {
 
 /// The posted balances after it, as they are stored.
 pub(super) fn balances_after(operation: &Operation) -> Option<Vec<u8>> {
-    operation.balances_after.as_ref().map(legs::balances_to_bytes)
+    operation.balances_after.as_deref().map(legs::minors_to_bytes)
+}
+
+/// What was refunded of a payment, as it is stored.
+pub(super) fn refunded(operation: &Operation) -> Option<Vec<u8>> {
+    operation.refunded.as_deref().map(legs::minors_to_bytes)
+}
+
+/// Whether a provider settles it.
+pub(super) fn is_external(operation: &Operation) -> bool {
+    operation.settlement == Settlement::External
 }
 
 /// A row of `operation_parties`.
@@ -300,7 +318,8 @@ pub fn metadata_to_text(metadata: &BTreeMap<String, String>) -> String {
     serde_json::Value::Object(object).to_string()
 }
 
-fn metadata_from_text(text: &str) -> Result<BTreeMap<String, String>, Error> {
+/// Metadata as it was stored.
+pub fn metadata_from_text(text: &str) -> Result<BTreeMap<String, String>, Error> {
     if text.is_empty() { Ok(BTreeMap::new()) } else { serde_json::from_str(text).map_err(Error::corrupt) }
 }
 

@@ -17,6 +17,7 @@ use super::{
 use crate::domain::ledger::{Balance, Balances, Posting};
 use crate::domain::operation::Operation;
 use crate::store::operations::{self, PartyRow, balances_after, captured, legs_bytes, metadata_to_text, party_rows, rejected_leg, row_amount, sides};
+use crate::store::provider_events::{self, WaitingReport};
 
 const SKIP_LOCKED: &str = "SELECT account_id, posted, held, version, system, closed, frozen, credit_limit, recorded_us FROM balances \
                            WHERE account_id = ANY($1) ORDER BY account_id FOR UPDATE SKIP LOCKED";
@@ -34,7 +35,7 @@ const OPERATION: &[Column<Operation>] = &[
     Column { name: "request_hash", write: |one, field| field.bytes(&one.request_hash) },
     Column { name: "kind", write: |one, field| field.bigint(operations::type_number(one.kind)) },
     Column { name: "state", write: |one, field| field.bigint(operations::state_number(one.state)) },
-    Column { name: "reason", write: |one, field| field.bytes(operations::reason_text(one.reason).as_bytes()) },
+    Column { name: "reason", write: |one, field| field.bytes(operations::reason_text(one).as_bytes()) },
     // What moves nothing is not stored: the table refuses NULL.
     Column {
         name: "currency_code",
@@ -61,6 +62,8 @@ const OPERATION: &[Column<Operation>] = &[
     Column { name: "original_id", write: |one, field| field.optional(bytes_of(one.original_id.as_ref())) },
     Column { name: "reversal_id", write: |one, field| field.optional(bytes_of(one.reversal_id.as_ref())) },
     Column { name: "balances_after", write: |one, field| field.optional(balances_after(one).as_deref()) },
+    Column { name: "external", write: |one, field| field.bytes(&[u8::from(operations::is_external(one))]) },
+    Column { name: "refunded", write: |one, field| field.optional(operations::refunded(one).as_deref()) },
 ];
 
 const EVENT: &[Column<Event>] = &[
@@ -130,6 +133,10 @@ const UPDATE_REVERSALS: &str = "WITH changed AS (UPDATE operations o SET reversa
                                 WHERE o.id = u.id AND o.reversal_id IS NOT DISTINCT FROM u.from_id RETURNING 1) \
                                 SELECT CASE WHEN count(*) = cardinality($1) THEN 1 \
                                 ELSE (count(*) || ' originals were changed, and meant were ' || cardinality($1))::int END FROM changed";
+
+/// As UPDATE_OPERATIONS.
+const UPDATE_REPORT: &str = "WITH changed AS (UPDATE provider_events SET outcome = $2, operation_id = $3 WHERE id = $1 AND outcome = 0 RETURNING 1) \
+                             SELECT CASE WHEN count(*) = 1 THEN 1 ELSE (count(*) || ' reports were changed, and meant was 1')::int END FROM changed";
 
 /// A transaction. Dropped before its end, it takes its connection along, and the server undoes it.
 pub struct Tx {
@@ -243,6 +250,11 @@ async fn run_expired(tx: &mut Tx, sql: &str, which: ExpiredHolds<'_>) -> Result<
     }
 }
 
+pub async fn waiting_reports(tx: &mut Tx, (provider_id, external_id): (Uuid, &str)) -> Result<Vec<WaitingReport>, Error> {
+    let rows = tx.run(provider_events::WAITING, &[&provider_id, &external_id]).await?;
+    rows.iter().map(|row| WaitingReport::read(row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)).collect()
+}
+
 pub async fn operation(tx: &mut Tx, id: Uuid) -> Result<Option<ClaimedOperation>, Error> {
     let sql = select_claimed("WHERE o.id = $1 FOR UPDATE OF o");
     // As in `lock_operations`.
@@ -264,6 +276,7 @@ pub async fn commit(mut tx: Tx, writes: &Writes<'_>) -> Result<(), Error> {
     let [copy_events, copy_postings] = [tx.prepare(&COPY_EVENTS).await?, tx.prepare(&COPY_POSTINGS).await?];
     let [update_balances, dead_letter] = [tx.prepare(UPDATE_BALANCES).await?, tx.prepare(DEAD_LETTER).await?];
     let [copy_parties, update_reversals] = [tx.prepare(&COPY_PARTIES).await?, tx.prepare(UPDATE_REVERSALS).await?];
+    let update_report = tx.prepare(UPDATE_REPORT).await?;
     let commit = tx.prepare("COMMIT").await?;
     let parties: Vec<PartyRow> = writes.inserted.iter().flat_map(|operation| party_rows(operation)).collect();
 
@@ -293,6 +306,9 @@ pub async fn commit(mut tx: Tx, writes: &Writes<'_>) -> Result<(), Error> {
     if !writes.reversals.is_empty() {
         write_reversals(&mut pipeline, &update_reversals, &writes.reversals);
     }
+    for one in &writes.reports {
+        pipeline.check(&update_report, &[&one.event_id, &provider_events::outcome_number(one.outcome), &one.operation_id]);
+    }
     for one in &writes.dead_letters {
         pipeline.execute(&dead_letter, &[&one.operation_id, &one.error, &one.attempts, &one.create_time_us]);
     }
@@ -311,7 +327,7 @@ fn write_updated(pipeline: &mut Pipeline<'_>, update: &Statement, changes: &[Ope
         &[
             &column(changes, |one| one.operation.id),
             &column(changes, |one| operations::state_number(one.operation.state)),
-            &column(changes, |one| operations::reason_text(one.operation.reason)),
+            &column(changes, |one| operations::reason_text(one.operation)),
             &column(changes, |one| one.operation.update_time_us),
             &column(changes, |one| one.operation.head.map(|head| head.version)),
             &column(changes, |one| one.operation.head.as_ref().map(|head| head.hash.as_slice())),

@@ -14,6 +14,7 @@ use super::{
 use crate::domain::ledger::{Balance, Balances};
 use crate::domain::operation::Operation;
 use crate::store::operations::{self, metadata_to_text};
+use crate::store::provider_events::{self, WaitingReport};
 
 type Bound<'q> = Query<'q, Sqlite, SqliteArguments>;
 
@@ -98,7 +99,7 @@ async fn write(tx: &mut Tx, writes: &Writes<'_>) -> Result<(), Error> {
     for OperationChange { operation, from, from_state } in &writes.updated {
         let sql = "UPDATE operations SET state = ?, reason = ?, update_time_us = ?, version = ?, hash = ?, attempts = ?, rejected_leg = ?, \
                    captured_amount = ?, balances_after = ?, effective_time_us = ? WHERE id = ? AND version = ? AND state = ?";
-        let query = sqlx::query(sql).bind(operations::state_number(operation.state)).bind(operations::reason_text(operation.reason));
+        let query = sqlx::query(sql).bind(operations::state_number(operation.state)).bind(operations::reason_text(operation).to_owned());
         let head = operation.head.ok_or_else(|| Error::corrupt("an operation without an event"))?;
         let query = query.bind(operation.update_time_us).bind(head.version).bind(head.hash.to_vec()).bind(operation.attempts);
         let query = query.bind(operations::rejected_leg(operation)).bind(operations::captured(operation));
@@ -141,6 +142,11 @@ async fn write(tx: &mut Tx, writes: &Writes<'_>) -> Result<(), Error> {
     })
     .await?;
     Error::expect_rows(writes.balances.len() as u64, changed)?;
+    for one in &writes.reports {
+        let sql = "UPDATE provider_events SET outcome = ?, operation_id = ? WHERE id = ? AND outcome = 0";
+        let query = sqlx::query(sql).bind(provider_events::outcome_number(one.outcome)).bind(one.operation_id).bind(one.event_id);
+        Error::expect_rows(1, query.execute(&mut *tx.connection).await?.rows_affected())?;
+    }
     for one in &writes.dead_letters {
         let query = sqlx::query(super::DEAD_LETTER).bind(one.operation_id).bind(&one.error).bind(one.attempts).bind(one.create_time_us);
         query.execute(&mut *tx.connection).await?;
@@ -160,7 +166,7 @@ async fn insert_operations(tx: &mut Tx, operations: &[&Operation]) -> Result<u64
         let sides = operations::sides(one);
         let query = query
             .bind(operations::state_number(one.state))
-            .bind(operations::reason_text(one.reason))
+            .bind(operations::reason_text(one).to_owned())
             // What moves nothing is not stored: the table refuses NULL.
             .bind(operations::row_amount(one).map(|amount| amount.currency().code().to_owned()))
             .bind(operations::row_amount(one).map(|amount| amount.minor().get()))
@@ -180,7 +186,8 @@ async fn insert_operations(tx: &mut Tx, operations: &[&Operation]) -> Result<u64
             .bind(one.hold.map(|hold| hold.expire_time_us))
             .bind(operations::captured(one))
             .bind(operations::rejected_leg(one));
-        query.bind(one.original_id).bind(one.reversal_id).bind(operations::balances_after(one))
+        let query = query.bind(one.original_id).bind(one.reversal_id).bind(operations::balances_after(one));
+        query.bind(operations::is_external(one)).bind(operations::refunded(one))
     })
     .await
 }
@@ -249,6 +256,11 @@ pub async fn any_expired(tx: &mut Tx, which: ExpiredHolds<'_>) -> Result<bool, E
 fn listed(ids: &[Uuid]) -> String {
     let literals: Vec<String> = ids.iter().map(|id| format!("x'{}'", id.simple())).collect();
     format!("IN ({})", literals.join(", "))
+}
+
+pub async fn waiting_reports(tx: &mut Tx, (provider_id, external_id): (Uuid, &str)) -> Result<Vec<WaitingReport>, Error> {
+    let rows = sqlx::query(provider_events::WAITING).bind(provider_id).bind(external_id).fetch_all(&mut *tx.connection).await?;
+    rows.iter().map(|row| WaitingReport::read(row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?)).collect()
 }
 
 /// The one writer has it.

@@ -1,0 +1,169 @@
+//! Operations that wait for an outside provider are ended as it says. What it reports is stored first, also before its transaction is there; it is applied
+//! by whoever takes the report, or whoever stores the transaction, and by a sweep where neither could.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use backon::{ExponentialBuilder, Retryable as _};
+use lastro_database::Error;
+use lastro_mesh::clock;
+use lastro_proto::reasons::rejections::PROVIDER_FAILED;
+use metrics::counter;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::Settler;
+use super::attempt::{Subject, changed, marks};
+use super::decision::{self, Concluded, Origin, Table};
+use crate::domain::operation::{Operation, State};
+use crate::domain::report::{ReportOutcome, ReportType, Word, outcome_of};
+use crate::store::ledger::{Ledger, Lock, ReportChange, Writes};
+use crate::store::provider_events::{self, WaitingReport};
+
+/// A database that is busy is tried so often.
+const ATTEMPTS: ExponentialBuilder =
+    ExponentialBuilder::new().with_min_delay(Duration::from_millis(10)).with_max_delay(Duration::from_millis(200)).with_max_times(5);
+
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// Reports that one sweep looks at; the next one goes on behind them.
+const SWEEP_MAX: u32 = 1000;
+
+/// Applies what waits and could not be applied when it came, until told to stop.
+pub async fn run(settler: &Settler, stop: CancellationToken) {
+    let mut after = Uuid::nil();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(SWEEP_EVERY) => {}
+        }
+        match settler.sweep_reports(after).await {
+            Ok(looked_to) => after = looked_to,
+            Err(error) => tracing::warn!(%error, "what providers have reported cannot be applied now"),
+        }
+    }
+}
+
+/// Why applying is begun anew, or has failed.
+enum Stop {
+    ElsewhereFirst,
+    Error(Error),
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl Settler {
+    /// Where to go on.
+    async fn sweep_reports(&self, after: Uuid) -> Result<Uuid, Error> {
+        let waiting = provider_events::waiting_after(self.database.writer(), after, SWEEP_MAX).await?;
+        let mut operations: Vec<Uuid> = waiting.iter().filter_map(|(_, operation_id)| *operation_id).collect();
+        operations.sort_unstable();
+        operations.dedup();
+        for operation_id in operations {
+            // One that cannot be applied does not keep the others.
+            if let Err(error) = self.apply_reports(operation_id).await {
+                tracing::error!(%error, operation = %operation_id, "what a provider has reported cannot be applied");
+            }
+        }
+        let is_last = waiting.len() < SWEEP_MAX as usize;
+        Ok(waiting.last().filter(|_| !is_last).map_or(Uuid::nil(), |(event_id, _)| *event_id))
+    }
+
+    /// Applies what was reported of an operation and waits to be applied.
+    pub(super) async fn apply_reports(&self, operation_id: Uuid) -> Result<(), Error> {
+        (|| self.apply_reports_once(operation_id)).retry(ATTEMPTS).sleep(tokio::time::sleep).when(Error::is_transient).await
+    }
+
+    async fn apply_reports_once(&self, operation_id: Uuid) -> Result<(), Error> {
+        loop {
+            match self.attempt_reports(operation_id).await {
+                // A clearing account was full: again, with another one. At most once a stripe.
+                Err(Stop::ElsewhereFirst) => {}
+                Err(Stop::Error(error)) => return Err(error),
+                Ok(outcomes) => {
+                    for outcome in outcomes {
+                        counter!("lastro_provider_events_total", "outcome" => name(outcome)).increment(1);
+                        if outcome == ReportOutcome::Contradicts {
+                            tracing::error!(operation = %operation_id, "a provider reports what contradicts how its transaction has ended");
+                        }
+                    }
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// In one transaction; what became of each report.
+    async fn attempt_reports(&self, operation_id: Uuid) -> Result<Vec<ReportOutcome>, Stop> {
+        let mut ledger = Ledger::begin(&self.database).await?;
+        // The operation before balances, as everybody does. Whoever has it applies its reports.
+        let Some(claimed) = ledger.lock_operations(&[operation_id], Lock::Wait).await?.pop() else {
+            ledger.rollback().await?;
+            return Ok(Vec::new());
+        };
+        let reports = ledger.waiting_reports((claimed.operation.owner_id, &claimed.operation.external_id)).await?;
+        if reports.is_empty() {
+            ledger.rollback().await?;
+            return Ok(Vec::new());
+        }
+        let (_, mut subject) = Subject::new(claimed);
+        let legs = decision::legs(&subject.claimed.operation.movement, operation_id, &self.stripes);
+        let balances = ledger.lock(&decision::accounts(legs.into_iter()), Lock::Wait).await?;
+        let before = marks(&balances);
+        let mut table = Table::new(balances, &self.stripes, clock::now_us());
+        let mut writes = Writes::default();
+        for report in reports {
+            let Some(outcome) = apply(&mut subject.claimed.operation, &report, &mut table, &mut writes)? else { break };
+            writes.reports.push(ReportChange { event_id: report.id, operation_id, outcome });
+        }
+        let outcomes = writes.reports.iter().map(|change| change.outcome).collect();
+        writes.balances = changed(&before, &table.balances);
+        writes.updated = subject.change().into_iter().collect();
+        ledger.commit(&writes).await?;
+        self.committed(&writes);
+        Ok(outcomes)
+    }
+}
+
+/// What a report comes to; None where its operation is not that far yet.
+fn apply(operation: &mut Operation, report: &WaitingReport, table: &mut Table<'_>, writes: &mut Writes<'_>) -> Result<Option<ReportOutcome>, Stop> {
+    if let Some(outcome) = outcome_of(report.report, operation.settlement, operation.state) {
+        return Ok(Some(outcome));
+    }
+    if operation.state != State::Waiting {
+        return Ok(None);
+    }
+    let word = match report.report {
+        ReportType::Failed => Word::Failed(reason(&report.payload)),
+        ReportType::Settled | ReportType::Submitted => Word::Settled,
+    };
+    let origin = Origin { correlation_id: report.correlation_id.clone(), causation_id: Some(report.id), now_us: table.now_us };
+    match decision::conclude(operation, word, &origin, table)? {
+        Concluded::AsSaid(event, postings) => {
+            writes.events.push(event);
+            writes.postings.extend(postings.into_iter().map(|posting| (operation.id, posting)));
+            Ok(Some(ReportOutcome::Applied))
+        }
+        Concluded::Refused(event) => {
+            writes.events.push(event);
+            Ok(Some(ReportOutcome::Contradicts))
+        }
+        Concluded::ElsewhereFirst => Err(Stop::ElsewhereFirst),
+    }
+}
+
+/// Why the provider says that it failed.
+fn reason(payload: &BTreeMap<String, String>) -> Box<str> {
+    payload.get("reason").filter(|reason| !reason.is_empty()).map_or(PROVIDER_FAILED, String::as_str).into()
+}
+
+const fn name(outcome: ReportOutcome) -> &'static str {
+    match outcome {
+        ReportOutcome::Applied => "applied",
+        ReportOutcome::PassedOver => "passed_over",
+        ReportOutcome::Contradicts => "contradicts",
+    }
+}
