@@ -12,6 +12,7 @@ use reqwest::Method as Verb;
 use serde_json::{Value, json};
 
 use crate::World;
+use crate::access::is_for_providers;
 
 /// The routes of REST.
 fn routes() -> impl Iterator<Item = &'static Method> {
@@ -117,7 +118,7 @@ pub async fn every_route_has_one_channel(world: &World) -> Result<()> {
             attempt.refused("a parameter twice, once escaped", &escaped, &[], None, parameter.name).await?;
         }
         let other = "Bearer another";
-        let bearer = format!("Bearer {token}");
+        let bearer = format!("Bearer {}", someone.token);
         let two = attempt.send("", &[("authorization", &bearer), ("authorization", other)], empty()).await?;
         if two.header("server") == "nginx" && two.body["errors"] == json!([]) {
             // nginx refuses it itself, and does not say which header it was.
@@ -180,7 +181,7 @@ pub async fn every_method_has_one_caller_and_one_deadline(world: &World) -> Resu
         anyhow::Ok(answer.headers().get("grpc-status").and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned())
     };
     for method in METHODS.iter().filter(|method| !method.service.starts_with("lastro.internal.")) {
-        let bearer = format!("Bearer {token}");
+        let bearer = format!("Bearer {}", someone.token);
         if method.access != Access::Public {
             let two = call(method, &[("authorization", &bearer), ("authorization", "Bearer another")]).await?;
             assert_eq!(two, "3", "{}: two tokens", method.path);
@@ -216,7 +217,7 @@ fn unknown_field(bytes: usize) -> Vec<u8> {
 /// No message, half a message, one that never ends, the largest and one byte more, 10,000 violations, a deadline of a day: each method says what is
 /// wrong, in few words, and goes on.
 pub async fn every_method_bounds_its_message(world: &World) -> Result<()> {
-    let token = world.server.everybody().await?;
+    let (someone, provider) = (world.server.api().someone().await?, world.server.provider().await?);
     let mut client = reqwest::Client::builder().http2_prior_knowledge();
     if let Some(authority) = &world.server.authority {
         client = client.tls_certs_only([reqwest::Certificate::from_pem(&std::fs::read(authority)?)?]);
@@ -279,8 +280,8 @@ pub async fn every_method_bounds_its_message(world: &World) -> Result<()> {
 /// The same of every route that takes a body.
 pub async fn every_route_bounds_its_body(world: &World) -> Result<()> {
     let api = world.server.api();
-    let (someone, token) = (api.someone().await?, world.server.everybody().await?);
-    let bearer = format!("Bearer {token}");
+    let (someone, provider) = (api.someone().await?, world.server.provider().await?);
+    let bearer = format!("Bearer {}", someone.token);
     // Whoever sends its whole body before it reads, and does not say how long it is, gets the answer all the same.
     let mut client = reqwest::Client::builder().http1_only();
     if let Some(authority) = &world.server.authority {
@@ -301,8 +302,9 @@ pub async fn every_route_bounds_its_body(world: &World) -> Result<()> {
     methods.sort_by_key(|method| method.name == "Logout");
     for method in methods {
         let (verb, path): (Verb, _) = (method.http_method.parse()?, method.http_path.replace("{id}", &someone.id));
+        let bearer = if is_for_providers(method) { &format!("Bearer {}", provider.token) } else { &bearer };
         let send = async |body: String| {
-            let answer = api.send(verb.clone(), &path, &[("authorization", &bearer), ("content-type", "application/json")], Some(body)).await?;
+            let answer = api.send(verb.clone(), &path, &[("authorization", bearer), ("content-type", "application/json")], Some(body)).await?;
             let told = answer.body.to_string();
             anyhow::ensure!(!FOREIGN_WORDS.iter().any(|words| told.contains(words)), "{path}: {told}");
             anyhow::ensure!(told.len() < 12_000, "{path}: {} bytes of an answer", told.len());

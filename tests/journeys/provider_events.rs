@@ -9,24 +9,12 @@ use lastro_proto::transactions::v1::transaction::{Settlement, State, Type};
 use lastro_proto::transactions::v1::transactions_service_client::TransactionsServiceClient;
 use lastro_proto::transactions::v1::{CreateTransactionRequest, GetOperationRequest, IngestEventRequest, provider_event};
 use lastro_proto::r#type::v1::Money;
-use lastro_tests::client::{PASSWORD, Someone};
 use lastro_tests::{Answer, Api};
 use serde_json::{Value, json};
 
 use crate::World;
 use crate::grpc::{channel, with_token};
 use crate::legs::money;
-
-/// A user with the role PROVIDER alone.
-pub async fn provider(world: &World) -> Result<Someone> {
-    let (api, administrator) = (world.server.api(), world.server.administrator().await?);
-    let someone = api.someone().await?;
-    let path = format!("/api/v1/users/{}", someone.id);
-    let promoted = api.json(reqwest::Method::PATCH, &path, Some(&administrator), &[], Some(json!({ "roles": ["PROVIDER"] }))).await?;
-    anyhow::ensure!(promoted.status == 200, "{promoted:?}");
-    let login = api.post("/api/v1/auth/login", None, json!({ "email": someone.email, "password": PASSWORD })).await?;
-    Ok(Someone { token: login.text("accessToken")?, ..someone })
-}
 
 pub fn external_deposit(key: &str, to: &str, amount: &str) -> Value {
     json!({ "externalId": key, "type": "DEPOSIT", "destinationAccountId": to, "amount": money("BRL", amount), "settlement": "EXTERNAL" })
@@ -50,7 +38,7 @@ fn event(event_type: &str, applied: bool, contradicts: bool) -> (String, bool, b
 }
 
 pub async fn a_provider_settles_deposits(world: &World) -> Result<()> {
-    let (api, provider, ana) = (world.server.api(), provider(world).await?, world.server.api().someone().await?);
+    let (api, provider, ana) = (world.server.api(), world.server.provider().await?, world.server.api().someone().await?);
     let to = api.account(&ana.token, "BRL").await?;
     let made = api.transact(&provider.token, external_deposit("d1", &to, "10.00")).await;
     // Nobody reports anything: it waits as long as it was asked to.
@@ -94,7 +82,7 @@ pub async fn a_provider_settles_deposits(world: &World) -> Result<()> {
 }
 
 pub async fn events_may_come_first(world: &World) -> Result<()> {
-    let (api, provider, ana) = (world.server.api(), provider(world).await?, world.server.api().someone().await?);
+    let (api, provider, ana) = (world.server.api(), world.server.provider().await?, world.server.api().someone().await?);
     let to = api.account(&ana.token, "BRL").await?;
     let first = report(&api, &provider.token, "early", "SETTLED", json!({})).await?;
     assert_eq!((first.status, &first.body["state"], &first.body["transactionId"]), (202, &json!("PENDING"), &json!("")), "{first:?}");
@@ -132,7 +120,7 @@ pub async fn events_may_come_first(world: &World) -> Result<()> {
 }
 
 pub async fn who_reports_what(world: &World) -> Result<()> {
-    let (api, provider, other) = (world.server.api(), provider(world).await?, provider(world).await?);
+    let (api, provider, other) = (world.server.api(), world.server.provider().await?, world.server.provider().await?);
     let (ana, administrator) = (api.someone().await?, world.server.administrator().await?);
     let to = api.account(&ana.token, "BRL").await?;
     api.post("/api/v1/transactions", Some(&provider.token), external_deposit("mine", &to, "1.00")).await?;
@@ -187,7 +175,7 @@ pub async fn who_reports_what(world: &World) -> Result<()> {
 
 /// Whoever waits, at whichever replica, has the outcome soon after it was reported, long before its time is over.
 pub async fn news_reaches_whoever_waits(world: &World) -> Result<()> {
-    let (api, provider, ana) = (world.server.api(), provider(world).await?, world.server.api().someone().await?);
+    let (api, provider, ana) = (world.server.api(), world.server.provider().await?, world.server.api().someone().await?);
     let to = api.account(&ana.token, "BRL").await?;
     let wait = |number: usize| {
         let (api, provider, to) = (api.clone(), &provider, &to);
@@ -216,7 +204,7 @@ pub async fn news_reaches_whoever_waits(world: &World) -> Result<()> {
 }
 
 pub async fn provider_events_over_grpc(world: &World) -> Result<()> {
-    let (api, provider, ana) = (world.server.api(), provider(world).await?, world.server.api().someone().await?);
+    let (api, provider, ana) = (world.server.api(), world.server.provider().await?, world.server.api().someone().await?);
     let to = api.account(&ana.token, "BRL").await?;
     let deposit = CreateTransactionRequest {
         external_id: "g/1".to_owned(),

@@ -4,10 +4,11 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 use crate::Api;
+use crate::client::{PASSWORD, Someone};
 
 /// The addresses of a mesh, and what a client needs to know.
 #[derive(Debug, Clone)]
@@ -71,16 +72,15 @@ impl Front {
         login.body["accessToken"].as_str().map(str::to_owned).with_context(|| format!("the administrator cannot log in: {login:?}"))
     }
 
-    /// The token of a user that has every role, and so every permission.
-    pub async fn everybody(&self) -> Result<String> {
+    /// A user with the role PROVIDER alone.
+    pub async fn provider(&self) -> Result<Someone> {
         let (api, administrator) = (self.api(), self.administrator().await?);
         let someone = api.someone().await?;
-        let roles = serde_json::json!({ "roles": ["USER", "ADMIN", "PROVIDER"] });
-        let path = format!("/api/v1/users/{}", someone.id);
+        let (path, roles) = (format!("/api/v1/users/{}", someone.id), json!({ "roles": ["PROVIDER"] }));
         let promoted = api.json(reqwest::Method::PATCH, &path, Some(&administrator), &[], Some(roles)).await?;
         anyhow::ensure!(promoted.status == 200, "{promoted:?}");
-        let credentials = serde_json::json!({ "email": someone.email, "password": crate::client::PASSWORD });
-        api.post("/api/v1/auth/login", None, credentials).await?.text("accessToken")
+        let login = api.post("/api/v1/auth/login", None, json!({ "email": someone.email, "password": PASSWORD })).await?;
+        Ok(Someone { token: login.text("accessToken")?, ..someone })
     }
 
     /// `host:port` of gRPC.
