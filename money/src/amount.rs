@@ -116,12 +116,12 @@ pub fn format(minor: Minor, currency: Currency) -> String {
 
 /// Splits an amount by weights so that the parts sum to it exactly: the largest-remainder method (Hamilton), ties to the first.
 /// None when there is no weight, all are zero, or the sum of weights overflows.
-pub fn allocate(minor: Minor, weights: &[u32]) -> Option<Vec<Minor>> {
+pub fn allocate(minor: Minor, weights: &[u64]) -> Option<Vec<Minor>> {
     let total: i128 = weights.iter().map(|weight| i128::from(*weight)).sum();
     if total == 0 {
         return None;
     }
-    let share = |weight: &u32| i128::from(minor.get()).checked_mul(i128::from(*weight));
+    let share = |weight: &u64| i128::from(minor.get()).checked_mul(i128::from(*weight));
     let mut parts = Vec::with_capacity(weights.len());
     let mut remainders = Vec::with_capacity(weights.len());
     for (index, weight) in weights.iter().enumerate() {
@@ -198,7 +198,7 @@ mod tests {
         }
 
         #[test]
-        fn parts_sum_to_the_whole(minor: i64, weights in prop::collection::vec(0_u32..1000, 1..20)) {
+        fn parts_sum_to_the_whole(minor: i64, weights in prop::collection::vec(0_u64..1000, 1..20)) {
             prop_assume!(weights.iter().any(|weight| *weight > 0));
             let parts = allocate(Minor::new(minor), &weights).expect("weights are not all zero");
             prop_assert_eq!(parts.iter().map(|part| i128::from(part.get())).sum::<i128>(), i128::from(minor));

@@ -118,7 +118,7 @@ pub async fn every_route_has_one_channel(world: &World) -> Result<()> {
             attempt.refused("a parameter twice, once escaped", &escaped, &[], None, parameter.name).await?;
         }
         let other = "Bearer another";
-        let bearer = format!("Bearer {}", someone.token);
+        let bearer = format!("Bearer {token}");
         let two = attempt.send("", &[("authorization", &bearer), ("authorization", other)], empty()).await?;
         if two.header("server") == "nginx" && two.body["errors"] == json!([]) {
             // nginx refuses it itself, and does not say which header it was.
@@ -181,7 +181,7 @@ pub async fn every_method_has_one_caller_and_one_deadline(world: &World) -> Resu
         anyhow::Ok(answer.headers().get("grpc-status").and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned())
     };
     for method in METHODS.iter().filter(|method| !method.service.starts_with("lastro.internal.")) {
-        let bearer = format!("Bearer {}", someone.token);
+        let bearer = format!("Bearer {token}");
         if method.access != Access::Public {
             let two = call(method, &[("authorization", &bearer), ("authorization", "Bearer another")]).await?;
             assert_eq!(two, "3", "{}: two tokens", method.path);
@@ -224,7 +224,10 @@ pub async fn every_method_bounds_its_message(world: &World) -> Result<()> {
     }
     let client = client.build()?;
     let call = async |method: &Method, timeout: &str, body: reqwest::Body| {
-        let request = client.post(format!("{}{}", world.server.grpc, method.path)).header("content-type", "application/grpc").bearer_auth(&token);
+        let request = client
+            .post(format!("{}{}", world.server.grpc, method.path))
+            .header("content-type", "application/grpc")
+            .bearer_auth(if is_for_providers(method) { &provider.token } else { &someone.token });
         let answer = request.header("te", "trailers").header("grpc-timeout", timeout).body(body).send().await?;
         let headers: usize = answer.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
         anyhow::ensure!(headers < 16_000, "{}: {headers} bytes of headers", method.path);
@@ -296,7 +299,7 @@ pub async fn every_route_bounds_its_body(world: &World) -> Result<()> {
         assert_eq!(sent.body(body).send().await?.status(), status);
     }
     let metadata: serde_json::Map<String, Value> = (0..10_000).map(|number| (number.to_string(), json!("\0"))).collect();
-    let answer = api.transact(&token, json!({ "type": "TRANSFER", "metadata": metadata })).await?;
+    let answer = api.transact(&someone.token, json!({ "type": "TRANSFER", "metadata": metadata })).await?;
     assert_eq!((answer.status, answer.body["errors"].as_array().map(Vec::len)), (400, Some(20)), "10,000 violations");
     let mut methods: Vec<_> = routes().filter(|method| method.takes_body).collect();
     methods.sort_by_key(|method| method.name == "Logout");
