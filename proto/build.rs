@@ -358,7 +358,7 @@ fn write_methods(pool: &DescriptorPool, out: &Path) -> Result<()> {
             writeln!(
                 table,
                 "    Method {{ service: {:?}, name: {:?}, path: \"/{}/{}\", access: {access}, http_method: {http_method:?}, http_path: {http_path:?}, \
-                 success: Success::{}, takes_idempotency_key: {}, takes_wait: {}, reasons: &{:?}, streams: {}, retry_safe: {retry_safe}, \
+                 success: Success::{}, takes_idempotency_key: {}, takes_wait: {}, waits_outside: {}, reasons: &{:?}, streams: {}, retry_safe: {retry_safe}, \
                  takes_body: {}, path_fields: &{path_fields:?}, query: &[{query}], input: {:?}, class: Class::{class}, \
                  request_bytes_max: {}, body_bytes_max: {} }},",
                 service.full_name(),
@@ -368,6 +368,7 @@ fn write_methods(pool: &DescriptorPool, out: &Path) -> Result<()> {
                 rest.success_variant(),
                 rest.takes_idempotency_key,
                 rest.takes_wait,
+                rest.waits_outside,
                 rest.reasons,
                 method.is_server_streaming(),
                 !body.is_empty(),

@@ -169,7 +169,8 @@ impl Schemas {
             all.insert(self.names[message.full_name()].clone(), schema);
         }
         for one in &self.enums {
-            let (name, taken) = (&self.names[one.full_name()], self.enums.iter().filter(|other| other.full_name() != one.full_name()));
+            let size = |one: &EnumDescriptor| (one.values().len(), one.full_name().to_owned());
+            let (name, taken) = (&self.names[one.full_name()], self.enums.iter().filter(|other| size(other) > size(one)));
             all.insert(name.clone(), of_enum(one, name, taken));
         }
         Ok(all)
@@ -258,13 +259,13 @@ fn example(message: &MessageDescriptor, path: &str) -> Option<Json> {
     (!fields.is_empty()).then_some(Json::Object(fields))
 }
 
-/// Generated clients may have one name for each value of all enums: a value that another enum has as well is told apart by the name of its enum.
-fn of_enum<'a>(one: &EnumDescriptor, enum_name: &str, others: impl Iterator<Item = &'a EnumDescriptor>) -> Json {
+/// Generated clients may have one name for each value of all enums: a value that a larger enum has as well is told apart by the name of its enum.
+fn of_enum<'a>(one: &EnumDescriptor, enum_name: &str, larger: impl Iterator<Item = &'a EnumDescriptor>) -> Json {
     let file = one.parent_file();
     let of = |path: &[i32]| comment(file.file_descriptor_proto(), path).unwrap_or_default();
     let values: Vec<String> = one.values().map(|value| format!("`{}`: {}", value.name(), of(value.path()))).collect();
     let names: Vec<String> = one.values().map(|value| value.name().to_owned()).collect();
-    let taken: BTreeSet<String> = others.flat_map(|other| other.values().map(|value| value.name().to_owned()).collect::<Vec<_>>()).collect();
+    let taken: BTreeSet<String> = larger.flat_map(|other| other.values().map(|value| value.name().to_owned()).collect::<Vec<_>>()).collect();
     let in_clients = |name: &String| if taken.contains(name) { format!("{}_{name}", screaming(enum_name)) } else { name.clone() };
     let in_clients: Vec<String> = names.iter().map(in_clients).collect();
     let mut schema = json!({ "type": "string", "enum": names });

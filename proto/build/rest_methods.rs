@@ -19,6 +19,7 @@ pub struct Rest {
     pub location: String,
     pub takes_idempotency_key: bool,
     pub takes_wait: bool,
+    pub waits_outside: bool,
     pub reasons: Vec<String>,
 }
 
@@ -34,6 +35,7 @@ impl Rest {
             location: value("location").and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default(),
             takes_idempotency_key: is("takes_idempotency_key"),
             takes_wait: is("takes_wait"),
+            waits_outside: is("waits_outside"),
             reasons: listed.as_ref().and_then(Value::as_list).into_iter().flatten().filter_map(|one| one.as_str().map(str::to_owned)).collect(),
         }
     }

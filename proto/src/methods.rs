@@ -24,6 +24,8 @@ pub struct Method {
     pub takes_idempotency_key: bool,
     /// Whether the header `Prefer` may say for how long to wait.
     pub takes_wait: bool,
+    /// Whether somebody outside is waited for in the call.
+    pub waits_outside: bool,
     /// The reasons that it may be refused for, beside those that every call may be.
     pub reasons: &'static [&'static str],
     /// Whether it answers again and again.

@@ -52,6 +52,20 @@ lastro_mesh::reasons! {
     ALREADY_REVERSED: FailedPrecondition, 409, Caller, "The transaction is reversed already";
     /// One member of an atomic batch is refused, and with it all: the metadata has its `index` and its `reason`.
     BATCH_REFUSED: FailedPrecondition, 422, Caller, "A transaction of the batch is refused, and with it the batch";
+    /// There is no such payment, or it is somebody else's.
+    PAYMENT_NOT_FOUND: NotFound, 404, Caller, "There is no such payment";
+    /// The payment is another user's to refund, or the caller's own.
+    REFUND_NOT_YOURS: PermissionDenied, 403, Caller, "The payment is not yours to refund";
+    /// The payment was declined, or its outcome is not known yet.
+    PAYMENT_NOT_CAPTURED: FailedPrecondition, 409, Caller, "The payment has moved no money";
+    /// More than what is left of the payment.
+    REFUND_TOO_MUCH: FailedPrecondition, 409, Caller, "More than what is left of the payment";
+    /// The payment provider does not pay it back.
+    REFUND_DECLINED: FailedPrecondition, 409, Operator, "The payment provider declined the refund";
+    /// An account has less than what it would give back.
+    INSUFFICIENT_FUNDS: FailedPrecondition, 409, Caller, "An account has not enough money";
+    /// An account that would give something back is frozen.
+    ACCOUNT_FROZEN: FailedPrecondition, 409, Operator, "The account is frozen";
     /// No provider's transaction or event has the key.
     OPERATION_NOT_FOUND: NotFound, 404, Caller, "There is no such operation";
     /// The transaction with the key is settled by the ledger alone.
@@ -82,6 +96,8 @@ pub mod rejections {
     pub const ACCOUNT_CLOSED: &str = "ACCOUNT_CLOSED";
     /// The source account is frozen.
     pub const ACCOUNT_FROZEN: &str = "ACCOUNT_FROZEN";
+    /// The payment provider has declined a charge, and not said why.
+    pub const PAYMENT_DECLINED: &str = "PAYMENT_DECLINED";
     /// The provider that was to settle it has reported that it failed, and not why.
     pub const PROVIDER_FAILED: &str = "PROVIDER_FAILED";
     /// Those of the ledger's own rules. What a provider gives as its reason is any text.

@@ -22,6 +22,7 @@ mod ledger;
 mod legs;
 mod meaning;
 mod model;
+mod payments;
 mod pipeline;
 mod pipelined;
 mod poison;
@@ -43,7 +44,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use anyhow::Result;
-use lastro_tests::{Front, Postgres, Redis, Server, Stack, stack};
+use lastro_tests::{Front, PaymentProvider, Postgres, Redis, Server, Stack, stack};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 /// What Lastro runs on and as.
@@ -71,15 +72,15 @@ pub struct World {
 
 /// Held until the end.
 enum Processes {
-    One { _server: Server, _stores: Option<(Postgres, Redis)> },
-    Many(Stack),
+    One { _server: Server, _stores: Option<(Postgres, Redis, PaymentProvider)> },
+    Many(Stack, #[allow(dead_code, reason = "held until the end")] PaymentProvider),
 }
 
 impl World {
     /// The stack, for journeys that look at more than its front.
     pub fn stack(&self) -> &Stack {
         match &self.processes {
-            Processes::Many(stack) => stack,
+            Processes::Many(stack, _) => stack,
             Processes::One { .. } => panic!("this journey is for the stack"),
         }
     }
@@ -93,13 +94,16 @@ impl World {
                 (server.front(), None, Processes::One { _server: server, _stores: None })
             }
             Kind::Production => {
-                let (postgres, redis) = (Postgres::start()?, Redis::start()?);
-                let server = Server::start(&data, &["--database-url", &postgres.url(), "--redis-url", &redis.url()])?;
-                (server.front(), Some(postgres.url()), Processes::One { _server: server, _stores: Some((postgres, redis)) })
+                let (postgres, redis, provider) = (Postgres::start()?, Redis::start()?, PaymentProvider::start()?);
+                let stores = ["--database-url", &postgres.url(), "--redis-url", &redis.url()];
+                let server = Server::start(&data, &[&stores[..], &["--payment-provider", &provider.url]].concat())?;
+                (server.front(), Some(postgres.url()), Processes::One { _server: server, _stores: Some((postgres, redis, provider)) })
             }
             Kind::Stack => {
-                let stack = Stack::start(stack::Options::default())?;
-                (stack.front(), Some(stack.postgres.url()), Processes::Many(stack))
+                let provider = PaymentProvider::start()?;
+                let options = stack::Options { payment_provider: Some(provider.url.clone()), ..stack::Options::default() };
+                let stack = Stack::start(options)?;
+                (stack.front(), Some(stack.postgres.url()), Processes::Many(stack, provider))
             }
         };
         Ok(Self { server, postgres, data, processes, _folder: folder })
@@ -183,6 +187,8 @@ fn main() {
         meaning: every_route_has_one_channel, every_method_has_one_caller_and_one_deadline, every_method_bounds_its_message,
             every_route_bounds_its_body, what_stands_beside_a_transfer_changes_nothing,
             a_key_is_honoured_wherever_something_is_created, pages_end_by_bytes;
+        payments: an_account_pays_and_gets_back, a_card_pays, cards_get_back, who_may_refund, fifty_refunds_at_once, several_payments_of_one_order,
+            bad_payments_are_named, payments_over_grpc;
         poison: one_bad_member_of_a_batch_is_parked;
         rest: problems_and_statuses, limits_of_the_edge, texts_and_nulls, cross_origin_requests, openapi_and_reference;
         sessions: refresh_rotates, reused_refresh_token_ends_the_session, the_last_traded_refresh_token_may_come_again,
@@ -205,6 +211,7 @@ fn main() {
     trials.extend(bus::trials());
     trials.extend(pipelined::trials());
     trials.extend(abuse::trials());
+    trials.extend(payments::trials());
     trials.extend(pipeline::trials());
     trials.extend(revocations::trials());
     trials.extend(stores::trials());

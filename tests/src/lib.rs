@@ -3,6 +3,7 @@
 
 pub mod client;
 pub mod front;
+pub mod payment_provider;
 pub mod postgres;
 pub mod reader;
 pub mod redis;
@@ -16,6 +17,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 pub use client::{Answer, Api};
 pub use front::Front;
+pub use payment_provider::PaymentProvider;
 pub use postgres::Postgres;
 pub use redis::Redis;
 pub use server::Server;

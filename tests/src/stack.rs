@@ -33,11 +33,13 @@ pub struct Options {
     pub registrations_limited: bool,
     /// Flags that every service gets.
     pub flags: Vec<String>,
+    /// The URL of the payment provider, if there is one.
+    pub payment_provider: Option<String>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { reflection: true, rate_per_second: 100_000, registrations_limited: false, flags: Vec::new() }
+        Self { reflection: true, rate_per_second: 100_000, registrations_limited: false, flags: Vec::new(), payment_provider: None }
     }
 }
 
@@ -309,6 +311,9 @@ impl Stack {
         let mut command = Command::new(binary()?);
         if !self.options.registrations_limited {
             command.envs(MANY_REGISTRATIONS);
+        }
+        if let Some(url) = &self.options.payment_provider {
+            command.env("LASTRO_PAYMENT_PROVIDER", url);
         }
         let service = self.services.iter().find(|service| service.name == process.service).context("a service of the list")?;
         let listens = if service.name == GATEWAY { "--rest" } else { "--grpc" };

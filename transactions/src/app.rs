@@ -7,11 +7,15 @@ pub mod create_account;
 pub mod create_transaction;
 pub mod get_account;
 pub mod get_operation;
+pub mod get_payment;
 pub mod get_transaction;
 pub mod ingest_event;
 pub mod list_accounts;
 pub mod list_transaction_events;
 pub mod list_transactions;
+pub mod process_payment;
+pub mod provider_calls;
+pub mod refund_payment;
 pub mod resolve_hold;
 pub mod reverse_transaction;
 mod submit;
@@ -45,6 +49,8 @@ use crate::changes::Changes;
 use crate::domain::account::Account;
 use crate::domain::operation::Operation;
 use crate::pipeline::Pipeline;
+use crate::provider::{HttpProvider, Provider};
+use crate::settings::PaymentProvider;
 use crate::store::accounts::AccountWithBalance;
 use crate::{Error, Settings, store};
 
@@ -79,6 +85,8 @@ pub struct App {
     pub(crate) revoked: Revocations,
     pub(crate) pipeline: Pipeline,
     pub(crate) settings: Settings,
+    /// Who charges cards; None where cards are not taken.
+    pub(crate) provider: Option<Provider>,
     /// Places for calls that wait for an outcome.
     pub(crate) waiting: Semaphore,
     /// The turns of each user at long pages, which cost more than anything else that one may ask for.
@@ -107,7 +115,9 @@ impl App {
         settings: Settings,
     ) -> Result<Self, Error> {
         revoked.insert(store::users::revoked(database.reader(), clock::now_s()).await?);
+        let provider = provider(&settings.payment_provider, database.is_postgres())?;
         Ok(Self {
+            provider,
             pipeline: Pipeline::new(database.clone(), bus.clone()),
             customers: IdentityServiceClient::new(customers),
             account_loader: store::accounts::loader(&database),
@@ -178,6 +188,26 @@ impl App {
 
     fn note_cleared(&self, currency: Currency) {
         self.cleared.lock().unwrap_or_else(PoisonError::into_inner).insert(currency);
+    }
+}
+
+/// Who charges cards.
+fn provider(setting: &PaymentProvider, is_postgres: bool) -> Result<Option<Provider>, Error> {
+    match setting {
+        PaymentProvider::Nobody => Ok(None),
+        PaymentProvider::ByDatabase if is_postgres => Ok(None),
+        PaymentProvider::ByDatabase => Ok(Some(Provider::sandbox())),
+        PaymentProvider::Sandbox => {
+            tracing::warn!("the payment provider is the sandbox: cards are approved by their tokens, and no money moves");
+            Ok(Some(Provider::sandbox()))
+        }
+        PaymentProvider::Http { url, secret } => {
+            if url.is_in_the_clear() {
+                tracing::warn!("the payment provider is asked over http://: what is sent to it, and its secret, can be read on the way");
+            }
+            let provider = HttpProvider::new(url, secret.clone());
+            Ok(Some(Provider::http(provider.map_err(lastro_database::Error::corrupt)?)))
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use crate::domain::ledger::Posting;
-use crate::domain::operation::{Settlement, State, Type};
+use crate::domain::operation::{self, Operation, OperationLeg, Party, Settlement, State, Type};
 use crate::domain::rejection::Reason;
 use crate::domain::report::ReportType;
 use crate::domain::submission::{Leg, Movement, Submission};
@@ -46,6 +46,45 @@ pub fn submitted(submission: &Submission, owner_id: Uuid, original_id: Option<Uu
     };
     let hash = Sha256::digest(submitted.encode_to_vec()).into();
     (encode(Event::Submitted(submitted)), hash)
+}
+
+/// The same of an operation as it stands, for what nobody submitted as such: payments and refunds.
+pub fn submitted_of(operation: &Operation) -> Vec<u8> {
+    let leg = |leg: &OperationLeg| {
+        let account = |party: Option<Party>| party.map(|party| party.account_id);
+        let (source, destination) = (account(leg.source), account(leg.destination));
+        leg_to_wire(&Leg { source, destination, amount: leg.amount, description: leg.description.clone() })
+    };
+    let (single, legs) = match &operation.movement {
+        operation::Movement::Single(single) => (leg(single), Vec::new()),
+        operation::Movement::Legs(legs) => (wire::Leg::default(), legs.iter().map(leg).collect()),
+    };
+    encode(Event::Submitted(wire::Submitted {
+        owner_id: operation.owner_id.to_string(),
+        external_id: operation.external_id.clone(),
+        r#type: type_to_wire(operation.kind) as i32,
+        source_account_id: single.source_account_id,
+        destination_account_id: single.destination_account_id,
+        currency_code: single.currency_code,
+        amount_minor: single.amount_minor,
+        external: operation.settlement == Settlement::External,
+        hold: operation.hold.is_some(),
+        original_id: text(operation.original_id),
+        legs,
+        ..wire::Submitted::default()
+    }))
+}
+
+/// The hash by which a repeated payment is told from another one for the same order. Which card is to pay is in it, and in no event.
+pub fn payment_hash(submitted: &[u8], card_token: Option<&str>) -> [u8; 32] {
+    let token = card_token.map(|token| Sha256::digest(token).to_vec()).unwrap_or_default();
+    Sha256::digest([submitted, token.as_slice()].concat()).into()
+}
+
+/// The hash by which a repeated refund is told from a reused key.
+pub fn refund_hash(payment_id: Uuid, amount: Option<Amount>) -> [u8; 32] {
+    let amount = amount.map(|amount| format!("{}:{}", amount.currency().code(), amount.minor().get())).unwrap_or_default();
+    Sha256::digest(format!("refund:{payment_id}:{amount}")).into()
 }
 
 fn leg_to_wire(leg: &Leg) -> wire::Leg {
@@ -132,9 +171,9 @@ pub fn authorized(expire_time_us: i64) -> Vec<u8> {
     encode(Event::Authorized(wire::Authorized { expire_time_us }))
 }
 
-/// The hold was given up.
-pub fn voided(resolution: Resolution) -> Vec<u8> {
-    encode(Event::Voided(wire::Voided { resolution: Some(resolution.into_wire()) }))
+/// The hold was given up, by this call; or by the payment provider, which declined what it was for.
+pub fn voided(resolution: Option<Resolution>) -> Vec<u8> {
+    encode(Event::Voided(wire::Voided { resolution: resolution.map(Resolution::into_wire) }))
 }
 
 /// The hold ran out.

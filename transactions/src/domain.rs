@@ -3,6 +3,7 @@
 pub mod account;
 pub mod ledger;
 pub mod operation;
+pub mod payment;
 pub mod rejection;
 pub mod report;
 pub mod submission;

@@ -45,7 +45,10 @@ pub enum Error {
     #[error("there is no such transaction")]
     TransactionNotFound,
     /// The hold may be seen, and neither captured nor voided.
-    #[error("only who submitted a hold captures it; who owns every account that it would credit, and administrators, void it too")]
+    #[error(
+        "only who submitted a hold captures it; who owns every account that it would credit, and administrators, void it too; \
+             what is held for a refund, the payment provider's answer ends"
+    )]
     HoldNotYours,
     /// It is no hold, or not authorized yet, or rejected.
     #[error("the transaction is no authorized hold")]
@@ -68,6 +71,27 @@ pub enum Error {
     /// Another reversal of it was accepted.
     #[error("the transaction is reversed already")]
     AlreadyReversed,
+    /// No such payment, or somebody else's.
+    #[error("there is no such payment")]
+    PaymentNotFound,
+    /// The payment may be seen, and not be refunded.
+    #[error("only who owns every account that the refund would debit, or an administrator, refunds a payment; its payer does not")]
+    RefundNotYours,
+    /// There is nothing to give back.
+    #[error("the payment has moved no money: it is {0}")]
+    PaymentNotCaptured(&'static str),
+    /// More than is left.
+    #[error("at most {0} is left of the payment")]
+    RefundTooMuch(lastro_money::Amount),
+    /// The ledger refuses the refund.
+    #[error("the refund is refused: {}", .0.name())]
+    RefundRefused(Rejection),
+    /// The provider refuses the refund.
+    #[error("the payment provider declined the refund: {0}")]
+    RefundDeclined(Box<str>),
+    /// No payment provider is set up.
+    #[error("cards are not taken here: the operator has set up no payment provider")]
+    NoPaymentProvider,
     /// No operation of this provider has the key.
     #[error("nothing was reported under this key, and no transaction has it")]
     OperationNotFound,
@@ -117,6 +141,8 @@ impl From<Refused> for Error {
             Refused::AlreadyReversed => Self::AlreadyReversed,
             Refused::HoldExpired => Self::HoldExpired,
             Refused::NotCaptured(reason) => Self::NotCaptured(reason),
+            // Told by whoever asked for a refund, who knows its currency.
+            Refused::RefundTooMuch { .. } => Self::LedgerUnavailable,
             Refused::Together { index, culprit } => batch_refused_for(index, culprit).into(),
         }
     }
@@ -186,6 +212,16 @@ impl From<Error> for Problem {
             Error::ReversalNotYours => Self::new(&reasons::REVERSAL_NOT_YOURS, text),
             Error::NotReversible => Self::new(&reasons::NOT_REVERSIBLE, text),
             Error::AlreadyReversed => Self::new(&reasons::ALREADY_REVERSED, text),
+            Error::PaymentNotFound => Self::new(&reasons::PAYMENT_NOT_FOUND, text),
+            Error::RefundNotYours => Self::new(&reasons::REFUND_NOT_YOURS, text),
+            Error::PaymentNotCaptured(_) => Self::new(&reasons::PAYMENT_NOT_CAPTURED, text),
+            Error::RefundTooMuch(_) => Self { fields: vec![Violation::new("amount", text.clone())], ..Self::new(&reasons::REFUND_TOO_MUCH, text) },
+            Error::RefundRefused(Rejection::InsufficientFunds) => Self::new(&reasons::INSUFFICIENT_FUNDS, text),
+            Error::RefundRefused(Rejection::AccountFrozen) => Self::new(&reasons::ACCOUNT_FROZEN, text),
+            Error::RefundRefused(Rejection::AccountClosed) => Self::new(&reasons::ACCOUNT_CLOSED, text),
+            Error::RefundRefused(Rejection::BalanceOverflow) => Self::new(&reasons::BALANCE_OVERFLOW, text),
+            Error::RefundDeclined(_) => Self::new(&reasons::REFUND_DECLINED, text),
+            Error::NoPaymentProvider => Self::new(&reasons::NOT_OFFERED, text),
             Error::OperationNotFound => Self::new(&reasons::OPERATION_NOT_FOUND, text),
             Error::OperationNotExternal => Self::new(&reasons::OPERATION_NOT_EXTERNAL, text),
             Error::TooManyEvents(_) => Self::new(&reasons::TOO_MANY_EVENTS, text),

@@ -3,6 +3,7 @@
 mod accounts;
 mod operations;
 mod owners;
+mod payments;
 mod transaction;
 mod transactions;
 
@@ -12,6 +13,7 @@ use lastro_money::{Currency, Minor};
 use lastro_proto::internal::transactions::v1::owners_service_server::OwnersServiceServer;
 use lastro_proto::transactions::v1::accounts_service_server::AccountsServiceServer;
 use lastro_proto::transactions::v1::operations_service_server::OperationsServiceServer;
+use lastro_proto::transactions::v1::payments_service_server::PaymentsServiceServer;
 use lastro_proto::transactions::v1::transactions_service_server::TransactionsServiceServer;
 use lastro_proto::r#type::v1::Money;
 use tonic::service::Routes;
@@ -21,6 +23,7 @@ use crate::app::App;
 pub fn public_routes(app: &Arc<App>) -> Routes {
     Routes::new(AccountsServiceServer::new(accounts::Accounts(app.clone())))
         .add_service(TransactionsServiceServer::new(transactions::Transactions(app.clone())))
+        .add_service(PaymentsServiceServer::new(payments::Payments(app.clone())))
         .add_service(OperationsServiceServer::new(operations::Operations(app.clone())))
 }
 

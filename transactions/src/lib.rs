@@ -11,6 +11,7 @@ mod grpc;
 mod jobs;
 mod migrations;
 mod pipeline;
+mod provider;
 mod settings;
 mod store;
 
@@ -62,6 +63,7 @@ async fn start(given: Given) -> anyhow::Result<Running> {
         Job::helping("worker", &app, |app, stop| async move { app.pipeline.run_worker(stop).await }),
         Job::helping("expiry of holds", &app, |app, stop| async move { app.pipeline.run_expiry(stop).await }),
         Job::helping("events of providers", &app, |app, stop| async move { app.pipeline.run_reports(stop).await }),
+        Job::helping("calls to the payment provider", &app, |app, stop| async move { app::provider_calls::run(&app, stop).await }),
         Job::essential("revocations", &app, |app, stop| async move { jobs::keep_learning(&app, stop).await }),
         Job::helping("changes for other replicas", &app, |app, stop| async move { app.changes().keep_announcing(stop).await }),
         Job::essential("changes by other replicas", &app, |app, stop| async move { app.changes().keep_hearing(&app.database, stop).await }),

@@ -27,14 +27,16 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use self::expiry::StuckHolds;
-pub use self::job::{Accepted, Culprit, NewOperation, NewResolution, Refused, Verb, answer_of_all};
+pub use self::job::{Accepted, Culprit, NewOperation, NewResolution, Purpose, Refused, Verb, answer_of_all};
 use self::job::{Job, Work};
 use self::known_keys::{KnownKeys, Lookup};
 use self::stripes::Stripes;
 use crate::EVENTS;
 use crate::changes::Changes;
+use crate::provider::Answer;
 use crate::store::ledger::Writes;
 use crate::store::operations;
+use crate::store::provider_calls::Call;
 
 /// Jobs to a batch; what exceeds it waits for the next one.
 const BATCH_MAX: usize = 512;
@@ -197,6 +199,11 @@ impl Pipeline {
     /// Applies what a provider has reported of an operation, and was not applied yet.
     pub async fn apply_reports(&self, operation_id: Uuid) -> Result<(), Error> {
         self.settler.apply_reports(operation_id).await
+    }
+
+    /// Ends what a payment provider was asked for, as it has answered. False where that is not to be ended yet.
+    pub async fn conclude_call(&self, call: &Call, answer: &Answer) -> Result<bool, Error> {
+        self.settler.conclude_call(call, answer).await
     }
 
     /// Applies what providers have reported, and whoever took it could not apply, until told to stop.

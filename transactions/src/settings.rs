@@ -1,21 +1,40 @@
 //! What an operator may set of transactions.
 
+use std::path::PathBuf;
+
 use clap::Args;
 use lastro_mesh::config::{Problems, Setting};
 use lastro_money::Minor;
 use lastro_service::ReadSettings;
+
+use crate::provider::Url;
 
 /// What an operator may change.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// What one transaction moves at most, in minor units of its currency.
     pub amount_minor_max: Minor,
+    /// Who charges cards.
+    pub payment_provider: PaymentProvider,
+}
+
+/// Who charges cards.
+#[derive(Debug, Clone)]
+pub enum PaymentProvider {
+    /// Nothing was said: the sandbox with the embedded database, which is for trying things out, and nobody elsewhere.
+    ByDatabase,
+    /// Nobody: cards are not taken.
+    Nobody,
+    /// The sandbox, which moves no money.
+    Sandbox,
+    /// A provider that speaks HTTP, and the secret that it knows us by.
+    Http { url: Url, secret: Option<String> },
 }
 
 impl Default for Settings {
     /// 10^15: ten million million of a currency with two digits. Far above what anybody pays, and far below what fills a balance of 64 bits.
     fn default() -> Self {
-        Self { amount_minor_max: Minor::new(1_000_000_000_000_000) }
+        Self { amount_minor_max: Minor::new(1_000_000_000_000_000), payment_provider: PaymentProvider::ByDatabase }
     }
 }
 
@@ -25,6 +44,44 @@ pub struct TransactionsGroup {
     /// What one transaction moves at most, in minor units of its currency, 1 to 1000000000000000000.
     #[arg(long, env = "LASTRO_AMOUNT_MINOR_MAX", value_name = "N", default_value = "1000000000000000")]
     amount_minor_max: Setting,
+    /// Who charges cards: `sandbox`, `none`, or the URL of a provider that keeps docs/PROVIDER.md. Not given: the sandbox in `lastro up` with the embedded
+    /// database, none elsewhere.
+    #[arg(long, env = "LASTRO_PAYMENT_PROVIDER", value_name = "PROVIDER")]
+    payment_provider: Option<String>,
+    /// A file with the secret that the payment provider knows us by, sent as a bearer token.
+    #[arg(long, env = "LASTRO_PAYMENT_PROVIDER_SECRET_FILE", value_name = "FILE")]
+    payment_provider_secret_file: Option<PathBuf>,
+}
+
+impl TransactionsGroup {
+    fn payment_provider(&self, problems: &mut Problems) -> Option<PaymentProvider> {
+        let secret = match &self.payment_provider_secret_file {
+            None => None,
+            Some(file) => match std::fs::read_to_string(file) {
+                Ok(secret) => Some(secret.trim().to_owned()).filter(|secret| !secret.is_empty()),
+                Err(error) => {
+                    problems.add(format!("--payment-provider-secret-file {}: {error}", file.display()));
+                    return None;
+                }
+            },
+        };
+        match (self.payment_provider.as_deref(), secret) {
+            (None | Some("none" | "sandbox"), Some(_)) => {
+                problems.add("--payment-provider-secret-file: only with --payment-provider and a URL");
+                None
+            }
+            (None, None) => Some(PaymentProvider::ByDatabase),
+            (Some("none"), None) => Some(PaymentProvider::Nobody),
+            (Some("sandbox"), None) => Some(PaymentProvider::Sandbox),
+            (Some(url), secret) => match url.parse() {
+                Ok(url) => Some(PaymentProvider::Http { url, secret }),
+                Err(error) => {
+                    problems.add(format!("--payment-provider {url:?}: {error}, or sandbox, or none"));
+                    None
+                }
+            },
+        }
+    }
 }
 
 impl ReadSettings for TransactionsGroup {
@@ -32,7 +89,8 @@ impl ReadSettings for TransactionsGroup {
 
     fn read(&self, problems: &mut Problems) -> Option<Settings> {
         let amount_minor_max = problems.take_within("--amount-minor-max", &self.amount_minor_max, 1..=1_000_000_000_000_000_000);
-        Some(Settings { amount_minor_max: Minor::new(amount_minor_max?) })
+        let payment_provider = self.payment_provider(problems);
+        Some(Settings { amount_minor_max: Minor::new(amount_minor_max?), payment_provider: payment_provider? })
     }
 }
 
@@ -44,7 +102,8 @@ mod tests {
     fn the_largest_amount_is_the_operators() {
         let read = |text: &str| {
             let mut problems = Problems::default();
-            let group = TransactionsGroup { amount_minor_max: text.parse().expect("any text") };
+            let amount_minor_max = text.parse().expect("any text");
+            let group = TransactionsGroup { amount_minor_max, payment_provider: None, payment_provider_secret_file: None };
             let read = group.read(&mut problems).map(|settings| settings.amount_minor_max.get());
             (read, problems.check().is_ok())
         };
@@ -53,5 +112,20 @@ mod tests {
         assert_eq!(read("0"), (None, false));
         assert_eq!(read("1000000000000000001"), (None, false));
         assert_eq!(Settings::default().amount_minor_max.get(), 1_000_000_000_000_000);
+    }
+
+    #[test]
+    fn a_payment_provider_is_the_operators() {
+        let read = |text: Option<&str>| {
+            let mut problems = Problems::default();
+            let amount_minor_max = "1".parse().expect("any text");
+            let group = TransactionsGroup { amount_minor_max, payment_provider: text.map(str::to_owned), payment_provider_secret_file: None };
+            group.read(&mut problems).map(|settings| settings.payment_provider).filter(|_| problems.check().is_ok())
+        };
+        assert!(matches!(read(None), Some(PaymentProvider::ByDatabase)));
+        assert!(matches!(read(Some("none")), Some(PaymentProvider::Nobody)));
+        assert!(matches!(read(Some("sandbox")), Some(PaymentProvider::Sandbox)));
+        assert!(matches!(read(Some("https://provider.example/v1")), Some(PaymentProvider::Http { secret: None, .. })));
+        assert!(read(Some("")).is_none() && read(Some("Sandbox")).is_none());
     }
 }

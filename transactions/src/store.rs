@@ -5,5 +5,6 @@ pub mod accounts;
 pub mod ledger;
 mod legs;
 pub mod operations;
+pub mod provider_calls;
 pub mod provider_events;
 pub mod users;

@@ -31,14 +31,15 @@ const WAIT_MAX_S: u64 = 30;
 pub async fn answer<M: RestMethod>(channel: Outbound, input: MethodCall) -> Result<Response<Body>, Problem> {
     let mut request: M::Request = input.read::<M>()?;
     let wait = Wait::read::<M>(&mut request, &input.headers);
-    if input.patience().is_some_and(|patience| patience < Duration::from_secs(wait.seconds + 1)) {
+    let waits_s = if M::METHOD.waits_outside { wait.seconds.max(TIMEOUT.as_secs()) } else { wait.seconds };
+    if input.patience().is_some_and(|patience| patience < Duration::from_secs(waits_s + 1)) {
         let mut elsewhere = answer::empty(StatusCode::OK);
         elsewhere.headers_mut().insert(REDIRECT, LONG_WAIT_PLACE);
         return Ok(elsewhere);
     }
     let mut call = input.call(TIMEOUT + Duration::from_secs(wait.seconds));
-    call.waits = wait.waits;
-    if wait.waits {
+    call.waits = wait.waits || M::METHOD.waits_outside;
+    if call.waits {
         input.slot.release();
     }
     let validates_only = M::validates_only(&request);

@@ -12,7 +12,7 @@ use super::App;
 use super::get_operation::{ProviderOperation, read};
 use crate::domain::operation::Settlement;
 use crate::domain::report::{REASON_MAX, ReportType};
-use crate::domain::submission::METADATA_BYTES_MAX;
+use crate::domain::submission::{METADATA_BYTES_MAX, check_key};
 use crate::store::provider_events::{self, ProviderEvent};
 use crate::{Error, contract};
 
@@ -29,6 +29,7 @@ pub struct EventRequest {
 /// The operation as it stands then, and the event that this call reported again, if it did.
 pub async fn ingest_event(app: &App, call: &Call, caller: &Caller, request: EventRequest) -> Result<(ProviderOperation, Option<Uuid>), Error> {
     check(&request)?;
+    check_key(&request.external_id)?;
     let key = (caller.id, request.external_id.as_str());
     let digest = contract::report_digest(request.report, &request.payload);
     let stands = read(app.database.writer(), caller, key.1).await?;

@@ -11,7 +11,7 @@ use super::App;
 use super::get_transaction::get_transaction;
 use super::submit::TimeBudget;
 use crate::contract::Resolution;
-use crate::domain::operation::{Operation, State};
+use crate::domain::operation::{Operation, State, Type};
 use crate::domain::submission::{Money, read_amount};
 use crate::pipeline::{Accepted, NewResolution, Refused, Verb};
 use crate::store::operations;
@@ -29,7 +29,7 @@ pub struct CaptureRequest {
 /// Captures a hold for its submitter; the transaction as it stands then, or as it would.
 pub async fn capture_transaction(app: &App, call: &Call, caller: &Caller, request: CaptureRequest) -> Result<Accepted, Error> {
     let hold = get_transaction(app, caller, &request.id).await?;
-    if hold.owner_id != caller.id {
+    if hold.owner_id != caller.id || hold.kind == Type::Refund {
         return Err(Error::HoldNotYours);
     }
     let amount = request.amount.map(|money| capture_amount(&hold, &money)).transpose()?;
@@ -46,7 +46,9 @@ pub async fn void_transaction(app: &App, call: &Call, caller: &Caller, id: &str,
     let hold = get_transaction(app, caller, id).await?;
     // Nobody owns the clearing account.
     let is_creditor = hold.movement.legs().iter().all(|leg| leg.destination.is_some_and(|party| party.owner_id == caller.id));
-    if hold.owner_id != caller.id && !is_creditor && !caller.may(Permission::AdministerAccounts) {
+    let may = hold.owner_id == caller.id || is_creditor || caller.may(Permission::AdministerAccounts);
+    // What of a refund is held, the provider's answer ends.
+    if !may || hold.kind == Type::Refund {
         return Err(Error::HoldNotYours);
     }
     let hash = contract::resolution_hash("void", None);

@@ -14,7 +14,7 @@ use super::get_transaction::get_transaction;
 use super::submit::{TimeBudget, new_operation, wait_for_outcomes};
 use crate::Error;
 use crate::domain::operation::{Movement, Operation, OperationLeg, Settlement, State, Type};
-use crate::domain::submission::{self, Submission};
+use crate::domain::submission::{self, Submission, check_key};
 use crate::pipeline::{Accepted, NewOperation, Refused};
 use crate::store::operations;
 
@@ -23,6 +23,7 @@ const WAIT: Duration = Duration::from_secs(5);
 
 /// The reversal as it stands, once it is durable.
 pub async fn reverse_transaction(app: &App, call: &Call, caller: &Caller, id: &str, external_id: String) -> Result<Accepted, Error> {
+    check_key(&external_id)?;
     let original = get_transaction(app, caller, id).await?;
     let movement = reversed(&original);
     // Nobody owns the clearing account: what went out comes back by an administrator alone.

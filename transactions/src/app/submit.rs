@@ -14,7 +14,7 @@ use super::App;
 use crate::domain::account::Account;
 use crate::domain::operation::{Hold, Movement, Operation, OperationLeg, Party, Settlement, State, Type, is_decided};
 use crate::domain::submission::{self, Submission};
-use crate::pipeline::{NewOperation, Refused};
+use crate::pipeline::{NewOperation, Purpose, Refused};
 use crate::{Error, contract};
 
 /// What is left of the deadline is needed to answer; of a short one a quarter.
@@ -80,7 +80,7 @@ pub async fn check(app: &App, call: &Call, caller: &Caller, submission: Submissi
 }
 
 /// The source is the caller's own, whoever it is; an account that is not is as good as none.
-async fn check_leg(app: &App, caller: &Caller, leg: &submission::Leg, index: Option<usize>) -> Result<OperationLeg, Error> {
+pub async fn check_leg(app: &App, caller: &Caller, leg: &submission::Leg, index: Option<usize>) -> Result<OperationLeg, Error> {
     let within = |field: &str| index.map_or_else(|| field.to_owned(), |index| format!("legs[{index}].{field}"));
     let source = party(app, leg, leg.source, |account| account.owner_id == caller.id, || within("source_account_id"), &within).await?;
     let destination = party(app, leg, leg.destination, |_| true, || within("destination_account_id"), &within).await?;
@@ -140,6 +140,7 @@ pub fn new_operation(call: &Call, caller: &Caller, submission: Submission, movem
         },
         submitted,
         correlation_id: call.correlation_id.to_string(),
+        purpose: Purpose::Plain,
     }
 }
 

@@ -82,7 +82,8 @@ pub struct Operation {
     pub original_id: Option<Uuid>,
     /// The reversal of this operation that was not rejected.
     pub reversal_id: Option<Uuid>,
-    /// Of a payment: what refunds have taken of each of its legs, or hold of it. None as long as there is no refund.
+    /// Of a payment: what refunds have taken of each of its legs, or hold of it; None as long as there is none. Of a refund: what it takes of each leg of its
+    /// payment.
     pub refunded: Option<Refunded>,
     /// The posted balances after it, in minor units: two a leg, of the debited and of the credited account. None until it is posted.
     pub balances_after: Option<BalancesAfter>,

@@ -7,6 +7,7 @@ use lastro_money::{Amount, Currency, Minor};
 use uuid::Uuid;
 
 use super::operation::{Settlement, Type};
+use super::payment::RESERVED_KEYS;
 
 /// Legs of one transaction.
 pub const LEGS_MAX: usize = 100;
@@ -134,6 +135,9 @@ impl From<Rule> for Error {
 /// The rule that a request breaks, in the order in which rules are checked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Rule {
+    /// Lastro makes such keys itself.
+    #[error("must not begin with {RESERVED_KEYS:?}, as keys do that Lastro makes itself")]
+    ReservedKey,
     /// A provider settles deposits alone.
     #[error("must not be EXTERNAL for a {0}")]
     ExternalOf(&'static str),
@@ -218,6 +222,7 @@ impl Error {
 impl Rule {
     fn field(&self) -> &'static str {
         match self {
+            Self::ReservedKey => "external_id",
             Self::ExternalOf(_) => "settlement",
             Self::HoldOfDeposit => "hold",
             Self::HoldWithEffectiveTime | Self::EffectiveTime => "effective_time",
@@ -241,6 +246,7 @@ impl Rule {
 impl Submission {
     /// Reads a request; an amount is at most so many minor units.
     pub fn read(request: Request, amount_max: Minor) -> Result<Self, Error> {
+        check_key(&request.external_id)?;
         if request.external && request.kind != Type::Deposit {
             return Err(Rule::ExternalOf(request.kind.name()).into());
         }
@@ -263,6 +269,11 @@ impl Submission {
             validate_only: request.validate_only,
         })
     }
+}
+
+/// A key that its caller may choose.
+pub fn check_key(external_id: &str) -> Result<(), Rule> {
+    if external_id.starts_with(RESERVED_KEYS) { Err(Rule::ReservedKey) } else { Ok(()) }
 }
 
 fn hold(request: &Request) -> Result<Option<Hold>, Rule> {

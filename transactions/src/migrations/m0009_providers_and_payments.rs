@@ -18,7 +18,7 @@ impl MigrationTrait for Migration {
 const TABLES: &[&str] = &[
     // A provider says what becomes of it.
     "ALTER TABLE operations ADD COLUMN external {bool} NOT NULL DEFAULT false",
-    // Of a payment: what refunds have taken of each leg, or hold of it; 8 bytes each. Rebuilt from its refunds if need be.
+    // Of a payment: what refunds have taken of each leg, or hold of it; 8 bytes each. Of a refund: what it takes of each leg of its payment.
     "ALTER TABLE operations ADD COLUMN refunded {bytes}",
     // A transaction is reversed once; a payment may be refunded in parts.
     "DROP INDEX operations_original",

@@ -12,17 +12,25 @@ use uuid::Uuid;
 
 use super::Settler;
 use super::decision::{self, Origin, Resolved, Settled, Table};
-use super::job::{Culprit, Job, NewOperation, NewResolution, Refused, Work};
+use super::job::{Culprit, Job, NewOperation, NewResolution, Purpose, Refused, Work};
 use super::settle::Failure;
+use crate::contract;
 use crate::domain::ledger::Balances;
-use crate::domain::operation::{Operation, State, is_to_be_settled};
+use crate::domain::operation::{Operation, State, Type, is_terminal, is_to_be_settled};
+use crate::domain::payment::{self, TooMuch};
 use crate::domain::rejection::Reason;
-use crate::store::ledger::{Among, BalanceChange, ClaimedOperation, ExpiredHolds, Ledger, Lock, OperationChange, ReversalChange, Writes};
+use crate::store::ledger::{
+    Among, BalanceChange, ClaimedOperation, ExpiredHolds, Ledger, Lock, OperationChange, RefundChange, ReversalChange, Writes,
+};
 use crate::store::operations;
+use crate::store::provider_calls::{CallKind, NewCall};
 
 /// How long the outcome of an unknown COMMIT is asked for.
 const READ_BACK_FOR: Duration = Duration::from_secs(3);
 const READ_BACK_EVERY: Duration = Duration::from_millis(200);
+
+/// Whoever asked for a charge asks the provider itself. Should it be killed before it has the answer, another replica asks after this.
+const FIRST_ATTEMPT_US: i64 = 10_000_000;
 
 /// How a batch is attempted.
 #[derive(Clone)]
@@ -64,6 +72,12 @@ impl Subject {
         (claimed.operation.id, Self { was: claimed.operation.clone(), claimed })
     }
 
+    /// What is to be written of what is refunded of it, if that has changed.
+    pub fn refund_change(&self) -> Option<RefundChange> {
+        let (was, now) = (&self.was.refunded, &self.claimed.operation.refunded);
+        (was != now).then(|| RefundChange { payment_id: self.was.id, from: was.clone(), to: now.clone() })
+    }
+
     /// What is to be written of it, if something happened to it.
     pub fn change(&self) -> Option<OperationChange<'_>> {
         let operation = &self.claimed.operation;
@@ -79,6 +93,7 @@ pub(super) struct Decided<'a> {
     pub events: Vec<Event>,
     pub postings: Vec<(Uuid, crate::domain::ledger::Posting)>,
     pub reversals: Vec<ReversalChange>,
+    pub calls: Vec<NewCall>,
     /// Somebody lacked funds where holds that have run out could not be released.
     is_unsure: bool,
 }
@@ -99,7 +114,7 @@ impl Settler {
     /// One transaction for all groups.
     pub(super) async fn attempt(&self, groups: &[Job], how: &How) -> Result<Vec<Outcome>, Failure> {
         let mut ledger = Ledger::begin(&self.database).await?;
-        let mut subjects: Vec<Uuid> = groups.iter().filter_map(|group| group.work.subject()).collect();
+        let mut subjects: Vec<Uuid> = groups.iter().flat_map(|group| group.work.subjects()).collect();
         subjects.sort_unstable();
         subjects.dedup();
         // Operations before balances, as everybody does.
@@ -176,7 +191,7 @@ impl Settler {
 
 impl<'a> Decided<'a> {
     pub fn new(table: Table<'a>, subjects: HashMap<Uuid, Subject>) -> Self {
-        Self { table, subjects, events: Vec::new(), postings: Vec::new(), reversals: Vec::new(), is_unsure: false }
+        Self { table, subjects, events: Vec::new(), postings: Vec::new(), reversals: Vec::new(), calls: Vec::new(), is_unsure: false }
     }
 
     /// A new operation, settled if its accounts are locked.
@@ -185,6 +200,9 @@ impl<'a> Decided<'a> {
             return Ok(refused);
         }
         let mut operation = new.operation.clone();
+        if let Some(refused) = self.share_refund(&mut operation, &new.purpose)? {
+            return Ok(refused);
+        }
         let mut origin = self.submit(&mut operation, new);
         match decision::settle(&mut operation, &origin, &mut self.table)? {
             Settled::Ended(event, postings) => {
@@ -206,6 +224,8 @@ impl<'a> Decided<'a> {
             Settled::ElsewhereFirst => return Err(Stop::ElsewhereFirst),
         }
         self.note_reversal(&operation);
+        self.note_refund(&operation)?;
+        self.note_call(&operation, new);
         Ok(Outcome::Created(operation))
     }
 
@@ -217,13 +237,16 @@ impl<'a> Decided<'a> {
         let origin = self.submit(&mut operation, new);
         self.events.extend(decision::wait_for_retry(&mut operation, &origin));
         self.note_reversal(&operation);
+        self.note_call(&operation, new);
         Ok(Outcome::Created(operation))
     }
 
     /// Appends SUBMITTED; where what follows comes from.
     fn submit(&mut self, operation: &mut Operation, new: &NewOperation) -> Origin {
         let mut origin = Origin { correlation_id: new.correlation_id.clone(), causation_id: None, now_us: self.table.now_us };
-        let submitted = decision::record(operation, &origin, "SUBMITTED", new.submitted.clone());
+        // What a refund moves is known only now.
+        let payload = if new.submitted.is_empty() { contract::submitted_of(operation) } else { new.submitted.clone() };
+        let submitted = decision::record(operation, &origin, "SUBMITTED", payload);
         origin.causation_id = Some(submitted.id);
         self.events.push(submitted);
         origin
@@ -233,6 +256,9 @@ impl<'a> Decided<'a> {
     fn check_original(&self, new: &NewOperation) -> Result<Option<Outcome>, Error> {
         let Some(original_id) = new.operation.original_id else { return Ok(None) };
         let Some(original) = self.subjects.get(&original_id) else { return Ok(Some(Outcome::NotLocked)) };
+        if new.operation.kind != Type::Reversal {
+            return Ok(None);
+        }
         if original.claimed.operation.state != State::Completed {
             return Err(Error::corrupt("a reversal of an operation that is not completed"));
         }
@@ -243,10 +269,48 @@ impl<'a> Decided<'a> {
     /// The original shows its reversal, unless that was rejected.
     fn note_reversal(&mut self, reversal: &Operation) {
         let Some(original) = reversal.original_id.and_then(|id| self.subjects.get_mut(&id)) else { return };
-        if reversal.state != State::Rejected {
+        if reversal.kind == Type::Reversal && reversal.state != State::Rejected {
             original.claimed.operation.reversal_id = Some(reversal.id);
             self.reversals.push(ReversalChange { original_id: original.was.id, from: None, to: Some(reversal.id) });
         }
+    }
+
+    /// What each leg of the payment gives of a refund; refused where that is more than is left.
+    fn share_refund(&self, refund: &mut Operation, purpose: &Purpose) -> Result<Option<Outcome>, Error> {
+        let Purpose::Refund { amount } = purpose else { return Ok(None) };
+        let payment = refund.original_id.and_then(|id| self.subjects.get(&id)).map(|subject| &subject.claimed.operation);
+        let payment = payment.filter(|payment| payment.kind == Type::Payment && payment.state == State::Completed);
+        let payment = payment.ok_or_else(|| Error::corrupt("a refund of what is no completed payment"))?;
+        match payment::share(payment, *amount).ok_or_else(|| Error::corrupt("a payment of which more is refunded than it has"))? {
+            Ok(parts) => {
+                refund.movement = payment::refund_movement(payment, &parts);
+                refund.refunded = Some(parts.into());
+                Ok(None)
+            }
+            Err(TooMuch { left }) => Ok(Some(Outcome::Refused(Refused::RefundTooMuch { left }))),
+        }
+    }
+
+    /// The payment shows what is refunded of it, or held to be.
+    fn note_refund(&mut self, refund: &Operation) -> Result<(), Error> {
+        let Some(parts) = refund.refunded.as_ref().filter(|_| matches!(refund.state, State::Completed | State::Authorized)) else { return Ok(()) };
+        let payment = refund.original_id.and_then(|id| self.subjects.get_mut(&id)).ok_or_else(|| Error::corrupt("a refund of nothing"))?;
+        let refunded = payment::changed_by(&payment.claimed.operation, parts, Minor::checked_add);
+        payment.claimed.operation.refunded = Some(refunded.ok_or_else(|| Error::corrupt("a refund of more than was paid"))?);
+        Ok(())
+    }
+
+    /// The payment provider is to be asked for it.
+    fn note_call(&mut self, operation: &Operation, new: &NewOperation) {
+        let is_refund = operation.kind == Type::Refund && operation.state == State::Authorized;
+        let (kind, card_token) = match &new.purpose {
+            Purpose::Charge { card_token } if !is_terminal(operation.state) => (CallKind::Charge, Some(card_token.clone())),
+            Purpose::Refund { .. } if is_refund => (CallKind::Refund, None),
+            Purpose::Plain | Purpose::Charge { .. } | Purpose::Refund { .. } => return,
+        };
+        let next_attempt_us = self.table.now_us.saturating_add(FIRST_ATTEMPT_US);
+        let correlation_id = new.correlation_id.clone();
+        self.calls.push(NewCall { operation_id: operation.id, kind, card_token, next_attempt_us, correlation_id });
     }
 
     /// New operations that are settled together. They are alone in their batch, so that nothing has to be undone where one of them is refused.
@@ -278,6 +342,7 @@ impl<'a> Decided<'a> {
     fn nothing(&mut self, outcome: Outcome) -> Result<Outcome, Stop> {
         self.events.clear();
         self.postings.clear();
+        self.calls.clear();
         Ok(outcome)
     }
 
@@ -307,8 +372,10 @@ impl<'a> Decided<'a> {
         let reversals = std::mem::take(&mut self.reversals);
         // What is refused after others were decided has changed no balance that is written.
         let balances = if events.is_empty() { Vec::new() } else { changed(before, &self.table.balances) };
+        let calls = std::mem::take(&mut self.calls);
         let updated = self.subjects.values().filter_map(Subject::change);
-        Writes { inserted, updated: updated.collect(), events, postings, balances, reversals, ..Writes::default() }
+        let refunds = if events.is_empty() { Vec::new() } else { self.subjects.values().filter_map(Subject::refund_change).collect() };
+        Writes { inserted, updated: updated.collect(), events, postings, balances, reversals, refunds, calls, ..Writes::default() }
     }
 }
 

@@ -143,7 +143,7 @@ mod tests {
 
     use super::*;
     use crate::domain::operation::{Movement, Operation, OperationLeg, Party, Settlement, State, Type};
-    use crate::pipeline::job::{Accepted, NewOperation, Refused};
+    use crate::pipeline::job::{Accepted, NewOperation, Purpose, Refused};
 
     /// A transfer between two accounts, and the end at which its caller waits.
     async fn transfer(number: u128, source: u128, destination: u128) -> (Box<Job>, oneshot::Receiver<Result<Accepted, Refused>>) {
@@ -183,7 +183,7 @@ mod tests {
             head: None,
             attempts: 0,
         };
-        NewOperation { operation, submitted: Vec::new(), correlation_id: String::new() }
+        NewOperation { operation, submitted: Vec::new(), correlation_id: String::new(), purpose: Purpose::Plain }
     }
 
     async fn job(work: Work) -> Box<Job> {

@@ -1,23 +1,29 @@
 //! Operations that wait for an outside provider are ended as it says. What it reports is stored first, also before its transaction is there; it is applied
 //! by whoever takes the report, or whoever stores the transaction, and by a sweep where neither could.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable as _};
 use lastro_database::Error;
 use lastro_mesh::clock;
-use lastro_proto::reasons::rejections::PROVIDER_FAILED;
+use lastro_money::Minor;
+use lastro_proto::reasons::rejections::{PAYMENT_DECLINED, PROVIDER_FAILED};
 use metrics::counter;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::Settler;
 use super::attempt::{Subject, changed, marks};
-use super::decision::{self, Concluded, Origin, Table};
-use crate::domain::operation::{Operation, State};
+use super::decision::{self, Concluded, Origin, Resolved, Table};
+use crate::domain::operation::{Operation, State, Type};
+use crate::domain::payment;
+use crate::domain::rejection::Reason;
 use crate::domain::report::{ReportOutcome, ReportType, Word, outcome_of};
+use crate::provider::Answer;
 use crate::store::ledger::{Ledger, Lock, ReportChange, Writes};
+use crate::store::operations;
+use crate::store::provider_calls::{Call, CallKind};
 use crate::store::provider_events::{self, WaitingReport};
 
 /// A database that is busy is tried so often.
@@ -128,6 +134,126 @@ impl Settler {
     }
 }
 
+impl Settler {
+    /// Ends what a payment provider was asked for, as it has answered, in one transaction with the end of the asking. False where the operation is not that
+    /// far yet.
+    pub(super) async fn conclude_call(&self, call: &Call, answer: &Answer) -> Result<bool, Error> {
+        let attempt = || async {
+            loop {
+                match self.attempt_call(call, answer).await {
+                    Err(Stop::ElsewhereFirst) => {}
+                    Err(Stop::Error(error)) => return Err(error),
+                    Ok(ended) => return Ok(ended),
+                }
+            }
+        };
+        attempt.retry(ATTEMPTS).sleep(tokio::time::sleep).when(Error::is_transient).await
+    }
+
+    async fn attempt_call(&self, call: &Call, answer: &Answer) -> Result<bool, Stop> {
+        let Some(asked) = operations::get(self.database.writer(), call.operation_id).await? else {
+            return Err(Error::corrupt("a call about nothing").into());
+        };
+        let mut ledger = Ledger::begin(&self.database).await?;
+        // A refund and its payment, in the order of their ids, as everybody does.
+        let mut ids: Vec<Uuid> = [Some(asked.id), asked.original_id].into_iter().flatten().collect();
+        ids.sort_unstable();
+        let mut subjects: HashMap<Uuid, Subject> = ledger.lock_operations(&ids, Lock::Wait).await?.into_iter().map(Subject::new).collect();
+        let mut subject = subjects.remove(&asked.id).ok_or_else(|| Error::corrupt("an operation that has gone"))?;
+        let mut writes = Writes::default();
+        let operation = &mut subject.claimed.operation;
+        let legs = decision::legs(&operation.movement, operation.id, &self.stripes);
+        let balances = ledger.lock(&decision::accounts(legs.into_iter()), Lock::Wait).await?;
+        let before = marks(&balances);
+        let mut table = Table::new(balances, &self.stripes, clock::now_us());
+        let origin = Origin { correlation_id: call.correlation_id.clone(), causation_id: subject.claimed.last_event_id, now_us: table.now_us };
+        let ended = match (call.kind, operation.state) {
+            (CallKind::Charge, State::Waiting) => conclude_charge(operation, answer, &origin, &mut table, &mut writes)?,
+            (CallKind::Refund, State::Authorized) => {
+                let payment = operation.original_id.and_then(|id| subjects.get_mut(&id));
+                conclude_refund(operation, payment, answer, &origin, &mut table, &mut writes)?;
+                true
+            }
+            (CallKind::Charge | CallKind::Refund, State::Pending | State::Retrying) => false,
+            // Ended before, or a charge that was given back.
+            _ => {
+                writes.ended_calls.push(operation.id);
+                true
+            }
+        };
+        if !ended {
+            ledger.rollback().await?;
+            return Ok(false);
+        }
+        writes.balances = changed(&before, &table.balances);
+        writes.updated = subject.change().into_iter().collect();
+        writes.refunds = subjects.values().filter_map(Subject::refund_change).collect();
+        ledger.commit(&writes).await?;
+        self.committed(&writes);
+        Ok(true)
+    }
+}
+
+/// The word of a payment provider.
+fn word_of(answer: &Answer) -> Word {
+    match answer {
+        Answer::Done => Word::Settled,
+        Answer::Declined(reason) if reason.is_empty() => Word::Failed(PAYMENT_DECLINED.into()),
+        Answer::Declined(reason) => Word::Failed(reason.as_str().into()),
+    }
+}
+
+fn conclude_charge(
+    operation: &mut Operation,
+    answer: &Answer,
+    origin: &Origin,
+    table: &mut Table<'_>,
+    writes: &mut Writes<'_>,
+) -> Result<bool, Stop> {
+    match decision::conclude(operation, word_of(answer), origin, table)? {
+        Concluded::AsSaid(event, postings) => {
+            writes.events.push(event);
+            writes.postings.extend(postings.into_iter().map(|posting| (operation.id, posting)));
+            writes.ended_calls.push(operation.id);
+        }
+        // The card was charged, and the ledger cannot take the money: the provider is to give it back.
+        Concluded::Refused(event) => {
+            tracing::error!(operation = %operation.id, reason = operation.reason.as_ref().map(Reason::name), "a charge that the ledger cannot take is given back");
+            writes.events.push(event);
+            writes.turned_calls.push(operation.id);
+        }
+        Concluded::ElsewhereFirst => return Err(Stop::ElsewhereFirst),
+    }
+    Ok(true)
+}
+
+fn conclude_refund(
+    refund: &mut Operation,
+    payment: Option<&mut Subject>,
+    answer: &Answer,
+    origin: &Origin,
+    table: &mut Table<'_>,
+    writes: &mut Writes<'_>,
+) -> Result<(), Stop> {
+    match decision::resolve_refund(refund, word_of(answer), origin, table)? {
+        Resolved::Ended(event, postings) => {
+            writes.events.push(event);
+            writes.postings.extend(postings.into_iter().map(|posting| (refund.id, posting)));
+        }
+        Resolved::Refused(_) | Resolved::NotLocked => return Err(Error::corrupt("a refund that the ledger refuses to end").into()),
+        Resolved::ElsewhereFirst => return Err(Stop::ElsewhereFirst),
+    }
+    writes.ended_calls.push(refund.id);
+    if matches!(answer, Answer::Declined(_)) {
+        // It was counted when it was held.
+        let payment = &mut payment.ok_or_else(|| Error::corrupt("a refund of nothing"))?.claimed.operation;
+        let parts = refund.refunded.as_deref().unwrap_or_default();
+        let refunded = payment::changed_by(payment, parts, Minor::checked_sub).ok_or_else(|| Error::corrupt("a refund that was not counted"))?;
+        payment.refunded = Some(refunded);
+    }
+    Ok(())
+}
+
 /// What a report comes to; None where its operation is not that far yet.
 fn apply(operation: &mut Operation, report: &WaitingReport, table: &mut Table<'_>, writes: &mut Writes<'_>) -> Result<Option<ReportOutcome>, Stop> {
     if let Some(outcome) = outcome_of(report.report, operation.settlement, operation.state) {
@@ -135,6 +261,10 @@ fn apply(operation: &mut Operation, report: &WaitingReport, table: &mut Table<'_
     }
     if operation.state != State::Waiting {
         return Ok(None);
+    }
+    // What a payment provider is asked for, only its answer ends.
+    if operation.kind != Type::Deposit {
+        return Ok(Some(ReportOutcome::PassedOver));
     }
     let word = match report.report {
         ReportType::Failed => Word::Failed(reason(&report.payload)),

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::job::{NewResolution, Refused, Verb};
 use super::stripes::Stripes;
-use crate::contract;
+use crate::contract::{self, Resolution};
 use crate::domain::ledger::{self, Balances, Decision, Leg, Legs, Postings, Side};
 use crate::domain::operation::{Happening, Head, Movement, Operation, Settlement, State, after, is_to_be_settled};
 use crate::domain::rejection::{Reason, Rejection};
@@ -223,8 +223,8 @@ pub fn resolve(hold: &mut Operation, new: &NewResolution, origin: &Origin, table
         return Ok(Resolved::Refused(Refused::HoldExpired));
     }
     match new.verb {
-        Verb::Capture(amount) => capture(hold, amount, new, origin, table),
-        Verb::Void => release(hold, Happening::Voided, ("VOIDED", contract::voided(new.resolution())), origin, table),
+        Verb::Capture(amount) => capture(hold, amount, Some(new.resolution()), origin, table),
+        Verb::Void => release(hold, Happening::Voided, ("VOIDED", contract::voided(Some(new.resolution()))), origin, table),
     }
 }
 
@@ -253,7 +253,24 @@ fn release(
     Ok(Resolved::Ended(happen(hold, happening, origin, kind, payload)?, Postings::new()))
 }
 
-fn capture(hold: &mut Operation, amount: Option<Minor>, new: &NewResolution, origin: &Origin, table: &mut Table<'_>) -> Result<Resolved, Error> {
+/// Ends what is held for a refund, as the payment provider says.
+pub fn resolve_refund(refund: &mut Operation, word: Word, origin: &Origin, table: &mut Table<'_>) -> Result<Resolved, Error> {
+    match word {
+        Word::Settled => capture(refund, None, None, origin, table),
+        Word::Failed(reason) => {
+            refund.reason = Some(Reason::Provider(reason));
+            release(refund, Happening::Voided, ("VOIDED", contract::voided(None)), origin, table)
+        }
+    }
+}
+
+fn capture(
+    hold: &mut Operation,
+    amount: Option<Minor>,
+    resolution: Option<Resolution>,
+    origin: &Origin,
+    table: &mut Table<'_>,
+) -> Result<Resolved, Error> {
     let legs = legs(&hold.movement, hold.id, table.stripes);
     let captured: SmallVec<[Minor; 1]> = legs.iter().map(|leg| amount.unwrap_or(leg.amount)).collect();
     let postings = match ledger::capture(&mut table.balances, &legs, &captured, table.now_us).map_err(Error::corrupt)? {
@@ -268,7 +285,7 @@ fn capture(hold: &mut Operation, amount: Option<Minor>, new: &NewResolution, ori
     }
     hold.note_posted(&postings, table.now_us);
     let captured = hold.hold.and_then(|terms| terms.captured);
-    let payload = contract::completed(&postings, table.now_us, hold.effective_time_us, captured, Some(new.resolution()));
+    let payload = contract::completed(&postings, table.now_us, hold.effective_time_us, captured, resolution);
     Ok(Resolved::Ended(happen(hold, Happening::Completed, origin, "COMPLETED", payload)?, postings))
 }
 

@@ -22,6 +22,18 @@ pub struct NewOperation {
     pub submitted: Vec<u8>,
     /// The request that led to it.
     pub correlation_id: String,
+    pub purpose: Purpose,
+}
+
+/// What an operation is stored for, beyond what it moves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Purpose {
+    /// Nothing else.
+    Plain,
+    /// The payment provider is to charge a card.
+    Charge { card_token: Box<str> },
+    /// It gives a payment back: so much, or all that is left. What each leg gives is decided in its batch; until then it names all that may.
+    Refund { amount: Option<Minor> },
 }
 
 impl NewOperation {
@@ -81,6 +93,8 @@ pub enum Refused {
     Unavailable,
     /// The database refuses the operation itself.
     Broken,
+    /// Less than that is left of the payment.
+    RefundTooMuch { left: Minor },
     /// Another reversal of the original was accepted, maybe with the same key.
     AlreadyReversed,
     /// The hold is not AUTHORIZED any more, maybe by the same key.
@@ -171,12 +185,12 @@ impl Work {
         }
     }
 
-    /// The operation, stored before, that it is about.
-    pub fn subject(&self) -> Option<Uuid> {
+    /// The operations, stored before, that it is about.
+    pub fn subjects(&self) -> SmallVec<[Uuid; 1]> {
         match self {
-            Self::Create { new, .. } => new.operation.original_id,
-            Self::Together { .. } => None,
-            Self::Resolve { new, .. } => Some(new.hold_id),
+            Self::Create { new, .. } => new.operation.original_id.into_iter().collect(),
+            Self::Together { new, .. } => new.iter().filter_map(|new| new.operation.original_id).collect(),
+            Self::Resolve { new, .. } => smallvec![new.hold_id],
         }
     }
 

@@ -9,9 +9,10 @@ use lastro_events::Event;
 use lastro_money::Minor;
 use uuid::Uuid;
 
+use super::provider_calls::NewCall;
 use super::provider_events::WaitingReport;
 use crate::domain::ledger::{Balance, Balances, Posting};
-use crate::domain::operation::{Head, Operation, State};
+use crate::domain::operation::{Head, Operation, Refunded, State};
 use crate::domain::report::ReportOutcome;
 
 /// The transaction of a batch.
@@ -134,6 +135,22 @@ pub struct Writes<'a> {
     pub dead_letters: Vec<DeadLetter>,
     /// What became of what providers have reported.
     pub reports: Vec<ReportChange>,
+    /// Payments of which more is refunded, or less.
+    pub refunds: Vec<RefundChange>,
+    /// What a payment provider is to be asked for.
+    pub calls: Vec<NewCall>,
+    /// What it has answered, and is not to be asked for any more.
+    pub ended_calls: Vec<Uuid>,
+    /// Charges that the provider has made and the ledger cannot take: the provider is to give them back.
+    pub turned_calls: Vec<Uuid>,
+}
+
+/// What is refunded of each leg of a payment, and what was when it was locked. Where something else is, nothing is written at all.
+#[derive(Debug, Clone)]
+pub struct RefundChange {
+    pub payment_id: Uuid,
+    pub from: Option<Refunded>,
+    pub to: Option<Refunded>,
 }
 
 /// What became of something that a provider has reported, and waited until now.

@@ -18,6 +18,7 @@ use crate::domain::ledger::{Balance, Balances, Posting};
 use crate::domain::operation::Operation;
 use crate::store::operations::{self, PartyRow, balances_after, captured, legs_bytes, metadata_to_text, party_rows, rejected_leg, row_amount, sides};
 use crate::store::provider_events::{self, WaitingReport};
+use crate::store::{legs, provider_calls};
 
 const SKIP_LOCKED: &str = "SELECT account_id, posted, held, version, system, closed, frozen, credit_limit, recorded_us FROM balances \
                            WHERE account_id = ANY($1) ORDER BY account_id FOR UPDATE SKIP LOCKED";
@@ -133,6 +134,10 @@ const UPDATE_REVERSALS: &str = "WITH changed AS (UPDATE operations o SET reversa
                                 WHERE o.id = u.id AND o.reversal_id IS NOT DISTINCT FROM u.from_id RETURNING 1) \
                                 SELECT CASE WHEN count(*) = cardinality($1) THEN 1 \
                                 ELSE (count(*) || ' originals were changed, and meant were ' || cardinality($1))::int END FROM changed";
+
+/// As UPDATE_OPERATIONS.
+const UPDATE_REFUND: &str = "WITH changed AS (UPDATE operations SET refunded = $3 WHERE id = $1 AND refunded IS NOT DISTINCT FROM $2 RETURNING 1) \
+                             SELECT CASE WHEN count(*) = 1 THEN 1 ELSE (count(*) || ' payments were changed, and meant was 1')::int END FROM changed";
 
 /// As UPDATE_OPERATIONS.
 const UPDATE_REPORT: &str = "WITH changed AS (UPDATE provider_events SET outcome = $2, operation_id = $3 WHERE id = $1 AND outcome = 0 RETURNING 1) \
@@ -276,7 +281,9 @@ pub async fn commit(mut tx: Tx, writes: &Writes<'_>) -> Result<(), Error> {
     let [copy_events, copy_postings] = [tx.prepare(&COPY_EVENTS).await?, tx.prepare(&COPY_POSTINGS).await?];
     let [update_balances, dead_letter] = [tx.prepare(UPDATE_BALANCES).await?, tx.prepare(DEAD_LETTER).await?];
     let [copy_parties, update_reversals] = [tx.prepare(&COPY_PARTIES).await?, tx.prepare(UPDATE_REVERSALS).await?];
-    let update_report = tx.prepare(UPDATE_REPORT).await?;
+    let [update_report, update_refund] = [tx.prepare(UPDATE_REPORT).await?, tx.prepare(UPDATE_REFUND).await?];
+    let [insert_call, turn_call] = [tx.prepare(provider_calls::INSERT).await?, tx.prepare(provider_calls::TURN).await?];
+    let end_calls = tx.prepare("DELETE FROM provider_calls WHERE operation_id = ANY($1)").await?;
     let commit = tx.prepare("COMMIT").await?;
     let parties: Vec<PartyRow> = writes.inserted.iter().flat_map(|operation| party_rows(operation)).collect();
 
@@ -305,6 +312,20 @@ pub async fn commit(mut tx: Tx, writes: &Writes<'_>) -> Result<(), Error> {
     }
     if !writes.reversals.is_empty() {
         write_reversals(&mut pipeline, &update_reversals, &writes.reversals);
+    }
+    for one in &writes.refunds {
+        let [from, to] = [&one.from, &one.to].map(|refunded| refunded.as_deref().map(legs::minors_to_bytes));
+        pipeline.check(&update_refund, &[&one.payment_id, &from, &to]);
+    }
+    for one in &writes.calls {
+        let kind = provider_calls::kind_number(one.kind);
+        pipeline.execute(&insert_call, &[&one.operation_id, &kind, &one.card_token.as_deref(), &one.next_attempt_us, &one.correlation_id]);
+    }
+    if !writes.ended_calls.is_empty() {
+        pipeline.execute(&end_calls, &[&writes.ended_calls]);
+    }
+    for operation_id in &writes.turned_calls {
+        pipeline.execute(&turn_call, &[operation_id]);
     }
     for one in &writes.reports {
         pipeline.check(&update_report, &[&one.event_id, &provider_events::outcome_number(one.outcome), &one.operation_id]);

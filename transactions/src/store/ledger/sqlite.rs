@@ -15,6 +15,7 @@ use crate::domain::ledger::{Balance, Balances};
 use crate::domain::operation::Operation;
 use crate::store::operations::{self, metadata_to_text};
 use crate::store::provider_events::{self, WaitingReport};
+use crate::store::{legs, provider_calls};
 
 type Bound<'q> = Query<'q, Sqlite, SqliteArguments>;
 
@@ -142,6 +143,22 @@ async fn write(tx: &mut Tx, writes: &Writes<'_>) -> Result<(), Error> {
     })
     .await?;
     Error::expect_rows(writes.balances.len() as u64, changed)?;
+    for one in &writes.refunds {
+        let [from, to] = [&one.from, &one.to].map(|refunded| refunded.as_deref().map(legs::minors_to_bytes));
+        let query = sqlx::query("UPDATE operations SET refunded = ? WHERE id = ? AND refunded IS ?").bind(to).bind(one.payment_id).bind(from);
+        Error::expect_rows(1, query.execute(&mut *tx.connection).await?.rows_affected())?;
+    }
+    for one in &writes.calls {
+        let query = sqlx::query(provider_calls::INSERT).bind(one.operation_id).bind(provider_calls::kind_number(one.kind));
+        let query = query.bind(one.card_token.as_deref()).bind(one.next_attempt_us).bind(&one.correlation_id);
+        query.execute(&mut *tx.connection).await?;
+    }
+    for operation_id in &writes.ended_calls {
+        sqlx::query("DELETE FROM provider_calls WHERE operation_id = ?").bind(*operation_id).execute(&mut *tx.connection).await?;
+    }
+    for operation_id in &writes.turned_calls {
+        sqlx::query(provider_calls::TURN).bind(*operation_id).execute(&mut *tx.connection).await?;
+    }
     for one in &writes.reports {
         let sql = "UPDATE provider_events SET outcome = ?, operation_id = ? WHERE id = ? AND outcome = 0";
         let query = sqlx::query(sql).bind(provider_events::outcome_number(one.outcome)).bind(one.operation_id).bind(one.event_id);

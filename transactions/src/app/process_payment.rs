@@ -1,0 +1,191 @@
+//! Pays for an order, from an account or by card. A payment is a transaction of type PAYMENT, whose key names its order.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use lastro_mesh::call::Call;
+use lastro_mesh::clock;
+use lastro_mesh::identity::User as Caller;
+use lastro_mesh::status::Problem;
+use lastro_money::Minor;
+use tokio::time::timeout_at;
+use uuid::Uuid;
+
+use super::App;
+use super::get_payment::{Payment, view};
+use super::provider_calls;
+use super::submit::{TimeBudget, check_leg, wait_for_outcomes};
+use crate::domain::operation::{Movement, Operation, OperationLeg, Settlement, State, Type};
+use crate::domain::payment::payment_key;
+use crate::domain::submission::{Leg, Money, read_amount};
+use crate::pipeline::{Accepted, NewOperation, Purpose};
+use crate::store::operations;
+use crate::{Error, contract};
+
+/// What is asked for, as it was said.
+pub struct PaymentRequest {
+    pub order_id: String,
+    pub method: Method,
+    pub account_id: Option<String>,
+    pub card_token: Option<String>,
+    pub legs: Vec<PaymentLeg>,
+}
+
+/// How it is paid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    Account,
+    Card,
+}
+
+/// Who gets how much.
+pub struct PaymentLeg {
+    pub destination: String,
+    pub amount: Option<Money>,
+}
+
+/// The payment as it stands, and whether an earlier call made it.
+pub async fn process_payment(app: &Arc<App>, call: &Call, caller: &Caller, request: PaymentRequest) -> Result<(Payment, bool), Error> {
+    let budget = TimeBudget::of(call);
+    let turn = app.legs_turn(caller.id, request.legs.len(), budget.store_by).await?;
+    let new = check(app, call, caller, request).await?;
+    let is_charge = matches!(new.purpose, Purpose::Charge { .. });
+    let Accepted { mut operation, replayed } = budget.stored(app.pipeline.submit(new)).await?;
+    drop(turn);
+    if is_charge && !replayed {
+        // Its own: a caller that leaves does not keep the provider's answer from being written down.
+        let (asking, operation_id) = (app.clone(), operation.id);
+        let asked = tokio::spawn(async move { provider_calls::make_first(&asking, operation_id).await });
+        call.slot.release();
+        let _ = timeout_at(budget.answer_by, asked).await;
+        if let Ok(Some(now)) = operations::get(app.database.writer(), operation.id).await {
+            operation = now;
+        }
+    } else if operation.settlement == Settlement::Internal {
+        wait_for_outcomes(app, call, &mut [&mut operation], budget.answer_by).await;
+    }
+    Ok((view(app.database.writer(), caller, operation).await?, replayed))
+}
+
+/// Every rule that is judged at the call.
+async fn check(app: &App, call: &Call, caller: &Caller, request: PaymentRequest) -> Result<NewOperation, Error> {
+    let given = |text: Option<String>| text.filter(|text| !text.is_empty());
+    let (account_id, card_token) = (given(request.account_id), given(request.card_token));
+    let source = match (request.method, &account_id, &card_token) {
+        (Method::Account, None, _) => return Err(Problem::field("account_id", "is required for the method ACCOUNT").into()),
+        (Method::Account, Some(_), Some(_)) => return Err(Problem::field("card_token", "must not be given for the method ACCOUNT").into()),
+        (Method::Account, Some(id), None) => Some(Uuid::parse_str(id).map_err(|_| Problem::field("account_id", "must be a UUID"))?),
+        (Method::Card, _, None) => return Err(Problem::field("card_token", "is required for the method CARD").into()),
+        (Method::Card, Some(_), Some(_)) => return Err(Problem::field("account_id", "must not be given for the method CARD").into()),
+        (Method::Card, None, Some(token)) if is_card_number(token) => {
+            return Err(Problem::field("card_token", "must be a token of the payment provider, never the number of a card").into());
+        }
+        (Method::Card, None, Some(_)) => None,
+    };
+    if request.method == Method::Card && app.provider.is_none() {
+        return Err(Error::NoPaymentProvider);
+    }
+    let legs = check_legs(app, caller, source, &request.legs).await?;
+    let movement = match <[OperationLeg; 1]>::try_from(legs) {
+        Ok([leg]) => Movement::Single(leg),
+        Err(legs) => Movement::Legs(legs),
+    };
+    Ok(new_payment(call, caller, payment_key(&request.order_id), movement, card_token))
+}
+
+async fn check_legs(app: &App, caller: &Caller, source: Option<Uuid>, asked: &[PaymentLeg]) -> Result<Vec<OperationLeg>, Error> {
+    let mut legs: Vec<OperationLeg> = Vec::with_capacity(asked.len());
+    let mut sum = Minor::ZERO;
+    for (index, leg) in asked.iter().enumerate() {
+        let field = |name: &str| format!("legs[{index}].{name}");
+        let destination = Uuid::parse_str(&leg.destination).map_err(|_| Problem::field(field("destination_account_id"), "must be a UUID"))?;
+        let money = leg.amount.as_ref().ok_or_else(|| Problem::field(field("amount"), "is required"))?;
+        let amount = read_amount(money, app.settings.amount_minor_max)
+            .map_err(|rule| Problem::field(field(crate::domain::submission::Error::from(rule.clone()).field().as_str()), rule.to_string()))?;
+        if source == Some(destination) {
+            return Err(Problem::field(field("destination_account_id"), "must not be the account that pays").into());
+        }
+        if let Some(first) = legs.first().filter(|first| first.amount.currency() != amount.currency()) {
+            let rule = format!("must be {}, as of the first leg: a payment is in one currency", first.amount.currency());
+            return Err(Problem::field(field("amount.currency_code"), rule).into());
+        }
+        sum = sum.checked_add(amount.minor()).ok_or_else(|| Problem::field("legs", "must not be more than 64 bits hold, all together"))?;
+        let asked = Leg { source, destination: Some(destination), amount, description: String::new() };
+        legs.push(check_leg(app, caller, &asked, Some(index)).await.map_err(|error| naming_account(error, index))?);
+    }
+    Ok(legs)
+}
+
+/// The account that pays stands beside the legs.
+fn naming_account(error: Error, index: usize) -> Error {
+    match error {
+        Error::AccountNotFound { field: Some(field) } if field == format!("legs[{index}].source_account_id") => {
+            Error::AccountNotFound { field: Some("account_id".to_owned()) }
+        }
+        other => other,
+    }
+}
+
+/// 13 to 19 digits, however they are grouped, whose last one is the check digit of the others (ISO/IEC 7812-1, annex B).
+fn is_card_number(text: &str) -> bool {
+    let digits: Vec<u32> = text.chars().filter(|letter| !matches!(letter, ' ' | '-')).map_while(|letter| letter.to_digit(10)).collect();
+    let is_all = digits.len() == text.chars().filter(|letter| !matches!(letter, ' ' | '-')).count();
+    let doubled = |(index, digit): (usize, &u32)| {
+        if index % 2 == 0 {
+            *digit
+        } else if *digit > 4 {
+            2 * digit - 9
+        } else {
+            2 * digit
+        }
+    };
+    is_all && (13..=19).contains(&digits.len()) && digits.iter().rev().enumerate().map(doubled).sum::<u32>().is_multiple_of(10)
+}
+
+fn new_payment(call: &Call, caller: &Caller, external_id: String, movement: Movement, card_token: Option<String>) -> NewOperation {
+    let now_us = clock::now_us();
+    let mut operation = Operation {
+        id: Uuid::now_v7(),
+        owner_id: caller.id,
+        external_id,
+        request_hash: [0; 32],
+        kind: Type::Payment,
+        state: State::Pending,
+        reason: None,
+        rejected_leg: None,
+        movement,
+        settlement: if card_token.is_some() { Settlement::External } else { Settlement::Internal },
+        hold: None,
+        original_id: None,
+        reversal_id: None,
+        refunded: None,
+        balances_after: None,
+        description: String::new(),
+        metadata: BTreeMap::new(),
+        effective_time_us: now_us,
+        has_effective_time: false,
+        create_time_us: now_us,
+        update_time_us: now_us,
+        head: None,
+        attempts: 0,
+    };
+    let submitted = contract::submitted_of(&operation);
+    operation.request_hash = contract::payment_hash(&submitted, card_token.as_deref());
+    let purpose = card_token.map_or(Purpose::Plain, |token| Purpose::Charge { card_token: token.into() });
+    NewOperation { operation, submitted, correlation_id: call.correlation_id.to_string(), purpose }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_card_number;
+
+    #[test]
+    fn card_numbers_are_told_from_tokens() {
+        for number in ["4111111111111111", "4111 1111 1111 1111", "5500-0000-0000-0004", "340000000000009"] {
+            assert!(is_card_number(number), "{number}");
+        }
+        for token in ["tok_approve", "4111111111111112", "411111111111", "tok_4111111111111111", "", "0190b3a2-7c1e-7d5e-9a3b-2f6c1d0e4b5a"] {
+            assert!(!is_card_number(token), "{token}");
+        }
+    }
+}

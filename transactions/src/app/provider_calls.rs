@@ -1,0 +1,168 @@
+//! What a payment provider is asked for. Whoever stored a call makes it at once; should that process be killed, or the provider not answer, the call is
+//! taken up again by whichever replica finds it due: after 1, 2, 4 s and so on, then every minute, for ever. Before anything is asked a second time, the
+//! provider is asked what it did.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lastro_mesh::clock;
+use lastro_money::{Amount, Minor};
+use metrics::{counter, gauge};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::App;
+use crate::Error;
+use crate::domain::operation::{Operation, State};
+use crate::provider::{Answer, Failure, Order, OrderKind, Provider};
+use crate::store::operations;
+use crate::store::provider_calls::{self, Call, CallKind, Postponed};
+
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+const COUNT_EVERY: Duration = Duration::from_secs(5);
+/// Calls of this replica at once, beside those that callers wait for.
+const AT_ONCE: u32 = 32;
+/// Whoever has taken a call has it for so long, and ends well before.
+const LEASE_US: i64 = 15_000_000;
+const CALL_MAX: Duration = Duration::from_secs(10);
+/// The longest pause between attempts.
+const PAUSE_MAX_US: i64 = 60_000_000;
+
+/// Makes the calls that are due, until told to stop.
+pub async fn run(app: &Arc<App>, stop: CancellationToken) {
+    let places = Arc::new(Semaphore::new(AT_ONCE as usize));
+    let mut count_at = Instant::now();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+        if count_at <= Instant::now() {
+            count_at = Instant::now() + COUNT_EVERY;
+            if let Ok(count) = provider_calls::count_unknown(app.database.reader()).await {
+                gauge!("lastro_payments_unknown").set(count as f64);
+            }
+        }
+        if let Err(error) = make_due(app, &places).await {
+            tracing::warn!(%error, "calls to the payment provider that are due cannot be read now");
+        }
+    }
+}
+
+async fn make_due(app: &Arc<App>, places: &Arc<Semaphore>) -> Result<(), Error> {
+    let free = u32::try_from(places.available_permits()).unwrap_or(AT_ONCE);
+    if free == 0 || app.provider.is_none() {
+        return Ok(());
+    }
+    let now_us = clock::now_us();
+    for call in provider_calls::claim(&app.database, now_us, now_us.saturating_add(LEASE_US), free).await? {
+        let Ok(place) = places.clone().acquire_owned().await else { return Ok(()) };
+        let app = app.clone();
+        tokio::spawn(async move {
+            make(&app, &call).await;
+            drop(place);
+        });
+    }
+    Ok(())
+}
+
+/// Makes a call that was just stored.
+pub async fn make_first(app: &App, operation_id: Uuid) {
+    match provider_calls::get(app.database.writer(), operation_id).await {
+        Ok(Some(call)) => make(app, &call).await,
+        // Whoever it was due for was faster.
+        Ok(None) => {}
+        Err(error) => tracing::warn!(%error, operation = %operation_id, "a call to the payment provider is made later"),
+    }
+}
+
+/// Makes a call, and writes down what came of it.
+async fn make(app: &App, call: &Call) {
+    let made = match timeout(CALL_MAX, ask(app, call)).await {
+        Ok(made) => made,
+        Err(_) => Ok(Err(Failure::Unknown(format!("no answer within {} s", CALL_MAX.as_secs())))),
+    };
+    let written = match made {
+        Ok(Ok(answer)) => conclude(app, call, &answer).await,
+        Ok(Err(failure)) => postpone(app, call, &failure).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = written {
+        // The lease ends, and somebody takes it up again.
+        tracing::warn!(%error, operation = %call.operation_id, "what the payment provider answered cannot be written down now; it is asked again");
+    }
+}
+
+/// Asks the provider: first what it did, where it may have been asked before.
+async fn ask(app: &App, call: &Call) -> Result<Result<Answer, Failure>, Error> {
+    let Some(provider) = &app.provider else { return Ok(Err(Failure::NotSent("no payment provider is set up".to_owned()))) };
+    let operation = operations::get(app.database.writer(), call.operation_id).await?;
+    let operation = operation.ok_or_else(|| lastro_database::Error::corrupt("a call about nothing"))?;
+    if operation.state == State::Pending || operation.state == State::Retrying {
+        return Ok(Err(Failure::NotSent("its transaction is not that far yet".to_owned())));
+    }
+    let order = order(call, &operation)?;
+    Ok(ask_for(provider, call, &order).await)
+}
+
+async fn ask_for(provider: &Provider, call: &Call, order: &Order) -> Result<Answer, Failure> {
+    if call.is_unknown
+        && let Some(answer) = provider.find(order).await?
+    {
+        return Ok(answer);
+    }
+    // Where the provider has never seen it, or never was asked. Should that be wrong, the same key does nothing a second time.
+    provider.send(order).await
+}
+
+fn order(call: &Call, operation: &Operation) -> Result<Order, Error> {
+    let corrupt = |what: &'static str| Error::from(lastro_database::Error::corrupt(what));
+    let legs = operation.movement.legs();
+    let currency = legs.first().ok_or_else(|| corrupt("an operation without legs"))?.amount.currency();
+    let sum = legs.iter().try_fold(Minor::ZERO, |sum, leg| sum.checked_add(leg.amount.minor()));
+    let amount = Amount::new(sum.ok_or_else(|| corrupt("an amount beyond 64 bits"))?, currency);
+    Ok(match call.kind {
+        CallKind::Charge => {
+            let card_token = call.card_token.clone().ok_or_else(|| corrupt("a charge without a card"))?;
+            Order { key: operation.id, amount, kind: OrderKind::Charge { card_token } }
+        }
+        CallKind::Refund => {
+            let charge = operation.original_id.ok_or_else(|| corrupt("a refund of nothing"))?;
+            Order { key: operation.id, amount, kind: OrderKind::Refund { charge } }
+        }
+        // The charge and its return share a key: they are of two kinds.
+        CallKind::GiveBack => Order { key: operation.id, amount, kind: OrderKind::Refund { charge: operation.id } },
+    })
+}
+
+async fn conclude(app: &App, call: &Call, answer: &Answer) -> Result<(), Error> {
+    let outcome = if *answer == Answer::Done { "done" } else { "declined" };
+    counter!("lastro_provider_calls_total", "kind" => name(call.kind), "outcome" => outcome).increment(1);
+    if call.kind == CallKind::GiveBack && *answer != Answer::Done {
+        tracing::error!(operation = %call.operation_id, "the payment provider does not give back a charge that the ledger could not take: somebody has to");
+    }
+    if app.pipeline.conclude_call(call, answer).await? { Ok(()) } else { postpone(app, call, &Failure::NotSent("not that far yet".to_owned())).await }
+}
+
+async fn postpone(app: &App, call: &Call, failure: &Failure) -> Result<(), Error> {
+    counter!("lastro_provider_calls_total", "kind" => name(call.kind), "outcome" => "no_answer").increment(1);
+    tracing::warn!(operation = %call.operation_id, kind = name(call.kind), attempts = call.attempts, failure = failure.text(), "the payment provider gave no answer");
+    let pause_us = 1_000_000_i64.checked_shl(u32::try_from(call.attempts.min(6)).unwrap_or(6)).unwrap_or(PAUSE_MAX_US).min(PAUSE_MAX_US);
+    let postponed = Postponed {
+        operation_id: call.operation_id,
+        is_unknown: call.is_unknown || matches!(failure, Failure::Unknown(_)),
+        next_attempt_us: clock::now_us().saturating_add(pause_us),
+        error: failure.text(),
+    };
+    Ok(provider_calls::postpone(app.database.writer(), postponed).await?)
+}
+
+const fn name(kind: CallKind) -> &'static str {
+    match kind {
+        CallKind::Charge => "charge",
+        CallKind::Refund => "refund",
+        CallKind::GiveBack => "give_back",
+    }
+}

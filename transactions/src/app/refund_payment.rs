@@ -1,0 +1,152 @@
+//! Gives a payment back, whole or in part.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use lastro_mesh::call::Call;
+use lastro_mesh::clock;
+use lastro_mesh::identity::User as Caller;
+use lastro_mesh::status::Problem;
+use lastro_money::{Amount, Minor};
+use lastro_proto::permissions::Permission;
+use tokio::time::timeout_at;
+use uuid::Uuid;
+
+use super::App;
+use super::get_payment::{Payment, PaymentName, find, view};
+use super::provider_calls;
+use super::submit::TimeBudget;
+use crate::domain::operation::{Hold, Operation, Settlement, State, Type};
+use crate::domain::payment::{is_by_card, refund_movement};
+use crate::domain::submission::{Money, check_key, read_amount};
+use crate::pipeline::{Accepted, Culprit, NewOperation, Purpose, Refused};
+use crate::store::operations;
+use crate::{Error, contract};
+
+/// What is held for a refund ends by the provider's answer, and not by itself: 2100-01-01, Unix microseconds.
+const NEVER_US: i64 = 4_102_444_800_000_000;
+
+/// What is asked for, as it was said.
+pub struct RefundRequest {
+    pub name: PaymentName,
+    pub amount: Option<Money>,
+    pub external_id: String,
+}
+
+/// The payment as it stands then, and whether an earlier call made the refund.
+pub async fn refund_payment(app: &Arc<App>, call: &Call, caller: &Caller, request: RefundRequest) -> Result<(Payment, bool), Error> {
+    check_key(&request.external_id)?;
+    let payment = find(app, caller, &request.name).await?;
+    may_refund(caller, &payment)?;
+    let amount = request.amount.as_ref().map(|money| read_refund(app, &payment, money)).transpose()?;
+    let hash = contract::refund_hash(payment.id, amount);
+    // The same request again is answered the same, whatever has become of the payment meanwhile.
+    if let Some(stored) = operations::by_keys(app.database.writer(), &[(caller.id, &request.external_id)]).await?.pop() {
+        return if stored.request_hash == hash { answer(app, caller, &payment, &stored, true).await } else { Err(Error::IdempotencyKeyReused) };
+    }
+    match payment.state {
+        State::Completed => {}
+        State::Rejected | State::Voided | State::Expired => return Err(Error::PaymentNotCaptured("DECLINED")),
+        State::Pending | State::Retrying | State::Waiting | State::Authorized => return Err(Error::PaymentNotCaptured("not decided yet")),
+    }
+    let budget = TimeBudget::of(call);
+    let new = new_refund(call, caller, &payment, request.external_id, (amount, hash))?;
+    let turn = app.legs_turn(caller.id, payment.movement.legs().len(), budget.store_by).await?;
+    // All or nothing, as an atomic batch of one: a refund that is refused is not stored, and uses no key.
+    let stored = budget.stored_whole(app.pipeline.submit_together(vec![new])).await;
+    drop(turn);
+    let Accepted { operation: refund, replayed } = stored.map_err(|refused| refusal(refused, &payment))?.pop().ok_or(Error::LedgerUnavailable)?;
+    if refund.state == State::Authorized && !replayed {
+        let (asking, refund_id) = (app.clone(), refund.id);
+        let asked = tokio::spawn(async move { provider_calls::make_first(&asking, refund_id).await });
+        call.slot.release();
+        let _ = timeout_at(budget.answer_by, asked).await;
+    }
+    answer(app, caller, &payment, &refund, replayed).await
+}
+
+/// The merchant, or an administrator; never the payer.
+fn may_refund(caller: &Caller, payment: &Operation) -> Result<(), Error> {
+    let owns_all = payment.movement.legs().iter().all(|leg| leg.destination.is_some_and(|party| party.owner_id == caller.id));
+    let may = payment.owner_id != caller.id && (owns_all || caller.may(Permission::WriteReversals));
+    if may { Ok(()) } else { Err(Error::RefundNotYours) }
+}
+
+/// More than zero, in the currency of the payment. That it is not more than what is left is judged where the refund is made.
+fn read_refund(app: &App, payment: &Operation, money: &Money) -> Result<Amount, Error> {
+    let currency = currency_of(payment)?;
+    if money.currency_code != currency.code() {
+        return Err(Problem::field("amount.currency_code", format!("must be {currency}, the currency of the payment")).into());
+    }
+    // A payment may be as much as a hundred transactions.
+    let amount_max = app.settings.amount_minor_max.get().saturating_mul(100);
+    Ok(read_amount(money, Minor::new(amount_max))?)
+}
+
+fn currency_of(payment: &Operation) -> Result<lastro_money::Currency, Error> {
+    let first = payment.movement.legs().first().ok_or_else(|| lastro_database::Error::corrupt("a payment without legs"))?;
+    Ok(first.amount.currency())
+}
+
+fn new_refund(
+    call: &Call,
+    caller: &Caller,
+    payment: &Operation,
+    external_id: String,
+    (amount, request_hash): (Option<Amount>, [u8; 32]),
+) -> Result<NewOperation, Error> {
+    let now_us = clock::now_us();
+    let whole: Vec<Minor> = payment.movement.legs().iter().map(|leg| leg.amount.minor()).collect();
+    let operation = Operation {
+        id: Uuid::now_v7(),
+        owner_id: caller.id,
+        external_id,
+        request_hash,
+        kind: Type::Refund,
+        state: State::Pending,
+        reason: None,
+        rejected_leg: None,
+        // What each leg gives is decided with the payment locked; until then all of them may.
+        movement: refund_movement(payment, &whole),
+        settlement: Settlement::Internal,
+        hold: is_by_card(payment).then_some(Hold { expire_time_us: NEVER_US, captured: None }),
+        original_id: Some(payment.id),
+        reversal_id: None,
+        refunded: None,
+        balances_after: None,
+        description: String::new(),
+        metadata: BTreeMap::new(),
+        effective_time_us: now_us,
+        has_effective_time: false,
+        create_time_us: now_us,
+        update_time_us: now_us,
+        head: None,
+        attempts: 0,
+    };
+    let purpose = Purpose::Refund { amount: amount.map(|amount| amount.minor()) };
+    Ok(NewOperation { operation, submitted: Vec::new(), correlation_id: call.correlation_id.to_string(), purpose })
+}
+
+/// Why nothing was refunded.
+fn refusal(refused: Refused, payment: &Operation) -> Error {
+    match refused {
+        Refused::Together { culprit: Culprit::Rejected { reason, .. }, .. } => Error::RefundRefused(reason),
+        Refused::Together { culprit: Culprit::KeyReused | Culprit::KeyExists, .. } => Error::IdempotencyKeyReused,
+        Refused::RefundTooMuch { left } => match currency_of(payment) {
+            Ok(currency) => Error::RefundTooMuch(Amount::new(left, currency)),
+            Err(error) => error,
+        },
+        other => other.into(),
+    }
+}
+
+/// The payment as it stands; or that the provider has declined the refund.
+async fn answer(app: &App, caller: &Caller, payment: &Operation, refund: &Operation, replayed: bool) -> Result<(Payment, bool), Error> {
+    let on = app.database.writer();
+    let refund = operations::get(on, refund.id).await?.ok_or(Error::LedgerUnavailable)?;
+    if refund.state == State::Voided {
+        return Err(Error::RefundDeclined(refund.reason.as_ref().map_or("", |reason| reason.name()).into()));
+    }
+    let payment = operations::get(on, payment.id).await?.ok_or(Error::PaymentNotFound)?;
+    Ok((view(on, caller, payment).await?, replayed))
+}

@@ -1,0 +1,147 @@
+//! The payment provider: who charges cards, and pays back. A port with two implementations: HTTP, whose contract is docs/PROVIDER.md, and a sandbox.
+//!
+//! Every order carries a key of ours. The same key again is answered the same, and does nothing a second time; and by its key the provider is asked what
+//! became of an order whose answer was lost.
+
+mod http;
+mod sandbox;
+
+use std::time::Duration;
+
+use lastro_mesh::outbound::{Breaker, BreakerSettings};
+use lastro_money::Amount;
+use tokio::time::{Instant, sleep, timeout_at};
+use tonic::Code;
+use uuid::Uuid;
+
+pub use self::http::{HttpProvider, Url};
+use self::sandbox::Sandbox;
+
+/// What one answer of a provider may take.
+const ANSWER_MAX: Duration = Duration::from_secs(3);
+/// Orders that failed at once are sent again, so often in all, as long as there is time for another answer.
+const ATTEMPTS_MAX: u32 = 3;
+const RETRY_AFTER: Duration = Duration::from_millis(100);
+/// No attempt begins later.
+const RETRY_UNTIL: Duration = Duration::from_millis(1500);
+
+/// What is asked of a provider.
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// Ours: that of the transaction.
+    pub key: Uuid,
+    pub amount: Amount,
+    pub kind: OrderKind,
+}
+
+#[derive(Debug, Clone)]
+pub enum OrderKind {
+    /// Charge this card.
+    Charge { card_token: String },
+    /// Pay so much of this charge back.
+    Refund { charge: Uuid },
+}
+
+/// What a provider has done about an order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// As asked.
+    Done,
+    /// Nothing, and it will not, for this reason.
+    Declined(String),
+}
+
+/// Why there is no answer. The text is for operators.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failure {
+    /// The provider was not asked at all.
+    NotSent(String),
+    /// It may have done it, or not.
+    Unknown(String),
+}
+
+impl Failure {
+    pub fn text(&self) -> &str {
+        match self {
+            Self::NotSent(text) | Self::Unknown(text) => text,
+        }
+    }
+}
+
+/// Who is asked.
+pub struct Provider {
+    implementation: Implementation,
+    breaker: Breaker,
+}
+
+enum Implementation {
+    Http(HttpProvider),
+    Sandbox(Sandbox),
+}
+
+impl Provider {
+    /// A provider that speaks HTTP.
+    pub fn http(provider: HttpProvider) -> Self {
+        Self::of(Implementation::Http(provider))
+    }
+
+    /// The sandbox, which moves no money.
+    pub fn sandbox() -> Self {
+        Self::of(Implementation::Sandbox(Sandbox::default()))
+    }
+
+    fn of(implementation: Implementation) -> Self {
+        let settings = BreakerSettings { slow_after: ANSWER_MAX, ..BreakerSettings::default() };
+        Self { implementation, breaker: Breaker::new("payment_provider", "write", settings) }
+    }
+
+    /// Sends an order. One that failed at once is sent again with the same key, which is no second order.
+    pub async fn send(&self, order: &Order) -> Result<Answer, Failure> {
+        let retry_until = Instant::now() + RETRY_UNTIL;
+        let mut unknown = None;
+        for attempt in 1..=ATTEMPTS_MAX {
+            let failure = match self.guarded(self.send_once(order, attempt)).await {
+                Ok(answer) => return Ok(answer),
+                Err(failure) => failure,
+            };
+            // What was sent once may have been done, whatever comes of the next attempt.
+            if matches!(failure, Failure::Unknown(_)) {
+                unknown = Some(failure.clone());
+            }
+            if attempt == ATTEMPTS_MAX || Instant::now() + RETRY_AFTER >= retry_until {
+                return Err(unknown.unwrap_or(failure));
+            }
+            sleep(RETRY_AFTER * attempt).await;
+        }
+        Err(Failure::NotSent("no attempt was made".to_owned()))
+    }
+
+    /// What the provider has done about an order; None where it has never seen it.
+    pub async fn find(&self, order: &Order) -> Result<Option<Answer>, Failure> {
+        self.guarded(async {
+            match &self.implementation {
+                Implementation::Http(provider) => provider.find(order).await,
+                Implementation::Sandbox(sandbox) => Ok(sandbox.find(order)),
+            }
+        })
+        .await
+    }
+
+    async fn send_once(&self, order: &Order, attempt: u32) -> Result<Answer, Failure> {
+        match &self.implementation {
+            Implementation::Http(provider) => provider.send(order).await,
+            Implementation::Sandbox(sandbox) => sandbox.send(order, attempt).await,
+        }
+    }
+
+    /// Within the time of one answer, and not at all while the provider is known to be away.
+    async fn guarded<T>(&self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        let Some(permit) = self.breaker.acquire(false) else {
+            return Err(Failure::NotSent("the payment provider is away; calls to it pause".to_owned()));
+        };
+        let result = timeout_at(Instant::now() + ANSWER_MAX, work).await;
+        let result = result.unwrap_or_else(|_| Err(Failure::Unknown(format!("no answer within {} s", ANSWER_MAX.as_secs()))));
+        permit.report(if result.is_ok() { Code::Ok } else { Code::Unavailable });
+        result
+    }
+}
