@@ -5,7 +5,7 @@ CARGO ?= cargo
 # Arguments for `make run`, as in: make run ARGS="--data /tmp/x --log info"
 ARGS ?=
 
-.PHONY: help run build test test-faults test-ha test-long test-abuse test-readers test-model test-histories test-adding-a-service test-compose lint fmt bench ci docs deps deployment clean up down logs smoke stack load
+.PHONY: help run build test test-faults test-ha test-long test-abuse test-readers test-model test-providers test-histories test-adding-a-service test-compose lint fmt bench ci docs deps deployment clean up down logs smoke stack load
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,10 @@ test-model: deps ## Everything that money does against a model, with crashes: ra
 	$(CARGO) build --locked --bin lastro
 	. tools/test-env && LASTRO_MODEL_CASES=$${LASTRO_MODEL_CASES:-120} $(CARGO) test --locked -p lastro-tests --test journeys -- --ignored --nocapture model::
 
+test-providers: deps ## Providers at their worst, with kill -9: events in any order, a payment provider that loses answers; both databases
+	$(CARGO) build --locked --bin lastro
+	. tools/test-env && LASTRO_PROVIDER_ROUNDS=$${LASTRO_PROVIDER_ROUNDS:-6} $(CARGO) test --locked -p lastro-tests --test journeys -- --ignored --nocapture providers::
+
 test-histories: deps ## What 32 clients see on two replicas under kill -9, checked for linearizability by porcupine
 	$(CARGO) build --locked --bin lastro
 	. tools/test-env && $(CARGO) test --locked -p lastro-tests --test journeys -- --ignored --nocapture histories::
@@ -50,7 +54,7 @@ test-histories: deps ## What 32 clients see on two replicas under kill -9, check
 test-adding-a-service: deps ## Follow docs/ADDING-A-SERVICE.md word by word in a copy of the checkout, and try the service
 	tools/test-adding-a-service
 
-test-long: test-faults test-ha test-abuse test-readers test-model test-histories test-adding-a-service ## The long suites whole: faults, replicas under load, attackers, readers, the model, histories
+test-long: test-faults test-ha test-abuse test-readers test-model test-providers test-histories test-adding-a-service ## The long suites whole: faults, replicas under load, attackers, readers, the model, histories
 
 test-compose: deps ## The stack of compose.yaml for real: built, started, tried, loaded, ended
 	tools/test-compose
@@ -94,6 +98,7 @@ docs: ## Documentation of the crates
 ci: lint test ## What CI runs
 	LASTRO_FAULT_ROUNDS=3 $(MAKE) test-faults
 	LASTRO_MODEL_CASES=8 $(MAKE) test-model
+	LASTRO_PROVIDER_ROUNDS=1 $(MAKE) test-providers
 	LASTRO_HISTORY_SECONDS=8 $(MAKE) test-histories
 	LASTRO_HA_ONLY="one after the other" $(MAKE) test-ha
 	LASTRO_ABUSE_SECONDS=2 $(MAKE) test-abuse

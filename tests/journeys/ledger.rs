@@ -57,6 +57,40 @@ impl Ledger {
         Ok(rows.first().context("a count")?.count)
     }
 
+    /// What has been refunded of each leg of a payment is the sum of what its refunds take of it, and never more than it got.
+    async fn check_refunds(&self) -> Result<()> {
+        #[derive(FromQueryResult)]
+        struct Refunded {
+            payment_id: Uuid,
+            state: i64,
+            refunded: Option<Vec<u8>>,
+        }
+        let minors = |bytes: &[u8]| -> Vec<i64> { bytes.as_chunks::<8>().0.iter().map(|minor| i64::from_be_bytes(*minor)).collect() };
+        let sql = "SELECT coalesce(original_id, id) AS payment_id, CASE WHEN kind = 4 THEN 0 ELSE state END AS state, refunded FROM operations WHERE kind IN (4, 5)";
+        let rows: Vec<Refunded> = all(self.transactions.writer(), sql, []).await?;
+        let mut sums: std::collections::HashMap<Uuid, (Vec<i64>, Vec<i64>)> = std::collections::HashMap::new();
+        for row in rows {
+            let (of_payment, of_refunds) = sums.entry(row.payment_id).or_default();
+            let parts = minors(&row.refunded.unwrap_or_default());
+            match row.state {
+                0 => *of_payment = parts,
+                // AUTHORIZED and COMPLETED: the others give nothing back.
+                3 | 4 => {
+                    of_refunds.resize(parts.len(), 0);
+                    of_refunds.iter_mut().zip(&parts).for_each(|(sum, part)| *sum += part);
+                }
+                _ => {}
+            }
+        }
+        for (payment_id, (mut of_payment, of_refunds)) in sums {
+            if of_refunds.is_empty() {
+                of_payment.retain(|part| *part != 0);
+            }
+            anyhow::ensure!(of_payment == of_refunds, "of {payment_id} {of_payment:?} is refunded, and its refunds take {of_refunds:?}");
+        }
+        Ok(())
+    }
+
     /// Every invariant, over everything that is there.
     pub async fn check(&self) -> Result<()> {
         let none = [
@@ -98,8 +132,23 @@ impl Ledger {
             ),
             (
                 "an operation and its reversal name each other, unless that was rejected",
-                "SELECT count(*) AS count FROM operations o JOIN operations r ON r.original_id = o.id \
+                "SELECT count(*) AS count FROM operations o JOIN operations r ON r.original_id = o.id AND r.kind = 6 \
                  WHERE (r.state <> 5) <> (coalesce(o.reversal_id, o.id) = r.id)",
+            ),
+            (
+                "what is refunded is a completed payment",
+                "SELECT count(*) AS count FROM operations r LEFT JOIN operations o ON o.id = r.original_id AND o.kind = 4 AND o.state = 4 \
+                 WHERE r.kind = 5 AND o.id IS NULL",
+            ),
+            (
+                "a provider is asked for what is under way",
+                "SELECT count(*) AS count FROM operations o LEFT JOIN provider_calls c ON c.operation_id = o.id \
+                 WHERE (o.kind = 4 AND o.state = 8 OR o.kind = 5 AND o.state = 3) AND c.operation_id IS NULL",
+            ),
+            (
+                "a report of a provider that was applied is of its transaction",
+                "SELECT count(*) AS count FROM provider_events e JOIN operations o ON o.id = e.operation_id \
+                 WHERE o.owner_id <> e.provider_id OR o.external_id <> e.external_id OR o.state NOT IN (4, 5) AND e.outcome = 1 AND e.kind <> 1",
             ),
             (
                 "an operation is at the version of its last event",
@@ -113,6 +162,7 @@ impl Ledger {
         for (rule, sql) in none {
             anyhow::ensure!(self.count(sql).await? == 0, "{rule}: broken");
         }
+        self.check_refunds().await?;
         Ok(())
     }
 

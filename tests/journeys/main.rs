@@ -27,6 +27,7 @@ mod pipeline;
 mod pipelined;
 mod poison;
 mod provider_events;
+mod providers;
 mod readers;
 mod rest;
 mod reversals;
@@ -225,6 +226,7 @@ fn main() {
     trials.extend(readers::trials());
     trials.extend(model::trials());
     trials.extend(histories::trials());
+    trials.extend(providers::trials());
     let conclusion = libtest_mimic::run(&arguments, trials);
     // Ends the servers, which `exit` would not.
     drop(shared);

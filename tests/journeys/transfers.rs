@@ -229,7 +229,9 @@ pub async fn lists_are_filtered(world: &World) -> Result<()> {
     for number in 0..6 {
         // Every third one is refused.
         let amount = if number % 3 == 2 { "1000.00" } else { "1.00" };
-        api.transact(&someone.token, lastro_tests::Api::transfer(&format!("filtered {number}"), &from, &to, amount)).await?;
+        let mut body = lastro_tests::Api::transfer(&format!("filtered {number}"), &from, &to, amount);
+        body["metadata"] = json!({ "batch": (number % 2).to_string(), "all": "é & co" });
+        api.transact(&someone.token, body).await?;
     }
     let listed = async |query: &str| {
         let answer = api.get(&format!("/api/v1/transactions?{query}"), Some(&someone.token)).await?;
@@ -253,12 +255,21 @@ pub async fn lists_are_filtered(world: &World) -> Result<()> {
         ("from=2001-01-01T00:00:00Z&to=2002-01-01T00:00:00Z", 0),
         ("from=2001-01-01T00:00:00Z", 7),
         ("state=STATE_UNSPECIFIED&type=TYPE_UNSPECIFIED", 7),
+        ("metadataKey=batch", 6),
+        ("metadataKey=batch&metadataValue=1", 3),
+        ("metadataKey=batch&metadataValue=1&state=REJECTED", 1),
+        ("metadataKey=batch&metadataValue=", 0),
+        ("metadataKey=all&metadataValue=%C3%A9%20%26%20co", 6),
+        ("metadataKey=Batch", 0),
     ] {
         assert_eq!(count(query).await?, expected, "{query}");
         let of_account = listed(&format!("{query}&accountId={to}")).await?.0;
         let elsewhere = all.iter().filter(|one| one["destinationAccountId"] != to.as_str()).count();
         assert!(of_account.len() <= expected && expected - of_account.len() <= elsewhere, "{query}");
     }
+    // Metadata is its submitter's: nobody finds others' transactions by it, though it sees them.
+    let of_administrator = api.get("/api/v1/transactions?metadataKey=batch&pageSize=1000", Some(&administrator)).await?;
+    assert_eq!(of_administrator.body["transactions"].as_array().map(Vec::len), Some(0), "{of_administrator:?}");
     // From exactly when one was accepted: it and those after it; up to it: those before.
     let middle = &all[3];
     let at = middle["createTime"].as_str().unwrap_or_default();
@@ -281,6 +292,8 @@ pub async fn lists_are_filtered(world: &World) -> Result<()> {
         ("from=yesterday", "from"),
         ("from=2026-01-02T00:00:00Z&to=2026-01-01T00:00:00Z", "to"),
         ("accountId=x", "accountId"),
+        ("metadataValue=1", "metadataValue"),
+        ("metadataKey=", "metadataKey"),
     ] {
         let answer = api.get(&format!("/api/v1/transactions?{query}"), Some(&someone.token)).await?;
         assert_eq!((answer.status, answer.body["errors"][0]["field"].as_str()), (400, Some(field)), "{query}: {answer:?}");

@@ -144,8 +144,8 @@ async fn serve(inner: &Inner, mut connection: TcpStream) -> Option<()> {
         if method == "GET" {
             let done = inner.book.lock().unwrap_or_else(PoisonError::into_inner).get(&(kind.to_owned(), key?.to_owned())).cloned();
             let (status, body) = match done {
-                Some(done) => (200, json!({ "status": done.status, "reason": reason(&done.asked) })),
-                None => (404, json!({ "status": "NOT_FOUND" })),
+                Some(done) => (200, json!({ "key": key?, "status": done.status, "reason": reason(&done.asked) })),
+                None => (404, json!({ "key": key?, "status": "NOT_FOUND" })),
             };
             answer(&mut connection, status, &body.to_string()).await?;
             continue;
@@ -188,7 +188,7 @@ fn enter(inner: &Inner, kind: &str, key: &str, asked: &Value) -> Value {
     if done.asked != *asked {
         inner.wrongs.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{kind} {key}: {asked} after {}", done.asked));
     }
-    json!({ "status": done.status, "reason": reason(asked) })
+    json!({ "key": key, "status": done.status, "reason": reason(asked) })
 }
 
 fn reason(asked: &Value) -> &'static str {

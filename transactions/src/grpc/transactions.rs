@@ -37,7 +37,7 @@ use crate::app::watch_transaction::watch_transaction;
 use crate::contract::{states_from_wire, type_from_wire};
 use crate::domain::submission;
 use crate::pipeline::Accepted;
-use crate::store::operations::Filter;
+use crate::store::operations::{Filter, MetadataFilter};
 
 /// Requests of one batch.
 const BATCH_MAX: usize = 1000;
@@ -132,7 +132,7 @@ impl TransactionsService for Transactions {
         let (call, message) = (Call::of(&request)?, request.get_ref());
         let caller = call.user()?;
         let page = Page::read(message.page_size, &message.page_token)?;
-        let filter = filter(message)?;
+        let filter = filter(message, caller)?;
         let _turn = self.0.list_turn(call, caller.id, page, !filter.is_empty()).await?;
         let given = |text: &'_ Option<String>| text.as_deref().filter(|text| !text.is_empty()).map(str::to_owned);
         let (account_id, external_id) = (given(&message.account_id), given(&message.external_id));
@@ -198,7 +198,7 @@ fn read_in_batch(request: CreateTransactionRequest) -> Result<submission::Reques
 }
 
 /// Which transactions a list is to have.
-fn filter(message: &ListTransactionsRequest) -> Result<Filter, Problem> {
+fn filter(message: &ListTransactionsRequest, caller: &Caller) -> Result<Filter, Problem> {
     let time = |field: &'static str, time: &Option<Timestamp>| {
         let us = |time| micros(time).ok_or_else(|| Problem::field(field, "must be a time of the years 1 to 9999"));
         time.as_ref().map(us).transpose()
@@ -207,7 +207,12 @@ fn filter(message: &ListTransactionsRequest) -> Result<Filter, Problem> {
     if from_us.zip(to_us).is_some_and(|(from, to)| from > to) {
         return Err(Problem::field("to", "must not be before from"));
     }
-    Ok(Filter { states: states_from_wire(message.state()), kind: type_from_wire(message.r#type()), from_us, to_us })
+    let metadata = match (&message.metadata_key, &message.metadata_value) {
+        (None, None) => None,
+        (None, Some(_)) => return Err(Problem::field("metadata_value", "must only be given with a metadata_key")),
+        (Some(key), value) => Some(MetadataFilter { submitter_id: caller.id, key: key.clone(), value: value.clone() }),
+    };
+    Ok(Filter { states: states_from_wire(message.state()), kind: type_from_wire(message.r#type()), from_us, to_us, metadata })
 }
 
 /// What would happen has no id, and repeats nothing.

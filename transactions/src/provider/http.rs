@@ -6,6 +6,7 @@ use std::time::Duration;
 use lastro_money::format;
 use reqwest::{Client, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use super::{Answer, Failure, Order, OrderKind};
 
@@ -61,7 +62,7 @@ impl HttpProvider {
         };
         let request = self.client.post(format!("{}/{path}", self.url)).header("idempotency-key", order.key.to_string());
         let (status, body) = self.exchange(request.header("content-type", "application/json").body(body.to_string())).await?;
-        read(status, &body)
+        read(order.key, status, &body)
     }
 
     pub async fn find(&self, order: &Order) -> Result<Option<Answer>, Failure> {
@@ -71,10 +72,10 @@ impl HttpProvider {
         };
         let (status, body) = self.exchange(self.client.get(format!("{}/{path}/{}", self.url, order.key))).await?;
         // Only in the provider's own words: a proxy before it may say 404 as well.
-        if status == StatusCode::NOT_FOUND && body["status"] == "NOT_FOUND" {
+        if status == StatusCode::NOT_FOUND && body["status"] == "NOT_FOUND" && is_about(order.key, &body) {
             return Ok(None);
         }
-        read(status, &body).map(Some)
+        read(order.key, status, &body).map(Some)
     }
 
     async fn exchange(&self, request: RequestBuilder) -> Result<(StatusCode, Value), Failure> {
@@ -100,8 +101,16 @@ impl HttpProvider {
     }
 }
 
-/// Only 200 and 201 with a status that is known say what was done; after everything else nobody knows.
-fn read(status: StatusCode, body: &Value) -> Result<Answer, Failure> {
+/// Whether an answer is to this order. A provider that answers one request twice on a connection has its second answer read as that to the next request.
+fn is_about(key: Uuid, body: &Value) -> bool {
+    body["key"].as_str().and_then(|text| Uuid::parse_str(text).ok()) == Some(key)
+}
+
+/// Only 200 and 201 with the order's key and a status that is known say what was done; after everything else nobody knows.
+fn read(key: Uuid, status: StatusCode, body: &Value) -> Result<Answer, Failure> {
+    if matches!(status, StatusCode::OK | StatusCode::CREATED) && !is_about(key, body) {
+        return Err(Failure::Unknown(format!("it answers {} without the key that it was asked with", status.as_u16())));
+    }
     if !matches!(status, StatusCode::OK | StatusCode::CREATED) {
         return Err(Failure::Unknown(format!("it answers {}", status.as_u16())));
     }
@@ -118,16 +127,19 @@ mod tests {
 
     #[test]
     fn only_what_the_provider_says_is_an_answer() {
-        let answer = |status: u16, body: Value| read(StatusCode::from_u16(status).expect("a status"), &body);
-        assert_eq!(answer(200, json!({ "status": "DONE" })), Ok(Answer::Done));
-        assert_eq!(answer(201, json!({ "status": "DECLINED", "reason": "stolen" })), Ok(Answer::Declined("stolen".to_owned())));
+        let key = Uuid::from_u128(7);
+        let answer = |status: u16, body: Value| read(key, StatusCode::from_u16(status).expect("a status"), &body);
+        assert_eq!(answer(200, json!({ "key": key, "status": "DONE" })), Ok(Answer::Done));
+        assert_eq!(answer(201, json!({ "key": key, "status": "DECLINED", "reason": "stolen" })), Ok(Answer::Declined("stolen".to_owned())));
         for (status, body) in [
             (200, Value::Null),
-            (200, json!({ "status": "PENDING" })),
-            (202, json!({ "status": "DONE" })),
-            (402, json!({ "status": "DECLINED" })),
-            (404, json!({ "status": "NOT_FOUND" })),
-            (500, json!({ "status": "DONE" })),
+            (200, json!({ "status": "DONE" })),
+            (200, json!({ "key": Uuid::from_u128(8), "status": "DONE" })),
+            (200, json!({ "key": key, "status": "PENDING" })),
+            (202, json!({ "key": key, "status": "DONE" })),
+            (402, json!({ "key": key, "status": "DECLINED" })),
+            (404, json!({ "key": key, "status": "NOT_FOUND" })),
+            (500, json!({ "key": key, "status": "DONE" })),
         ] {
             assert!(matches!(answer(status, body.clone()), Err(Failure::Unknown(_))), "{status} {body}");
         }

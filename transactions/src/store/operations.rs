@@ -469,6 +469,23 @@ pub struct Filter {
     pub from_us: Option<i64>,
     /// Accepted before.
     pub to_us: Option<i64>,
+    pub metadata: Option<MetadataFilter>,
+}
+
+/// Submitted by somebody with this in its metadata, which nobody else sees.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MetadataFilter {
+    pub submitter_id: Uuid,
+    pub key: String,
+    /// None: any.
+    pub value: Option<String>,
+}
+
+impl MetadataFilter {
+    fn has(&self, operation: &Operation) -> bool {
+        let value = operation.metadata.get(&self.key).filter(|_| operation.owner_id == self.submitter_id);
+        value.is_some_and(|value| self.value.as_ref().is_none_or(|asked| asked == value))
+    }
 }
 
 /// An id begins with the time at which it was made. It may differ from the time that is stored as that of acceptance by as much as the clock was set back
@@ -487,6 +504,7 @@ impl Filter {
             && self.kind.is_none_or(|kind| kind == operation.kind)
             && self.from_us.is_none_or(|from| from <= operation.create_time_us)
             && self.to_us.is_none_or(|to| operation.create_time_us < to)
+            && self.metadata.as_ref().is_none_or(|metadata| metadata.has(operation))
     }
 
     /// The ids between which everything lies that fits, the first one included: ids begin with the time at which they were made.
