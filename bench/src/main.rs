@@ -12,6 +12,7 @@ mod pgbench;
 mod raw;
 mod report;
 mod setup;
+mod waiting;
 
 use std::time::Duration;
 
@@ -41,7 +42,7 @@ struct Options {
     /// Accounts that transfers move money between.
     #[arg(long, default_value_t = 10_000)]
     accounts: usize,
-    /// Only this part: transfers, callers, idle, reads, pages, gateway, money, fairness, events, embedded, stack, against.
+    /// Only this part: transfers, callers, idle, reads, pages, gateway, money, waiting, fairness, events, embedded, stack, against.
     #[arg(long)]
     only: Option<String>,
     /// Another lastro, to measure beside this one in turns: transfers, reads, pages and idle latency, on the same PostgreSQL.
@@ -120,6 +121,9 @@ async fn main() -> Result<()> {
     }
     if wants("money") {
         everything::measure(&bench.rich, options.rounds, span).await?;
+    }
+    if wants("waiting") {
+        waiting::measure(&bench, options.rounds, span).await?;
     }
     if wants("fairness") {
         fairness::repeated_key(&bench.rich, options.rounds, span).await?;

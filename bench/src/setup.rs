@@ -86,6 +86,11 @@ impl Bench {
         Ok(Self { server, rich, start, idle_memory_mb, _folder: folder })
     }
 
+    /// What the server takes now.
+    pub fn memory_mb(&self) -> Result<u64> {
+        memory_mb(self.server.pid(), "VmRSS")
+    }
+
     /// The most that the server has taken so far.
     pub fn peak_memory_mb(&self) -> Result<u64> {
         memory_mb(self.server.pid(), "VmHWM")
