@@ -178,7 +178,7 @@ fn main() {
         legs: legs_are_judged_in_order_and_posted_together, exchanges_between_currencies, a_payroll_shows_nobody_anothers_pay, bad_legs_are_named,
             legs_over_grpc;
         provider_events: a_provider_settles_deposits, events_may_come_first, who_reports_what, news_reaches_whoever_waits,
-            provider_events_over_grpc;
+            provider_events_over_grpc, reports_stay_as_they_were;
         reversals: transactions_are_reversed, a_rejected_reversal_may_be_followed, legs_and_the_outside_world_are_reversed, reversals_over_grpc;
         rules: rules_are_judged_in_their_order, the_outside_world_is_nobodys_to_name, what_is_not_settled_yet,
             what_gets_no_locks_is_told_so, a_dry_run_of_what_was_done, batches_are_bounded;

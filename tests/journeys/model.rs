@@ -16,7 +16,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, Test
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use self::ledger::{Account, Caller, Ledger, Leg, Minor, State, Transaction};
+use self::ledger::{Account, Caller, Kind, Ledger, Leg, Minor, State, Transaction};
 use crate::{block_on, failed};
 
 pub fn trials() -> Vec<Trial> {
@@ -79,6 +79,18 @@ enum Step {
         of: u8,
         changed: bool,
     },
+    /// From an account, or by a card that the sandbox approves or not.
+    Pay {
+        movement: Movement,
+        card: bool,
+        declined: bool,
+    },
+    /// Some of a payment, or all that is left.
+    Refund {
+        of: u8,
+        by: u8,
+        part: u8,
+    },
     /// Time passes until every short hold has run out.
     Wait,
     /// kill -9, and a start on what is stored; a move is under way meanwhile.
@@ -116,6 +128,8 @@ fn step() -> impl Strategy<Value = Step> {
         8 => (any(), prop::collection::vec(movement(), 1..6), flag(), prop::bool::weighted(0.15), prop::bool::weighted(0.2))
             .prop_map(|(user, members, atomic, dry, twice)| Step::Batch { user, members, atomic, dry, twice }),
         8 => (any(), prop::bool::weighted(0.3)).prop_map(|(of, changed)| Step::Again { of, changed }),
+        10 => (movement(), flag(), prop::bool::weighted(0.2)).prop_map(|(movement, card, declined)| Step::Pay { movement, card, declined }),
+        12 => (any(), any(), any()).prop_map(|(of, by, part)| Step::Refund { of, by, part }),
         2 => Just(Step::Wait),
         2 => movement().prop_map(Step::Crash),
     ]
@@ -128,7 +142,7 @@ fn run(postgres: Option<Postgres>) -> Result<()> {
     eprintln!("model on {where_}: LASTRO_MODEL_SEED={seed}, {cases} sequences of {STEPS} steps");
     let folder = tempfile::tempdir()?;
     let url = postgres.as_ref().map(Postgres::url);
-    let flags: Vec<&str> = url.iter().flat_map(|url| ["--database-url", url.as_str()]).collect();
+    let flags: Vec<&str> = url.iter().flat_map(|url| ["--database-url", url.as_str()]).chain(["--payment-provider", "sandbox"]).collect();
     let world = std::cell::RefCell::new(Some(Server::start(&folder.path().join("data"), &flags)?));
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_be_bytes());
@@ -321,6 +335,8 @@ impl Player {
                 }
             }
             Step::Batch { user, members, atomic, dry, twice } => self.batch(*user, members, *atomic, *dry, *twice).await?,
+            Step::Pay { movement, card, declined } => self.pay(movement, *card, *card && *declined).await?,
+            Step::Refund { of, by, part } => self.refund(*of, *by, *part).await?,
             Step::Again { of, changed } => self.again(*of, *changed).await?,
             Step::Wait => self.settle_expiries(2000).await,
             Step::Crash(movement) => self.crash(movement).await?,
@@ -398,6 +414,7 @@ impl Player {
             State::Authorized => ("AUTHORIZED", "", None),
             State::Completed => ("COMPLETED", "", None),
             State::Rejected { leg, reason } => ("REJECTED", reason, Some(leg).filter(|_| expected.has_legs)),
+            State::Declined { reason } => ("REJECTED", reason, None),
             State::Voided => ("VOIDED", "", None),
             State::Expired => ("EXPIRED", "", None),
         };
@@ -500,6 +517,80 @@ impl Player {
         Ok(())
     }
 
+    /// A payment from one account of the payer, or by card, to others of its currency.
+    async fn pay(&mut self, movement: &Movement, card: bool, declined: bool) -> Result<()> {
+        let (caller, legs) = self.legs_of(movement);
+        let Some(from) = legs[0].from else { return Ok(()) };
+        let fits = |leg: &&Leg| leg.to.is_some_and(|to| to != from && ACCOUNTS[to].1 == ACCOUNTS[from].1);
+        let legs: Vec<Leg> = legs.iter().filter(fits).map(|leg| Leg { from: (!card).then_some(from), ..*leg }).collect();
+        if legs.is_empty() {
+            return Ok(());
+        }
+        let order = self.key();
+        let asked =
+            |leg: &Leg| json!({ "destinationAccountId": leg.to.map(|to| self.ids[to].clone()), "amount": money(ACCOUNTS[from].1, leg.amount) });
+        let mut body = json!({ "orderId": order, "legs": legs.iter().map(asked).collect::<Vec<_>>() });
+        if card {
+            (body["method"], body["cardToken"]) = (json!("CARD"), json!(if declined { "tok_decline" } else { "tok_approve" }));
+        } else {
+            (body["method"], body["accountId"]) = (json!("ACCOUNT"), json!(self.ids[from]));
+        }
+        let answer = self.post(caller, "/api/v1/payments/process", &body).await?;
+        ensure!(answer.status == 201, "{answer:?}");
+        let place = self.ledger.pay(caller, &legs, declined);
+        let state = if self.ledger.transactions[place].state == State::Completed { "CAPTURED" } else { "DECLINED" };
+        ensure!(answer.body["state"] == state, "expected {state}: {answer:?}");
+        self.note(body.clone(), place, &answer.body)?;
+        let again = self.post(caller, "/api/v1/payments/process", &body).await?;
+        ensure!(again.status == 200 && again.body["id"] == answer.body["id"] && again.body["replayed"] == json!(true), "{again:?}");
+        self.compare_one(place).await
+    }
+
+    async fn refund(&mut self, of: u8, by: u8, part: u8) -> Result<()> {
+        let payments: Vec<usize> = (0..self.sent.len()).filter(|place| self.ledger.transactions[*place].kind == Kind::Payment).collect();
+        let Some(place) = (!payments.is_empty()).then(|| payments[usize::from(of) % payments.len()]) else { return Ok(()) };
+        let payment = self.ledger.transactions[place].clone();
+        // Mostly by whoever may.
+        let caller = if by.is_multiple_of(2) { Caller::Administrator } else { self.caller(by / 2) };
+        if !Self::sees(caller, &payment) {
+            return Ok(());
+        }
+        let whole: Minor = payment.legs.iter().map(|leg| leg.amount).sum();
+        let amount = (!part.is_multiple_of(3)).then(|| Minor::max(1, whole * Minor::from(part) / 256));
+        let currency = ACCOUNTS[payment.legs[0].to.unwrap_or_default()].1;
+        let mut body = json!({ "paymentId": self.sent[place].id, "externalId": self.key() });
+        if let Some(amount) = amount {
+            body["amount"] = money(currency, amount);
+        }
+        let answer = self.post(caller, "/api/v1/payments/refund", &body).await?;
+        match self.ledger.refund(caller, place, amount) {
+            Ok(refund) => {
+                ensure!(answer.status == 201, "{answer:?}");
+                let given: Minor = self.ledger.transactions[place].refunded.iter().sum();
+                let state = if given == whole { "REFUNDED" } else { "CAPTURED" };
+                let told_of_all = caller == Caller::Administrator || caller == payment.submitter;
+                ensure!(answer.body["state"] == state, "expected {state}: {answer:?}");
+                ensure!(!told_of_all || answer.body["refundedAmount"] == money(currency, given), "expected {given}: {answer:?}");
+                let last = answer.body["refunds"].as_array().and_then(|refunds| refunds.last()).context("a refund")?;
+                let made = json!({ "id": last["transactionId"], "state": "COMPLETED" });
+                self.note(body.clone(), refund, &made)?;
+                let again = self.post(caller, "/api/v1/payments/refund", &body).await?;
+                ensure!(again.status == 200 && again.body["replayed"] == json!(true), "{again:?}");
+                self.compare_one(refund).await?;
+            }
+            Err(reason) => ensure!(answer.body["reason"] == reason, "expected {reason}: {answer:?}"),
+        }
+        self.compare_one(place).await
+    }
+
+    /// A transaction as its submitter reads it.
+    async fn compare_one(&self, place: usize) -> Result<()> {
+        let expected = &self.ledger.transactions[place];
+        let told = self.api.get(&format!("/api/v1/transactions/{}", self.sent[place].id), Some(self.token(expected.submitter))).await?;
+        ensure!(told.status == 200, "{told:?}");
+        self.same(expected, expected.submitter, &told.body)
+    }
+
     /// Whether the account was changed; a closed one never is.
     async fn patch(&self, account: usize, caller: Caller, body: Value) -> Result<bool> {
         let path = format!("/api/v1/accounts/{}", self.ids[account]);
@@ -562,7 +653,8 @@ impl Player {
 
     /// The same key again.
     async fn again(&mut self, of: u8, changed: bool) -> Result<()> {
-        let created: Vec<usize> = (0..self.sent.len()).filter(|place| self.ledger.transactions[*place].original.is_none()).collect();
+        let is_created = |transaction: &Transaction| transaction.original.is_none() && transaction.kind == Kind::Plain;
+        let created: Vec<usize> = (0..self.sent.len()).filter(|place| is_created(&self.ledger.transactions[*place])).collect();
         let Some(place) = (!created.is_empty()).then(|| created[usize::from(of) % created.len()]) else { return Ok(()) };
         // That it has run out is written within a second; until then it shows as it stood.
         if self.ledger.transactions[place].state == State::Expired && self.sent[place].expires_ms.is_some_and(|expires| now_ms() < expires + 1200) {
@@ -634,10 +726,7 @@ impl Player {
         tokio::time::sleep(Duration::from_millis(if self.sent.iter().any(|sent| sent.expires_ms.is_some()) { 1300 } else { 0 })).await;
         self.compare_balances().await?;
         for sent in &self.sent {
-            let expected = &self.ledger.transactions[sent.place];
-            let told = self.api.get(&format!("/api/v1/transactions/{}", sent.id), Some(self.token(expected.submitter))).await?;
-            ensure!(told.status == 200, "{told:?}");
-            self.same(expected, expected.submitter, &told.body)?;
+            self.compare_one(sent.place).await?;
         }
         Ok(())
     }

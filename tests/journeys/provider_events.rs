@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::World;
 use crate::grpc::{channel, with_token};
+use crate::ledger::Ledger;
 use crate::legs::money;
 
 pub fn external_deposit(key: &str, to: &str, amount: &str) -> Value {
@@ -230,5 +231,26 @@ pub async fn provider_events_over_grpc(world: &World) -> Result<()> {
     let over_rest = api.get("/api/v1/operations/g%2F1", Some(&provider.token)).await?;
     assert_eq!((over_rest.status, &over_rest.body["externalId"]), (200, &json!("g/1")), "{over_rest:?}");
     assert_eq!(api.posted(&ana.token, &to).await?, "2.50");
+    Ok(())
+}
+
+/// The database itself keeps what was reported, and what became of it.
+pub async fn reports_stay_as_they_were(world: &World) -> Result<()> {
+    let (api, provider, ana) = (world.server.api(), world.server.provider().await?, world.server.api().someone().await?);
+    let to = api.account(&ana.token, "BRL").await?;
+    api.post("/api/v1/transactions", Some(&provider.token), external_deposit("stays", &to, "1.00")).await?;
+    let settled = report(&api, &provider.token, "stays", "SETTLED", json!({})).await?;
+    let waiting = report(&api, &provider.token, "not there yet", "SETTLED", json!({})).await?;
+    let ledger = Ledger::of(world).await?;
+    for answer in [&settled, &waiting] {
+        let id = answer.body["events"][0]["id"].as_str().unwrap_or_default().parse()?;
+        for change in ["payload = '{}'", "kind = 3", "external_id = 'x'", "create_time_us = 0", "digest = 'x'"] {
+            let changed = ledger.try_write(&format!("UPDATE provider_events SET {change} WHERE id = $1"), id).await;
+            assert!(changed.is_err(), "{change}");
+        }
+        assert!(ledger.try_write("DELETE FROM provider_events WHERE id = $1", id).await.is_err());
+    }
+    let id = settled.body["events"][0]["id"].as_str().unwrap_or_default().parse()?;
+    assert!(ledger.try_write("UPDATE provider_events SET outcome = 3 WHERE id = $1", id).await.is_err(), "what became of it is said once");
     Ok(())
 }

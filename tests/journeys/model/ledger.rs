@@ -34,13 +34,31 @@ pub struct Leg {
 pub enum State {
     Authorized,
     Completed,
-    Rejected { leg: usize, reason: &'static str },
+    Rejected {
+        leg: usize,
+        reason: &'static str,
+    },
+    /// By the payment provider.
+    Declined {
+        reason: &'static str,
+    },
     Voided,
     Expired,
 }
 
+/// What a transaction is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Plain,
+    Payment,
+    Refund,
+}
+
 #[derive(Debug, Clone)]
 pub struct Transaction {
+    pub kind: Kind,
+    /// Of a payment: what was given back of each leg.
+    pub refunded: Vec<Minor>,
     pub submitter: Caller,
     pub legs: Vec<Leg>,
     /// Whether it was sent as legs.
@@ -98,8 +116,9 @@ impl Ledger {
             Ok(_) if hold => (State::Authorized, Vec::new()),
             Ok(_) => (State::Completed, self.balances_after(legs, |leg| leg.amount)),
         };
-        let legs = legs.to_vec();
-        Transaction { submitter, legs, has_legs, hold, state, captured: None, original: None, reversal: None, after, resolution: None }
+        let (legs, refunded) = (legs.to_vec(), vec![0; legs.len()]);
+        let (kind, captured, original, reversal, resolution) = (Kind::Plain, None, None, None, None);
+        Transaction { kind, refunded, submitter, legs, has_legs, hold, state, captured, original, reversal, after, resolution }
     }
 
     /// The posted balances after each leg.
@@ -145,6 +164,9 @@ impl Ledger {
     /// Captures or voids. The same key, verb and amount again: as it was.
     pub fn resolve(&mut self, caller: Caller, place: usize, verb: &'static str, key: &str, amount: Option<Minor>) -> Result<(), Refused> {
         let hold = &self.transactions[place];
+        if hold.kind == Kind::Refund {
+            return Err("HOLD_NOT_YOURS");
+        }
         let may = match verb {
             "capture" => hold.submitter == caller,
             _ => {
@@ -156,7 +178,7 @@ impl Ledger {
             return Err("HOLD_NOT_YOURS");
         }
         match (hold.hold, hold.state) {
-            (false, _) | (_, State::Rejected { .. }) => return Err("HOLD_NOT_AUTHORIZED"),
+            (false, _) | (_, State::Rejected { .. } | State::Declined { .. }) => return Err("HOLD_NOT_AUTHORIZED"),
             (_, State::Expired) => return Err("HOLD_EXPIRED"),
             (_, State::Completed | State::Voided) => {
                 return match &hold.resolution {
@@ -211,7 +233,7 @@ impl Ledger {
         if !owns_all && caller != Caller::Administrator {
             return Err("REVERSAL_NOT_YOURS");
         }
-        if original.state != State::Completed || original.original.is_some() {
+        if original.state != State::Completed || original.kind != Kind::Plain || original.original.is_some() {
             return Err("NOT_REVERSIBLE");
         }
         if original.reversal.is_some() {
@@ -224,6 +246,62 @@ impl Ledger {
             self.transactions[place].reversal = Some(reversal);
         }
         Ok(reversal)
+    }
+
+    /// A payment. What a card pays comes from outside, if the provider says so.
+    pub fn pay(&mut self, payer: Caller, legs: &[Leg], declined: bool) -> usize {
+        let place = if declined {
+            let refused = Transaction {
+                state: State::Declined { reason: "CARD_DECLINED" },
+                after: Vec::new(),
+                ..self.rehearse(payer, legs, legs.len() > 1, false)
+            };
+            self.transactions.push(refused);
+            self.transactions.len() - 1
+        } else {
+            self.submit(payer, legs, legs.len() > 1, false)
+        };
+        self.transactions[place].kind = Kind::Payment;
+        place
+    }
+
+    /// Gives a payment back, or so much of it: each leg its share of what is left, the remainders to the largest of them, and of equals to the first.
+    pub fn refund(&mut self, caller: Caller, place: usize, amount: Option<Minor>) -> Result<usize, Refused> {
+        let payment = &self.transactions[place];
+        let owns_all = payment.legs.iter().all(|leg| leg.to.is_some_and(|to| Caller::User(self.accounts[to].owner) == caller));
+        if payment.submitter == caller || !owns_all && caller != Caller::Administrator {
+            return Err("REFUND_NOT_YOURS");
+        }
+        if payment.state != State::Completed {
+            return Err("PAYMENT_NOT_CAPTURED");
+        }
+        let left: Vec<Minor> = payment.legs.iter().zip(&payment.refunded).map(|(leg, refunded)| leg.amount - refunded).collect();
+        let all: Minor = left.iter().sum();
+        let asked = amount.unwrap_or(all);
+        if asked > all || asked <= 0 {
+            return Err("REFUND_TOO_MUCH");
+        }
+        let mut parts: Vec<Minor> = left.iter().map(|left| asked * left / all).collect();
+        let mut by_remainder: Vec<usize> = (0..left.len()).collect();
+        by_remainder.sort_by_key(|index| (std::cmp::Reverse(asked * left[*index] % all), *index));
+        let rest = usize::try_from(asked - parts.iter().sum::<Minor>()).unwrap_or_default();
+        by_remainder.into_iter().take(rest).for_each(|index| parts[index] += 1);
+        let back: Vec<Leg> = payment
+            .legs
+            .iter()
+            .zip(&parts)
+            .filter(|(_, part)| **part > 0)
+            .map(|(leg, part)| Leg { from: leg.to, to: leg.from, amount: *part })
+            .collect();
+        let (by_card, has_legs) = (payment.legs.iter().all(|leg| leg.from.is_none()), payment.has_legs);
+        // That of a card is held first: then nobody uses what another leg brings.
+        self.judge(&back, by_card).map_err(|(_, reason)| reason)?;
+        let refund = self.submit(caller, &back, has_legs, false);
+        let given = &mut self.transactions[refund];
+        (given.kind, given.original, given.hold) = (Kind::Refund, Some(place), by_card);
+        given.captured = (by_card && !has_legs).then_some(asked);
+        self.transactions[place].refunded.iter_mut().zip(&parts).for_each(|(refunded, part)| *refunded += part);
+        Ok(refund)
     }
 
     /// Closes an account for its owner.

@@ -23,9 +23,8 @@ const TABLES: &[&str] = &[
     // A transaction is reversed once; a payment may be refunded in parts.
     "DROP INDEX operations_original",
     "CREATE UNIQUE INDEX operations_original ON operations (original_id) WHERE original_id IS NOT NULL AND state <> 5 AND kind = 6",
-    "CREATE INDEX operations_refunds ON operations (original_id, id) WHERE kind = 5",
-    // Payments by their keys, which name their orders.
-    "CREATE INDEX operations_payments ON operations (external_id, id) WHERE kind = 4",
+    // Payments by their keys, which name their orders, and the refunds of each. One index for both: every insert of a transfer looks at each.
+    "CREATE INDEX operations_payments ON operations (kind, original_id, external_id) WHERE kind IN (4, 5)",
     // What providers have reported. It may come before the transaction that it is about. `outcome` is 0 as long as it waits for that, then 1 applied,
     // 2 passed over, since the same had been reported before, or 3 contradicting how the transaction had ended.
     "CREATE TABLE provider_events (id {uuid} PRIMARY KEY, provider_id {uuid} NOT NULL, external_id {text} NOT NULL, kind {bigint} NOT NULL, \

@@ -386,7 +386,7 @@ pub async fn by_keys(on: &impl ConnectionTrait, keys: &[(Uuid, &str)]) -> Result
 
 /// The refunds of a payment, oldest first.
 pub async fn refunds_of(on: &impl ConnectionTrait, payment_id: Uuid) -> Result<Vec<Operation>, Error> {
-    let sql = format!("SELECT {} FROM operations WHERE kind = 5 AND original_id = $1 ORDER BY id", *COLUMNS);
+    let sql = format!("SELECT {} FROM operations WHERE kind IN (4, 5) AND kind = 5 AND original_id = $1 ORDER BY id", *COLUMNS);
     let rows: Vec<Row> = all(on, &sql, [payment_id.into()]).await?;
     rows.into_iter().map(Row::read).collect()
 }
@@ -397,7 +397,10 @@ pub async fn payments_by_key(on: &impl ConnectionTrait, key: &str, concerning: O
     let concerns = "(source_owner_id = $2 OR destination_owner_id = $2 OR EXISTS \
                     (SELECT 1 FROM operation_parties p WHERE p.operation_id = operations.id AND p.party_id = $2))";
     let condition = if concerning.is_some() { format!(" AND {concerns}") } else { String::new() };
-    let sql = format!("SELECT {} FROM operations WHERE kind = 4 AND external_id = $1{condition} ORDER BY id LIMIT 2", *COLUMNS);
+    let sql = format!(
+        "SELECT {} FROM operations WHERE kind IN (4, 5) AND kind = 4 AND original_id IS NULL AND external_id = $1{condition} ORDER BY id LIMIT 2",
+        *COLUMNS
+    );
     let values = [Some(Value::from(key)), concerning.map(Value::from)].into_iter().flatten();
     let rows: Vec<Row> = all(on, &sql, values).await?;
     rows.into_iter().map(Row::read).collect()
