@@ -60,6 +60,8 @@ lastro_mesh::reasons! {
     PAYMENT_NOT_CAPTURED: FailedPrecondition, 409, Caller, "The payment has moved no money";
     /// More than what is left of the payment.
     REFUND_TOO_MUCH: FailedPrecondition, 409, Caller, "More than what is left of the payment";
+    /// So many refunds of one payment that no more are made.
+    TOO_MANY_REFUNDS: FailedPrecondition, 409, Caller, "Too many refunds of one payment";
     /// The payment provider does not pay it back.
     REFUND_DECLINED: FailedPrecondition, 409, Operator, "The payment provider declined the refund";
     /// An account has less than what it would give back.

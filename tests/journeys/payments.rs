@@ -41,6 +41,9 @@ async fn cards_where(rig: &Rig, status: u16) -> Result<()> {
     if status == 501 {
         assert_eq!(by_card.text("reason")?, "NOT_OFFERED");
     }
+    // Where nobody would expect it, it is warned of.
+    let log = std::fs::read_to_string(rig.server.data.with_extension("log"))?;
+    assert_eq!(log.contains("the payment provider is the sandbox"), status == 201 && rig.postgres.is_some(), "{log}");
     assert_eq!(pay(&api, &someone.token, from_account("o2", &accounts[0], &[(&to, "1.00")])).await?.body["state"], "CAPTURED");
     Ok(())
 }

@@ -6,7 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use futures_util::future::join_all;
 use lastro_database::Database;
+use lastro_proto::transactions::v1::CreateTransactionRequest;
+use lastro_proto::transactions::v1::transaction::{Settlement, State, Type};
 use lastro_proto::transactions::v1::transactions_service_client::TransactionsServiceClient;
+use lastro_proto::r#type::v1::Money;
 use lastro_tests::client::Someone;
 use lastro_tests::{Answer, Api, Postgres, Server};
 use libtest_mimic::Trial;
@@ -15,8 +18,10 @@ use serde_json::json;
 use sqlx::{Connection as _, Row as _};
 
 use crate::faults::two_accounts;
+use crate::grpc::with_token;
 use crate::ha::transfer_request;
 use crate::ledger::Ledger;
+use crate::provider_events::{external_deposit, report};
 use crate::{block_on, failed};
 
 pub fn trials() -> Vec<Trial> {
@@ -35,6 +40,9 @@ pub fn trials() -> Vec<Trial> {
         embedded("full_stripes_are_left_out", |rig| block_on(full_stripes_are_left_out(&rig))),
         on_postgres("another_unique_violation_ends", |rig| block_on(another_unique_violation_ends(&rig))),
         embedded("another_unique_violation_ends", |rig| block_on(another_unique_violation_ends(&rig))),
+        Trial::test("pipeline::postgres::who_waits_takes_no_place", || {
+            failed(Rig::start_with(true, &["--concurrency-max", "16"]).and_then(|rig| block_on(who_waits_takes_no_place(&rig))))
+        }),
         on_postgres("batches_leave_places", |rig| block_on(batches_leave_places(&rig))),
         on_postgres("stuck_holds_keep_nobody", |rig| block_on(stuck_holds_keep_nobody(&rig))),
         embedded("stuck_holds_keep_nobody", |rig| block_on(stuck_holds_keep_nobody(&rig))),
@@ -414,6 +422,72 @@ async fn batches_leave_places(rig: &Rig) -> Result<()> {
     let (_, others) = tokio::join!(batches, others);
     for answer in others? {
         assert!(answer.is_ok(), "{answer:?}");
+    }
+    Ok(())
+}
+
+/// Far more calls wait than are handled at once, over REST and gRPC. Others are served meanwhile, and nobody asks the database for what is waited for.
+async fn who_waits_takes_no_place(rig: &Rig) -> Result<()> {
+    const EACH: usize = 100;
+    let (api, someone, accounts) = rig.someone().await?;
+    let provider = rig.server.front().provider().await?;
+    let channel = rig.server.front().channel().await?;
+    let mut session = rig.session().await?;
+    let over_rest = (0..EACH).map(|number| {
+        let body = external_deposit(&format!("rest {number}"), &accounts[0], "1.00");
+        let (api, token) = (api.clone(), provider.token.clone());
+        tokio::spawn(async move {
+            // So many at once are as many as there are places, until they wait.
+            tokio::time::sleep(Duration::from_millis(10 * number as u64)).await;
+            api.json(reqwest::Method::POST, "/api/v1/transactions", Some(&token), &[("prefer", "wait=12")], Some(body)).await
+        })
+    });
+    let over_rest: Vec<_> = over_rest.collect();
+    let over_grpc = (0..EACH).map(|number| {
+        let (channel, token, account) = (channel.clone(), provider.token.clone(), accounts[0].clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(10 * number as u64)).await;
+            let request = CreateTransactionRequest {
+                external_id: format!("grpc {number}"),
+                r#type: Type::Deposit as i32,
+                destination_account_id: Some(account),
+                amount: Some(Money { currency_code: "BRL".to_owned(), amount: "1.00".to_owned() }),
+                settlement: Settlement::External as i32,
+                wait: Some(pbjson_types::Duration { seconds: 12, nanos: 0 }),
+                ..CreateTransactionRequest::default()
+            };
+            anyhow::Ok(TransactionsServiceClient::new(channel).create_transaction(with_token(&token, request)?).await?.into_inner())
+        })
+    });
+    let over_grpc: Vec<_> = over_grpc.collect();
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    let since = Instant::now();
+    for number in 0..40 {
+        let answer = api.transact(&someone.token, Api::transfer(&format!("meanwhile {number}"), &accounts[0], &accounts[1], "0.01")).await?;
+        assert_eq!(answer.status, 201, "{answer:?}");
+    }
+    assert!(since.elapsed() < Duration::from_secs(5), "they waited for those that wait: {:?}", since.elapsed());
+    let mut fetched = async || {
+        // What sessions have counted is told once a second at most.
+        tokio::time::sleep(Duration::from_millis(1200)).await;
+        let sql = "SELECT coalesce(idx_tup_fetch, 0) + coalesce(seq_tup_read, 0) FROM pg_stat_user_tables WHERE relname = 'operations'";
+        anyhow::Ok(sqlx::query(sql).fetch_one(&mut session).await?.try_get::<i64, _>(0)?)
+    };
+    let before = fetched().await?;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let read = fetched().await? - before;
+    // Once in 5 s each is looked at, for what is lost without a trace. Each asking four times a second would be 2,500 rows.
+    assert!(read <= 3 * EACH as i64, "{read} rows of operations were read while {} calls waited", 2 * EACH);
+    for number in 0..EACH {
+        report(&api, &provider.token, &format!("rest {number}"), "SETTLED", json!({})).await?;
+        report(&api, &provider.token, &format!("grpc {number}"), "SETTLED", json!({})).await?;
+    }
+    for answer in over_rest {
+        let answer = answer.await??;
+        assert_eq!((answer.status, &answer.body["state"]), (201, &json!("COMPLETED")), "{answer:?}");
+    }
+    for answer in over_grpc {
+        assert_eq!(answer.await??.state(), State::Completed);
     }
     Ok(())
 }

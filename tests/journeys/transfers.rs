@@ -3,12 +3,15 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use lastro_proto::transactions::v1::ListTransactionsRequest;
+use lastro_proto::transactions::v1::transactions_service_client::TransactionsServiceClient;
 use lastro_tests::Api;
 use lastro_tests::client::Someone;
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::World;
+use crate::grpc::{channel, with_token};
 
 /// Somebody with an account that has some money.
 async fn with_money(world: &World, amount: &str) -> Result<(Api, Someone, String)> {
@@ -270,6 +273,15 @@ pub async fn lists_are_filtered(world: &World) -> Result<()> {
     // Metadata is its submitter's: nobody finds others' transactions by it, though it sees them.
     let of_administrator = api.get("/api/v1/transactions?metadataKey=batch&pageSize=1000", Some(&administrator)).await?;
     assert_eq!(of_administrator.body["transactions"].as_array().map(Vec::len), Some(0), "{of_administrator:?}");
+    // The same over gRPC.
+    let by_metadata = ListTransactionsRequest {
+        metadata_key: Some("batch".to_owned()),
+        metadata_value: Some("0".to_owned()),
+        ..ListTransactionsRequest::default()
+    };
+    let mut client = TransactionsServiceClient::new(channel(world).await?);
+    let over_grpc = client.list_transactions(with_token(&someone.token, by_metadata)?).await?.into_inner();
+    assert_eq!(over_grpc.transactions.len(), 3);
     // From exactly when one was accepted: it and those after it; up to it: those before.
     let middle = &all[3];
     let at = middle["createTime"].as_str().unwrap_or_default();

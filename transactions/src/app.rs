@@ -65,6 +65,9 @@ const WAITING_MAX: usize = 10_000;
 const MANY_LEGS_PER_USER: u32 = 2048;
 const MANY_LEGS_MAX: u32 = 3 * MANY_LEGS_PER_USER;
 
+/// Payments and refunds by card that one user has under way at once: what comes then waits for its turn.
+const PROVIDER_CALLS_PER_USER: usize = 32;
+
 /// Long pages that one user reads at once; what comes then waits for its turn.
 const LONG_PAGES_PER_USER: usize = 2;
 /// Streams that one user opens at once, and how long it waits for its turn.
@@ -96,6 +99,8 @@ pub struct App {
     /// The places of legs of what has many, of each user and of all.
     legs_by_user: Turns<Uuid>,
     legs: Semaphore,
+    /// The turns of each user at the payment provider, which takes seconds where it is slow.
+    provider_turns: Turns<Uuid>,
     /// Reads of single accounts and operations, which share statements.
     pub(crate) account_loader: BatchLoader<AccountWithBalance>,
     pub(crate) operation_loader: BatchLoader<Operation>,
@@ -134,6 +139,7 @@ impl App {
             opens: Turns::new(OPENS_PER_USER),
             legs_by_user: Turns::new(MANY_LEGS_PER_USER as usize),
             legs: Semaphore::new(MANY_LEGS_MAX as usize),
+            provider_turns: Turns::new(PROVIDER_CALLS_PER_USER),
         })
     }
 
@@ -169,6 +175,12 @@ impl App {
         let of_user = self.legs_by_user.take_many(user_id, legs, by).await.ok_or_else(busy)?;
         let of_all = timeout_at(by, self.legs.acquire_many(legs)).await.ok().and_then(Result::ok).ok_or_else(busy)?;
         Ok(Some(LegsTurn { _of_user: of_user, _of_all: of_all }))
+    }
+
+    /// A turn of a user at the payment provider, taken before anything is stored and held until the provider has answered.
+    pub(crate) async fn provider_turn(&self, user_id: Uuid, by: Instant) -> Result<OwnedSemaphorePermit, Problem> {
+        let busy = || Problem::crowded("too many payments by card of this user are under way; send fewer at once, and this one again");
+        self.provider_turns.take(user_id, by).await.ok_or_else(busy)
     }
 
     /// What never changes about an account; a call costs no SELECT for one that was asked for before.

@@ -89,6 +89,9 @@ pub enum Error {
     /// The provider refuses the refund.
     #[error("the payment provider declined the refund: {0}")]
     RefundDeclined(Box<str>),
+    /// No more of one payment are made.
+    #[error("a payment has {0} refunds at most")]
+    TooManyRefunds(usize),
     /// No payment provider is set up.
     #[error("cards are not taken here: the operator has set up no payment provider")]
     NoPaymentProvider,
@@ -221,6 +224,7 @@ impl From<Error> for Problem {
             Error::RefundRefused(Rejection::AccountClosed) => Self::new(&reasons::ACCOUNT_CLOSED, text),
             Error::RefundRefused(Rejection::BalanceOverflow) => Self::new(&reasons::BALANCE_OVERFLOW, text),
             Error::RefundDeclined(_) => Self::new(&reasons::REFUND_DECLINED, text),
+            Error::TooManyRefunds(_) => Self::new(&reasons::TOO_MANY_REFUNDS, text),
             Error::NoPaymentProvider => Self::new(&reasons::NOT_OFFERED, text),
             Error::OperationNotFound => Self::new(&reasons::OPERATION_NOT_FOUND, text),
             Error::OperationNotExternal => Self::new(&reasons::OPERATION_NOT_EXTERNAL, text),

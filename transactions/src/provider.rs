@@ -134,14 +134,18 @@ impl Provider {
         }
     }
 
-    /// Within the time of one answer, and not at all while the provider is known to be away.
+    /// Within the time of one answer, and not at all while the provider is known to be away. The sandbox is never away: it fails whoever asks it to.
     async fn guarded<T>(&self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-        let Some(permit) = self.breaker.acquire(false) else {
-            return Err(Failure::NotSent("the payment provider is away; calls to it pause".to_owned()));
+        let permit = match (&self.implementation, self.breaker.acquire(false)) {
+            (Implementation::Sandbox(_), _) => None,
+            (Implementation::Http(_), Some(permit)) => Some(permit),
+            (Implementation::Http(_), None) => return Err(Failure::NotSent("the payment provider is away; calls to it pause".to_owned())),
         };
         let result = timeout_at(Instant::now() + ANSWER_MAX, work).await;
         let result = result.unwrap_or_else(|_| Err(Failure::Unknown(format!("no answer within {} s", ANSWER_MAX.as_secs()))));
-        permit.report(if result.is_ok() { Code::Ok } else { Code::Unavailable });
+        if let Some(permit) = permit {
+            permit.report(if result.is_ok() { Code::Ok } else { Code::Unavailable });
+        }
         result
     }
 }

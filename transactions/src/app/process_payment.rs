@@ -8,7 +8,6 @@ use lastro_mesh::clock;
 use lastro_mesh::identity::User as Caller;
 use lastro_mesh::status::Problem;
 use lastro_money::Minor;
-use tokio::time::timeout_at;
 use uuid::Uuid;
 
 use super::App;
@@ -50,14 +49,11 @@ pub async fn process_payment(app: &Arc<App>, call: &Call, caller: &Caller, reque
     let turn = app.legs_turn(caller.id, request.legs.len(), budget.store_by).await?;
     let new = check(app, call, caller, request).await?;
     let is_charge = matches!(new.purpose, Purpose::Charge { .. });
+    let provider_turn = if is_charge { Some(app.provider_turn(caller.id, budget.store_by).await?) } else { None };
     let Accepted { mut operation, replayed } = budget.stored(app.pipeline.submit(new)).await?;
     drop(turn);
     if is_charge && !replayed {
-        // Its own: a caller that leaves does not keep the provider's answer from being written down.
-        let (asking, operation_id) = (app.clone(), operation.id);
-        let asked = tokio::spawn(async move { provider_calls::make_first(&asking, operation_id).await });
-        call.slot.release();
-        let _ = timeout_at(budget.answer_by, asked).await;
+        provider_calls::ask_and_wait(app, call, operation.id, provider_turn, budget.answer_by).await;
         if let Ok(Some(now)) = operations::get(app.database.writer(), operation.id).await {
             operation = now;
         }

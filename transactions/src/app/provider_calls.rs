@@ -5,11 +5,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use lastro_mesh::call::Call as ApiCall;
 use lastro_mesh::clock;
 use lastro_money::{Amount, Minor};
 use metrics::{counter, gauge};
-use tokio::sync::Semaphore;
-use tokio::time::{Instant, timeout};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -68,8 +69,20 @@ async fn make_due(app: &Arc<App>, places: &Arc<Semaphore>) -> Result<(), Error> 
     Ok(())
 }
 
-/// Makes a call that was just stored.
-pub async fn make_first(app: &App, operation_id: Uuid) {
+/// Makes a call that was just stored, and waits for its answer as long as the caller does. A caller that leaves does not keep the answer from being written
+/// down. Who waits is no load, and gives its slot back.
+pub async fn ask_and_wait(app: &Arc<App>, call: &ApiCall, operation_id: Uuid, turn: Option<OwnedSemaphorePermit>, until: Instant) {
+    let asking = app.clone();
+    let asked = tokio::spawn(async move {
+        make_first(&asking, operation_id).await;
+        drop(turn);
+    });
+    let Ok(_waiting) = app.waiting.try_acquire() else { return };
+    call.slot.release();
+    let _ = timeout_at(until, asked).await;
+}
+
+async fn make_first(app: &App, operation_id: Uuid) {
     match provider_calls::get(app.database.writer(), operation_id).await {
         Ok(Some(call)) => make(app, &call).await,
         // Whoever it was due for was faster.

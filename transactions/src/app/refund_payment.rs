@@ -9,7 +9,6 @@ use lastro_mesh::identity::User as Caller;
 use lastro_mesh::status::Problem;
 use lastro_money::{Amount, Minor};
 use lastro_proto::permissions::Permission;
-use tokio::time::timeout_at;
 use uuid::Uuid;
 
 use super::App;
@@ -25,6 +24,9 @@ use crate::{Error, contract};
 
 /// What is held for a refund ends by the provider's answer, and not by itself: 2100-01-01, Unix microseconds.
 const NEVER_US: i64 = 4_102_444_800_000_000;
+
+/// Refunds of one payment, those included that the provider declined: an answer names all of them.
+const REFUNDS_MAX: usize = 1000;
 
 /// What is asked for, as it was said.
 pub struct RefundRequest {
@@ -44,6 +46,9 @@ pub async fn refund_payment(app: &Arc<App>, call: &Call, caller: &Caller, reques
     if let Some(stored) = operations::by_keys(app.database.writer(), &[(caller.id, &request.external_id)]).await?.pop() {
         return if stored.request_hash == hash { answer(app, caller, &payment, &stored, true).await } else { Err(Error::IdempotencyKeyReused) };
     }
+    if operations::refunds_of(app.database.writer(), payment.id).await?.len() >= REFUNDS_MAX {
+        return Err(Error::TooManyRefunds(REFUNDS_MAX));
+    }
     match payment.state {
         State::Completed => {}
         State::Rejected | State::Voided | State::Expired => return Err(Error::PaymentNotCaptured("DECLINED")),
@@ -51,16 +56,14 @@ pub async fn refund_payment(app: &Arc<App>, call: &Call, caller: &Caller, reques
     }
     let budget = TimeBudget::of(call);
     let new = new_refund(call, caller, &payment, request.external_id, (amount, hash))?;
+    let provider_turn = if is_by_card(&payment) { Some(app.provider_turn(caller.id, budget.store_by).await?) } else { None };
     let turn = app.legs_turn(caller.id, payment.movement.legs().len(), budget.store_by).await?;
     // All or nothing, as an atomic batch of one: a refund that is refused is not stored, and uses no key.
     let stored = budget.stored_whole(app.pipeline.submit_together(vec![new])).await;
     drop(turn);
     let Accepted { operation: refund, replayed } = stored.map_err(|refused| refusal(refused, &payment))?.pop().ok_or(Error::LedgerUnavailable)?;
     if refund.state == State::Authorized && !replayed {
-        let (asking, refund_id) = (app.clone(), refund.id);
-        let asked = tokio::spawn(async move { provider_calls::make_first(&asking, refund_id).await });
-        call.slot.release();
-        let _ = timeout_at(budget.answer_by, asked).await;
+        provider_calls::ask_and_wait(app, call, refund.id, provider_turn, budget.answer_by).await;
     }
     answer(app, caller, &payment, &refund, replayed).await
 }

@@ -98,9 +98,8 @@ pub async fn unknown_of(on: &impl ConnectionTrait, operations: &[Uuid]) -> Resul
 /// from now on.
 pub async fn claim(database: &Database, now_us: i64, lease_until_us: i64, limit: u32) -> Result<Vec<Call>, Error> {
     let lock = if database.is_postgres() { " FOR UPDATE SKIP LOCKED" } else { "" };
-    // As they were: a charge that nobody has tried is told from one that somebody may have.
     let sql = format!(
-        "UPDATE provider_calls SET next_attempt_us = $2, is_unknown = (kind <> 3 OR is_unknown OR attempts > 0) WHERE operation_id IN \
+        "UPDATE provider_calls SET next_attempt_us = $2, is_unknown = true WHERE operation_id IN \
          (SELECT operation_id FROM provider_calls WHERE next_attempt_us <= $1 ORDER BY next_attempt_us LIMIT {limit}{lock}) RETURNING {COLUMNS}"
     );
     let rows: Vec<Row> = all(database.writer(), &sql, [now_us.into(), lease_until_us.into()]).await?;
