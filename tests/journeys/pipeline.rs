@@ -72,7 +72,7 @@ impl Rig {
         Ok(Self { server: Server::start(&folder.path().join("data"), &flags)?, postgres, _folder: folder })
     }
 
-    async fn transactions(&self) -> Result<Database> {
+    pub async fn transactions(&self) -> Result<Database> {
         let url = self.postgres.as_ref().map(Postgres::url);
         Ok(Ledger::open(url.as_deref(), &self.server.data).await?.transactions)
     }

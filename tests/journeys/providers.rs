@@ -259,7 +259,7 @@ async fn payments_end_as_the_provider_has_them(rig: Rig) -> Result<()> {
                 Ok(Sale { payment_id: paid.text("id")?, order, approved })
             }
         };
-        let (sold, crashed) = tokio::join!(try_join_all((0..24).map(sell)), rig.crash_now_and_then(3, Duration::from_millis(900)));
+        let (sold, crashed) = tokio::join!(try_join_all((0..16).map(sell)), rig.crash_now_and_then(rounds().min(3), Duration::from_millis(900)));
         crashed?;
         let sold = sold?;
         settle(&rig, &ana.token, &sold).await?;
@@ -277,7 +277,8 @@ async fn payments_end_as_the_provider_has_them(rig: Rig) -> Result<()> {
         };
         let parts: Vec<(&Sale, usize)> =
             sold.iter().filter(|sale| sale.approved).take(8).flat_map(|sale| (0..3).map(move |part| (sale, part))).collect();
-        let (given, crashed) = tokio::join!(join_all(parts.into_iter().map(give)), rig.crash_now_and_then(3, Duration::from_millis(900)));
+        let (given, crashed) =
+            tokio::join!(join_all(parts.into_iter().map(give)), rig.crash_now_and_then(rounds().min(3), Duration::from_millis(900)));
         crashed?;
         given.into_iter().collect::<Result<Vec<()>>>()?;
         settle(&rig, &ana.token, &sold).await?;

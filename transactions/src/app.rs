@@ -67,6 +67,10 @@ const MANY_LEGS_MAX: u32 = 3 * MANY_LEGS_PER_USER;
 
 /// Payments and refunds by card that one user has under way at once: what comes then waits for its turn.
 const PROVIDER_CALLS_PER_USER: usize = 32;
+/// Of all users, those whose callers wait: each takes a connection.
+const PROVIDER_CALLS_MAX: usize = 512;
+/// Reports of one provider that are taken at once.
+const REPORTS_PER_PROVIDER: usize = 16;
 
 /// Long pages that one user reads at once; what comes then waits for its turn.
 const LONG_PAGES_PER_USER: usize = 2;
@@ -101,6 +105,10 @@ pub struct App {
     legs: Semaphore,
     /// The turns of each user at the payment provider, which takes seconds where it is slow.
     provider_turns: Turns<Uuid>,
+    /// Places of those who ask it at once for whoever called.
+    pub(crate) provider_places: Arc<Semaphore>,
+    /// The turns of each provider at reporting: so many may come between a look at what was reported and the next report.
+    report_turns: Turns<Uuid>,
     /// Reads of single accounts and operations, which share statements.
     pub(crate) account_loader: BatchLoader<AccountWithBalance>,
     pub(crate) operation_loader: BatchLoader<Operation>,
@@ -140,6 +148,8 @@ impl App {
             legs_by_user: Turns::new(MANY_LEGS_PER_USER as usize),
             legs: Semaphore::new(MANY_LEGS_MAX as usize),
             provider_turns: Turns::new(PROVIDER_CALLS_PER_USER),
+            provider_places: Arc::new(Semaphore::new(PROVIDER_CALLS_MAX)),
+            report_turns: Turns::new(REPORTS_PER_PROVIDER),
         })
     }
 
@@ -181,6 +191,12 @@ impl App {
     pub(crate) async fn provider_turn(&self, user_id: Uuid, by: Instant) -> Result<OwnedSemaphorePermit, Problem> {
         let busy = || Problem::crowded("too many payments by card of this user are under way; send fewer at once, and this one again");
         self.provider_turns.take(user_id, by).await.ok_or_else(busy)
+    }
+
+    /// A turn of a provider at reporting.
+    pub(crate) async fn report_turn(&self, provider_id: Uuid, by: Instant) -> Result<OwnedSemaphorePermit, Problem> {
+        let busy = || Problem::crowded("too many reports of this provider are being stored; send fewer at once, and this one again");
+        self.report_turns.take(provider_id, by).await.ok_or_else(busy)
     }
 
     /// What never changes about an account; a call costs no SELECT for one that was asked for before.

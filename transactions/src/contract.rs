@@ -43,6 +43,7 @@ pub fn submitted(submission: &Submission, owner_id: Uuid, original_id: Option<Uu
         hold_expiry_us: expiry.and_then(|expiry| i64::try_from(expiry.as_micros()).ok()),
         original_id: text(original_id),
         legs,
+        refunded_minor: Vec::new(),
     };
     let hash = Sha256::digest(submitted.encode_to_vec()).into();
     (encode(Event::Submitted(submitted)), hash)
@@ -71,6 +72,7 @@ pub fn submitted_of(operation: &Operation) -> Vec<u8> {
         hold: operation.hold.is_some(),
         original_id: text(operation.original_id),
         legs,
+        refunded_minor: operation.refunded.iter().flatten().map(|part| part.get()).collect(),
         ..wire::Submitted::default()
     }))
 }
@@ -172,8 +174,9 @@ pub fn authorized(expire_time_us: i64) -> Vec<u8> {
 }
 
 /// The hold was given up, by this call; or by the payment provider, which declined what it was for.
-pub fn voided(resolution: Option<Resolution>) -> Vec<u8> {
-    encode(Event::Voided(wire::Voided { resolution: resolution.map(Resolution::into_wire) }))
+pub fn voided(resolution: Option<Resolution>, reason: Option<&Reason>) -> Vec<u8> {
+    let reason = reason.map(|reason| reason.name().to_owned()).unwrap_or_default();
+    encode(Event::Voided(wire::Voided { resolution: resolution.map(Resolution::into_wire), reason }))
 }
 
 /// The hold ran out.

@@ -91,7 +91,7 @@ pub enum Error {
     RefundDeclined(Box<str>),
     /// No more of one payment are made.
     #[error("a payment has {0} refunds at most")]
-    TooManyRefunds(usize),
+    TooManyRefunds(i64),
     /// No payment provider is set up.
     #[error("cards are not taken here: the operator has set up no payment provider")]
     NoPaymentProvider,
@@ -102,7 +102,7 @@ pub enum Error {
     #[error("the transaction with this key was submitted with settlement INTERNAL: nobody reports its outcome")]
     OperationNotExternal,
     /// No more are stored.
-    #[error("{0} different events were reported under this key; no more are stored")]
+    #[error("{0} different events of this type were reported under this key; no more are stored")]
     TooManyEvents(usize),
     /// The user may not own an account.
     #[error("the user may not own an account")]

@@ -134,10 +134,11 @@ impl Pipeline {
             return answer;
         }
         let refused = match self.queue(new.len(), |reply| Work::Together { new: new.clone(), reply }).await {
-            Err(refused @ Refused::Together { .. }) => refused,
+            Err(refused @ (Refused::Together { .. } | Refused::RefundTooMuch { .. })) => refused,
             answer => return answer,
         };
-        // They were judged as new ones. Where another replica has stored them already, what they have moved is not there a second time.
+        // They were judged as new ones. Where they are stored already, by another call or by a COMMIT whose answer was lost, what they have moved is not there
+        // a second time.
         self.look_up_all(&new).await?.unwrap_or(Err(refused))
     }
 

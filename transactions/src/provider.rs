@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 pub use self::http::{HttpProvider, Url};
 use self::sandbox::Sandbox;
+use crate::domain::payment::CardToken;
 
 /// What one answer of a provider may take.
 const ANSWER_MAX: Duration = Duration::from_secs(3);
@@ -37,7 +38,7 @@ pub struct Order {
 #[derive(Debug, Clone)]
 pub enum OrderKind {
     /// Charge this card.
-    Charge { card_token: String },
+    Charge { card_token: CardToken },
     /// Pay so much of this charge back.
     Refund { charge: Uuid },
 }

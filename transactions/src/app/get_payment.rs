@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::{App, sees_all};
 use crate::Error;
-use crate::domain::operation::{Operation, OperationLeg, State, Type};
+use crate::domain::operation::{Operation, OperationLeg, Settlement, State, Type};
 use crate::domain::payment::{is_by_card, order_of, payment_key};
 use crate::store::{operations, provider_calls};
 
@@ -93,7 +93,10 @@ fn may_see(caller: &Caller, operation: &Operation) -> bool {
 pub async fn view(on: &impl ConnectionTrait, caller: &Caller, operation: Operation) -> Result<Payment, Error> {
     let sees_whole = operation.owner_id == caller.id || sees_all(caller);
     let refunds = if operation.state == State::Completed { operations::refunds_of(on, operation.id).await? } else { Vec::new() };
-    let open: Vec<Uuid> = std::iter::once(&operation).chain(&refunds).filter(|one| is_open(one)).map(|one| one.id).collect();
+    // A charge that the ledger could not take is not over before it is given back.
+    let may_be_given_back = operation.state == State::Rejected && operation.settlement == Settlement::External;
+    let is_asked_for = |one: &&Operation| is_open(one) || (one.id == operation.id && may_be_given_back);
+    let open: Vec<Uuid> = std::iter::once(&operation).chain(&refunds).filter(is_asked_for).map(|one| one.id).collect();
     let unknown = if open.is_empty() { Vec::new() } else { provider_calls::unknown_of(on, &open).await? };
     let own = |leg: &OperationLeg| sees_whole || leg.concerns(caller.id);
     let amount = sum(&operation, own)?;
@@ -118,6 +121,7 @@ pub async fn view(on: &impl ConnectionTrait, caller: &Caller, operation: Operati
     let state = match operation.state {
         State::Completed if refunded_in_all == sum(&operation, |_| true)?.minor() => PaymentState::Refunded,
         State::Completed => PaymentState::Captured,
+        State::Rejected if unknown.contains(&operation.id) => PaymentState::Unknown,
         State::Rejected | State::Voided | State::Expired => PaymentState::Declined,
         _ if unknown.contains(&operation.id) => PaymentState::Unknown,
         _ => PaymentState::Pending,

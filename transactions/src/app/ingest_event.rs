@@ -10,14 +10,15 @@ use uuid::Uuid;
 
 use super::App;
 use super::get_operation::{ProviderOperation, read};
+use super::submit::TimeBudget;
 use crate::domain::operation::Settlement;
 use crate::domain::report::{REASON_MAX, ReportType};
 use crate::domain::submission::{METADATA_BYTES_MAX, check_key};
 use crate::store::provider_events::{self, ProviderEvent};
 use crate::{Error, contract};
 
-/// Different events of one key: what is answered stays a message that every client takes.
-const EVENTS_MAX: usize = 100;
+/// Different events of one key and one type: what is answered stays a message that every client takes.
+const EVENTS_MAX: usize = 50;
 
 /// What a provider reports, as it was said.
 pub struct EventRequest {
@@ -30,6 +31,7 @@ pub struct EventRequest {
 pub async fn ingest_event(app: &App, call: &Call, caller: &Caller, request: EventRequest) -> Result<(ProviderOperation, Option<Uuid>), Error> {
     check(&request)?;
     check_key(&request.external_id)?;
+    let _turn = app.report_turn(caller.id, TimeBudget::of(call).store_by).await?;
     let key = (caller.id, request.external_id.as_str());
     let digest = contract::report_digest(request.report, &request.payload);
     let stands = read(app.database.writer(), caller, key.1).await?;
@@ -40,8 +42,10 @@ pub async fn ingest_event(app: &App, call: &Call, caller: &Caller, request: Even
     if stands.operation.as_ref().is_some_and(|operation| operation.settlement == Settlement::Internal) {
         return Err(Error::OperationNotExternal);
     }
-    if stands.events.len() >= EVENTS_MAX {
-        return Err(Error::TooManyEvents(stands.events.len()));
+    // Of each type by itself: what does not decide leaves room for what does.
+    let of_its_type = stands.events.iter().filter(|event| event.report == request.report).count();
+    if of_its_type >= EVENTS_MAX {
+        return Err(Error::TooManyEvents(of_its_type));
     }
     let event = ProviderEvent {
         id: Uuid::now_v7(),
@@ -57,13 +61,17 @@ pub async fn ingest_event(app: &App, call: &Call, caller: &Caller, request: Even
     let is_new = provider_events::insert(app.database.writer(), &event).await?;
     // Looked for after the report is stored: whoever stores the transaction looks for reports after that.
     let now = read(app.database.writer(), caller, &event.external_id).await?;
-    let Some(operation) = &now.operation else { return Ok((now, (!is_new).then_some(event.id))) };
+    let repeated = |now: &ProviderOperation| if is_new { None } else { reported_before(&now.events) };
+    let Some(operation) = &now.operation else {
+        let repeated = repeated(&now);
+        return Ok((now, repeated));
+    };
     if let Err(error) = app.pipeline.apply_reports(operation.id).await {
         // It is durable, and that is what counts.
         tracing::warn!(%error, operation = %operation.id, "what a provider has reported is applied later");
     }
     let now = read(app.database.writer(), caller, &event.external_id).await?;
-    let repeated = if is_new { None } else { reported_before(&now.events) };
+    let repeated = repeated(&now);
     Ok((now, repeated))
 }
 

@@ -56,6 +56,7 @@ fn redact(caller: &Caller, operation: &Operation, payload: &mut OperationEvent) 
         Some(operation_event::Event::Submitted(submitted)) if !is_submitter => {
             submitted.external_id.clear();
             submitted.metadata.clear();
+            submitted.refunded_minor.clear();
             if !sees_all(caller) {
                 submitted.legs.retain(|leg| is_own(&leg.source_account_id) || is_own(&leg.destination_account_id));
             }

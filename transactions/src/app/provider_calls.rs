@@ -72,10 +72,12 @@ async fn make_due(app: &Arc<App>, places: &Arc<Semaphore>) -> Result<(), Error> 
 /// Makes a call that was just stored, and waits for its answer as long as the caller does. A caller that leaves does not keep the answer from being written
 /// down. Who waits is no load, and gives its slot back.
 pub async fn ask_and_wait(app: &Arc<App>, call: &ApiCall, operation_id: Uuid, turn: Option<OwnedSemaphorePermit>, until: Instant) {
+    // Where too many are under way, it is left to whoever finds it due.
+    let Ok(place) = app.provider_places.clone().try_acquire_owned() else { return };
     let asking = app.clone();
     let asked = tokio::spawn(async move {
         make_first(&asking, operation_id).await;
-        drop(turn);
+        drop((turn, place));
     });
     let Ok(_waiting) = app.waiting.try_acquire() else { return };
     call.slot.release();
@@ -103,8 +105,9 @@ async fn make(app: &App, call: &Call) {
         Err(error) => Err(error),
     };
     if let Err(error) = written {
-        // The lease ends, and somebody takes it up again.
-        tracing::warn!(%error, operation = %call.operation_id, "what the payment provider answered cannot be written down now; it is asked again");
+        // Where not even this can be written, the lease ends, and somebody takes it up again.
+        let again = postpone(app, call, &Failure::Unknown(format!("what it answered cannot be written down: {error}"))).await;
+        tracing::error!(%error, operation = %call.operation_id, noted = again.is_ok(), "what the payment provider answered cannot be written down; it is asked again");
     }
 }
 
@@ -145,16 +148,24 @@ fn order(call: &Call, operation: &Operation) -> Result<Order, Error> {
             let charge = operation.original_id.ok_or_else(|| corrupt("a refund of nothing"))?;
             Order { key: operation.id, amount, kind: OrderKind::Refund { charge } }
         }
-        // The charge and its return share a key: they are of two kinds.
-        CallKind::GiveBack => Order { key: operation.id, amount, kind: OrderKind::Refund { charge: operation.id } },
+        CallKind::GiveBack => Order { key: give_back_key(operation.id), amount, kind: OrderKind::Refund { charge: operation.id } },
     })
+}
+
+/// The key by which a charge is given back: that of the charge as a UUIDv8 (RFC 9562), which no transaction has.
+fn give_back_key(charge: Uuid) -> Uuid {
+    let mut bytes = *charge.as_bytes();
+    bytes[6] = (bytes[6] & 0x0f) | 0x80;
+    Uuid::from_bytes(bytes)
 }
 
 async fn conclude(app: &App, call: &Call, answer: &Answer) -> Result<(), Error> {
     let outcome = if *answer == Answer::Done { "done" } else { "declined" };
     counter!("lastro_provider_calls_total", "kind" => name(call.kind), "outcome" => outcome).increment(1);
-    if call.kind == CallKind::GiveBack && *answer != Answer::Done {
-        tracing::error!(operation = %call.operation_id, "the payment provider does not give back a charge that the ledger could not take: somebody has to");
+    if let (CallKind::GiveBack, Answer::Declined(reason)) = (call.kind, answer) {
+        // It stays where operators and the payer see it, until the provider has.
+        tracing::error!(operation = %call.operation_id, reason, "the payment provider does not give back a charge that the ledger could not take: somebody has to");
+        return postpone(app, call, &Failure::Unknown(format!("it does not give the charge back: {reason}"))).await;
     }
     if app.pipeline.conclude_call(call, answer).await? { Ok(()) } else { postpone(app, call, &Failure::NotSent("not that far yet".to_owned())).await }
 }
@@ -165,6 +176,7 @@ async fn postpone(app: &App, call: &Call, failure: &Failure) -> Result<(), Error
     let pause_us = 1_000_000_i64.checked_shl(u32::try_from(call.attempts.min(6)).unwrap_or(6)).unwrap_or(PAUSE_MAX_US).min(PAUSE_MAX_US);
     let postponed = Postponed {
         operation_id: call.operation_id,
+        kind: call.kind,
         is_unknown: call.is_unknown || matches!(failure, Failure::Unknown(_)),
         next_attempt_us: clock::now_us().saturating_add(pause_us),
         error: failure.text(),

@@ -104,7 +104,7 @@ impl TransactionWatch {
 /// An operation as it stood in a state that it has come to: what only later states have is left out.
 fn as_it_stood(now: &Operation, state: State, update_time_us: i64) -> Operation {
     let mut then = Operation { state, update_time_us, ..now.clone() };
-    if state != State::Rejected {
+    if !matches!(state, State::Rejected | State::Voided) {
         (then.reason, then.rejected_leg) = (None, None);
     }
     if state != State::Completed {

@@ -1,11 +1,34 @@
 //! Payments and refunds: how a refund is shared, and what a payment is called.
 
+use std::fmt;
+
 use lastro_money::{Minor, allocate};
 
 use super::operation::{Movement, Operation, OperationLeg, Refunded};
 
 /// Keys that begin so are made by Lastro itself: nobody may choose one.
 pub const RESERVED_KEYS: &str = "lastro:";
+
+/// What a payment provider calls a card. It is told to nobody else: neither a log nor an event has it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct CardToken(Box<str>);
+
+impl CardToken {
+    pub fn new(token: impl Into<Box<str>>) -> Self {
+        Self(token.into())
+    }
+
+    /// For the provider, and for the row from which it is asked.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for CardToken {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("CardToken(…)")
+    }
+}
 
 /// The key of the payment of an order: unique per payer.
 pub fn payment_key(order_id: &str) -> String {

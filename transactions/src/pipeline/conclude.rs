@@ -177,7 +177,7 @@ impl Settler {
             (CallKind::Charge | CallKind::Refund, State::Pending | State::Retrying) => false,
             // Ended before, or a charge that was given back.
             _ => {
-                writes.ended_calls.push(operation.id);
+                writes.ended_calls.push((operation.id, call.kind));
                 true
             }
         };
@@ -214,7 +214,7 @@ fn conclude_charge(
         Concluded::AsSaid(event, postings) => {
             writes.events.push(event);
             writes.postings.extend(postings.into_iter().map(|posting| (operation.id, posting)));
-            writes.ended_calls.push(operation.id);
+            writes.ended_calls.push((operation.id, CallKind::Charge));
         }
         // The card was charged, and the ledger cannot take the money: the provider is to give it back.
         Concluded::Refused(event) => {
@@ -243,7 +243,7 @@ fn conclude_refund(
         Resolved::Refused(_) | Resolved::NotLocked => return Err(Error::corrupt("a refund that the ledger refuses to end").into()),
         Resolved::ElsewhereFirst => return Err(Stop::ElsewhereFirst),
     }
-    writes.ended_calls.push(refund.id);
+    writes.ended_calls.push((refund.id, CallKind::Refund));
     if matches!(answer, Answer::Declined(_)) {
         // It was counted when it was held.
         let payment = &mut payment.ok_or_else(|| Error::corrupt("a refund of nothing"))?.claimed.operation;

@@ -111,6 +111,13 @@ pub fn settle(operation: &mut Operation, origin: &Origin, table: &mut Table<'_>)
         return Ok(Settled::Open);
     }
     if operation.settlement == Settlement::External {
+        // Nobody is asked for what the ledger would not take: that would only have to be given back.
+        let is_closed = |account: Uuid| table.balances.get(&account).is_some_and(|balance| balance.closed);
+        let legs = legs(&operation.movement, operation.id, table.stripes);
+        if let Some(leg) = legs.iter().position(|leg| is_closed(leg.debit) || is_closed(leg.credit)) {
+            let event = reject(operation, Reason::Ledger(Rejection::AccountClosed), Some(leg), origin)?;
+            return Ok(Settled::Ended(event, Postings::new()));
+        }
         let event = happen(operation, Happening::Waits, origin, "PROCESSING", contract::waits_for_provider())?;
         return Ok(Settled::Ended(event, Postings::new()));
     }
@@ -224,7 +231,7 @@ pub fn resolve(hold: &mut Operation, new: &NewResolution, origin: &Origin, table
     }
     match new.verb {
         Verb::Capture(amount) => capture(hold, amount, Some(new.resolution()), origin, table),
-        Verb::Void => release(hold, Happening::Voided, ("VOIDED", contract::voided(Some(new.resolution()))), origin, table),
+        Verb::Void => release(hold, Happening::Voided, ("VOIDED", contract::voided(Some(new.resolution()), None)), origin, table),
     }
 }
 
@@ -258,8 +265,10 @@ pub fn resolve_refund(refund: &mut Operation, word: Word, origin: &Origin, table
     match word {
         Word::Settled => capture(refund, None, None, origin, table),
         Word::Failed(reason) => {
-            refund.reason = Some(Reason::Provider(reason));
-            release(refund, Happening::Voided, ("VOIDED", contract::voided(None)), origin, table)
+            let reason = Reason::Provider(reason);
+            let payload = contract::voided(None, Some(&reason));
+            refund.reason = Some(reason);
+            release(refund, Happening::Voided, ("VOIDED", payload), origin, table)
         }
     }
 }

@@ -11,6 +11,7 @@ use super::stripes::Stripes;
 use crate::contract::Resolution;
 use crate::domain::ledger::Legs;
 use crate::domain::operation::{Movement, Operation};
+use crate::domain::payment::CardToken;
 use crate::domain::rejection::Rejection;
 
 /// An operation about to be stored.
@@ -31,7 +32,7 @@ pub enum Purpose {
     /// Nothing else.
     Plain,
     /// The payment provider is to charge a card.
-    Charge { card_token: Box<str> },
+    Charge { card_token: CardToken },
     /// It gives a payment back: so much, or all that is left. What each leg gives is decided in its batch; until then it names all that may.
     Refund { amount: Option<Minor> },
 }

@@ -57,7 +57,7 @@ impl HttpProvider {
     pub async fn send(&self, order: &Order) -> Result<Answer, Failure> {
         let amount = json!({ "currencyCode": order.amount.currency().code(), "amount": format(order.amount.minor(), order.amount.currency()) });
         let (path, body) = match &order.kind {
-            OrderKind::Charge { card_token } => ("charges", json!({ "key": order.key, "amount": amount, "cardToken": card_token })),
+            OrderKind::Charge { card_token } => ("charges", json!({ "key": order.key, "amount": amount, "cardToken": card_token.reveal() })),
             OrderKind::Refund { charge } => ("refunds", json!({ "key": order.key, "amount": amount, "chargeKey": charge })),
         };
         let request = self.client.post(format!("{}/{path}", self.url)).header("idempotency-key", order.key.to_string());
@@ -116,7 +116,11 @@ fn read(key: Uuid, status: StatusCode, body: &Value) -> Result<Answer, Failure> 
     }
     match body["status"].as_str() {
         Some("DONE") => Ok(Answer::Done),
-        Some("DECLINED") => Ok(Answer::Declined(body["reason"].as_str().unwrap_or_default().chars().take(REASON_MAX).collect())),
+        Some("DECLINED") => {
+            // Of its own words, what a text may have.
+            let reason = body["reason"].as_str().unwrap_or_default().chars().filter(|letter| !letter.is_control());
+            Ok(Answer::Declined(reason.take(REASON_MAX).collect()))
+        }
         _ => Err(Failure::Unknown(format!("it answers {} without a status that is known", status.as_u16()))),
     }
 }
@@ -130,7 +134,7 @@ mod tests {
         let key = Uuid::from_u128(7);
         let answer = |status: u16, body: Value| read(key, StatusCode::from_u16(status).expect("a status"), &body);
         assert_eq!(answer(200, json!({ "key": key, "status": "DONE" })), Ok(Answer::Done));
-        assert_eq!(answer(201, json!({ "key": key, "status": "DECLINED", "reason": "stolen" })), Ok(Answer::Declined("stolen".to_owned())));
+        assert_eq!(answer(201, json!({ "key": key, "status": "DECLINED", "reason": "sto\0len\n" })), Ok(Answer::Declined("stolen".to_owned())));
         for (status, body) in [
             (200, Value::Null),
             (200, json!({ "status": "DONE" })),

@@ -51,7 +51,7 @@ impl Sandbox {
 
 fn token(order: &Order) -> &str {
     match &order.kind {
-        OrderKind::Charge { card_token } => card_token,
+        OrderKind::Charge { card_token } => card_token.reveal(),
         OrderKind::Refund { .. } => "tok_approve",
     }
 }
@@ -68,12 +68,12 @@ fn answer(order: &Order) -> Answer {
 mod tests {
     use lastro_money::{Amount, Currency, Minor};
 
-    use super::super::Provider;
+    use super::super::{CardToken, Provider};
     use super::*;
 
     fn charge(key: u128, card_token: &str) -> Order {
         let amount = Amount::new(Minor::new(100), Currency::from_code("BRL").expect("a currency"));
-        Order { key: Uuid::from_u128(key), amount, kind: OrderKind::Charge { card_token: card_token.to_owned() } }
+        Order { key: Uuid::from_u128(key), amount, kind: OrderKind::Charge { card_token: CardToken::new(card_token) } }
     }
 
     #[tokio::test(start_paused = true)]

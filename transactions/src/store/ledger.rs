@@ -9,7 +9,7 @@ use lastro_events::Event;
 use lastro_money::Minor;
 use uuid::Uuid;
 
-use super::provider_calls::NewCall;
+use super::provider_calls::{CallKind, NewCall};
 use super::provider_events::WaitingReport;
 use crate::domain::ledger::{Balance, Balances, Posting};
 use crate::domain::operation::{Head, Operation, Refunded, State};
@@ -140,7 +140,7 @@ pub struct Writes<'a> {
     /// What a payment provider is to be asked for.
     pub calls: Vec<NewCall>,
     /// What it has answered, and is not to be asked for any more.
-    pub ended_calls: Vec<Uuid>,
+    pub ended_calls: Vec<(Uuid, CallKind)>,
     /// Charges that the provider has made and the ledger cannot take: the provider is to give them back.
     pub turned_calls: Vec<Uuid>,
 }

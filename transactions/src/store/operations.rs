@@ -391,6 +391,16 @@ pub async fn refunds_of(on: &impl ConnectionTrait, payment_id: Uuid) -> Result<V
     rows.into_iter().map(Row::read).collect()
 }
 
+/// How many refunds of a payment there are.
+pub async fn count_refunds(on: &impl ConnectionTrait, payment_id: Uuid) -> Result<i64, Error> {
+    #[derive(FromQueryResult)]
+    struct Count {
+        count: i64,
+    }
+    let sql = "SELECT count(*) AS count FROM operations WHERE kind IN (4, 5) AND kind = 5 AND original_id = $1";
+    Ok(one::<Count>(on, sql, [payment_id.into()]).await?.map_or(0, |found| found.count))
+}
+
 /// Payments with a key, of all payers: those that concern a user, or all; at most two, which tells one from several.
 pub async fn payments_by_key(on: &impl ConnectionTrait, key: &str, concerning: Option<Uuid>) -> Result<Vec<Operation>, Error> {
     // Its accounts and their owners stand in the row, or in `operation_parties`, as `sides` has it.

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::domain::ledger::{Balance, Balances, Posting};
 use crate::domain::operation::Operation;
+use crate::domain::payment::CardToken;
 use crate::store::operations::{self, PartyRow, balances_after, captured, legs_bytes, metadata_to_text, party_rows, rejected_leg, row_amount, sides};
 use crate::store::provider_events::{self, WaitingReport};
 use crate::store::{legs, provider_calls};
@@ -283,7 +284,7 @@ pub async fn commit(mut tx: Tx, writes: &Writes<'_>) -> Result<(), Error> {
     let [copy_parties, update_reversals] = [tx.prepare(&COPY_PARTIES).await?, tx.prepare(UPDATE_REVERSALS).await?];
     let [update_report, update_refund] = [tx.prepare(UPDATE_REPORT).await?, tx.prepare(UPDATE_REFUND).await?];
     let [insert_call, turn_call] = [tx.prepare(provider_calls::INSERT).await?, tx.prepare(provider_calls::TURN).await?];
-    let end_calls = tx.prepare("DELETE FROM provider_calls WHERE operation_id = ANY($1)").await?;
+    let end_call = tx.prepare(provider_calls::END).await?;
     let commit = tx.prepare("COMMIT").await?;
     let parties: Vec<PartyRow> = writes.inserted.iter().flat_map(|operation| party_rows(operation)).collect();
 
@@ -319,10 +320,13 @@ pub async fn commit(mut tx: Tx, writes: &Writes<'_>) -> Result<(), Error> {
     }
     for one in &writes.calls {
         let kind = provider_calls::kind_number(one.kind);
-        pipeline.execute(&insert_call, &[&one.operation_id, &kind, &one.card_token.as_deref(), &one.next_attempt_us, &one.correlation_id]);
+        pipeline.execute(
+            &insert_call,
+            &[&one.operation_id, &kind, &one.card_token.as_ref().map(CardToken::reveal), &one.next_attempt_us, &one.correlation_id],
+        );
     }
-    if !writes.ended_calls.is_empty() {
-        pipeline.execute(&end_calls, &[&writes.ended_calls]);
+    for (operation_id, kind) in &writes.ended_calls {
+        pipeline.execute(&end_call, &[operation_id, &provider_calls::kind_number(*kind)]);
     }
     for operation_id in &writes.turned_calls {
         pipeline.execute(&turn_call, &[operation_id]);

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::domain::ledger::{Balance, Balances};
 use crate::domain::operation::Operation;
+use crate::domain::payment::CardToken;
 use crate::store::operations::{self, metadata_to_text};
 use crate::store::provider_events::{self, WaitingReport};
 use crate::store::{legs, provider_calls};
@@ -150,11 +151,12 @@ async fn write(tx: &mut Tx, writes: &Writes<'_>) -> Result<(), Error> {
     }
     for one in &writes.calls {
         let query = sqlx::query(provider_calls::INSERT).bind(one.operation_id).bind(provider_calls::kind_number(one.kind));
-        let query = query.bind(one.card_token.as_deref()).bind(one.next_attempt_us).bind(&one.correlation_id);
+        let query = query.bind(one.card_token.as_ref().map(CardToken::reveal)).bind(one.next_attempt_us).bind(&one.correlation_id);
         query.execute(&mut *tx.connection).await?;
     }
-    for operation_id in &writes.ended_calls {
-        sqlx::query("DELETE FROM provider_calls WHERE operation_id = ?").bind(*operation_id).execute(&mut *tx.connection).await?;
+    for (operation_id, kind) in &writes.ended_calls {
+        let query = sqlx::query(provider_calls::END).bind(*operation_id).bind(provider_calls::kind_number(*kind));
+        query.execute(&mut *tx.connection).await?;
     }
     for operation_id in &writes.turned_calls {
         sqlx::query(provider_calls::TURN).bind(*operation_id).execute(&mut *tx.connection).await?;
