@@ -228,6 +228,28 @@ pub async fn provider_events_over_grpc(world: &World) -> Result<()> {
     assert!(client.ingest_event(with_token(&provider.token, request)?).await?.into_inner().events[0].duplicate);
     let stands = client.get_operation(with_token(&provider.token, GetOperationRequest { external_id: "g/1".to_owned() })?).await?.into_inner();
     assert_eq!((stands.events.len(), stands.events[0].duplicate), (1, false));
+    // Whoever waits over gRPC is told as well, long before its time is over.
+    let waits = CreateTransactionRequest {
+        external_id: "g/2".to_owned(),
+        r#type: Type::Deposit as i32,
+        destination_account_id: Some(to.clone()),
+        amount: Some(Money { currency_code: "BRL".to_owned(), amount: "1.00".to_owned() }),
+        settlement: Settlement::External as i32,
+        wait: Some(pbjson_types::Duration { seconds: 25, nanos: 0 }),
+        ..CreateTransactionRequest::default()
+    };
+    let mut waiting = TransactionsServiceClient::new(channel(world).await?);
+    let since = Instant::now();
+    let reported = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let event_type = provider_event::Type::Failed as i32;
+        let request = IngestEventRequest { external_id: "g/2".to_owned(), event_type, payload: [("reason".to_owned(), "NO".to_owned())].into() };
+        client.ingest_event(with_token(&provider.token, request)?).await.map_err(anyhow::Error::from)
+    };
+    let (waited, reported) = tokio::join!(waiting.create_transaction(with_token(&provider.token, waits)?), reported);
+    let (waited, reported) = (waited?.into_inner(), reported?.into_inner());
+    assert_eq!((waited.state(), waited.reason.as_str(), reported.state()), (State::Rejected, "NO", State::Rejected));
+    assert!(since.elapsed() < Duration::from_secs(6), "{:?}", since.elapsed());
     let over_rest = api.get("/api/v1/operations/g%2F1", Some(&provider.token)).await?;
     assert_eq!((over_rest.status, &over_rest.body["externalId"]), (200, &json!("g/1")), "{over_rest:?}");
     assert_eq!(api.posted(&ana.token, &to).await?, "2.50");
