@@ -164,6 +164,9 @@ pub async fn who_reports_what(world: &World) -> Result<()> {
     dry["validateOnly"] = json!(true);
     let told = api.transact(&provider.token, dry).await?;
     assert_eq!((told.status, &told.body["state"], &told.body["id"]), (200, &json!("PROCESSING"), &json!("")), "{told:?}");
+    // Nor is a provider deleted whose deposits wait for what it reports.
+    let told = api.json(reqwest::Method::DELETE, &format!("/api/v1/users/{}", provider.id), Some(&administrator), &[], None).await?;
+    assert_eq!((told.status, &told.body["reason"]), (409, &json!("USER_HAS_MONEY")), "{told:?}");
     // An account with a deposit under way is not closed.
     let told = api.post(&format!("/api/v1/accounts/{to}:close"), Some(&ana.token), json!({})).await?;
     assert_eq!((told.status, &told.body["reason"]), (409, &json!("ACCOUNT_NOT_EMPTY")), "{told:?}");

@@ -160,7 +160,12 @@ impl App {
 
     /// A turn of a user at a page that costs much, which is a long one or a filtered one, held while it is read.
     pub(crate) async fn list_turn(&self, call: &Call, user_id: Uuid, page: Page, is_filtered: bool) -> Result<Option<OwnedSemaphorePermit>, Problem> {
-        if page.size <= SHORT_PAGE && !is_filtered {
+        self.long_read_turn(call, user_id, page.size > SHORT_PAGE || is_filtered).await
+    }
+
+    /// A turn of a user at reading what is long, held while it is read.
+    pub(crate) async fn long_read_turn(&self, call: &Call, user_id: Uuid, is_long: bool) -> Result<Option<OwnedSemaphorePermit>, Problem> {
+        if !is_long {
             return Ok(None);
         }
         let by = call.deadline.checked_sub(LIST_MARGIN).unwrap_or(call.deadline);

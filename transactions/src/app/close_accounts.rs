@@ -9,7 +9,7 @@ use crate::Error;
 use crate::store::account_events::Cause;
 use crate::store::{accounts, operations, users};
 
-/// Refused while one of them has money, or is named by an operation that is not settled yet. What slips in later is REJECTED at settlement, since
+/// Refused while one of them has money, or is named by an operation that is not settled yet, or while deposits of others wait for what the user reports. What slips in later is REJECTED at settlement, since
 /// it finds the account closed.
 pub async fn close_accounts(app: &App, call: &Call, user_id: &str) -> Result<(), Error> {
     let user_id = Uuid::parse_str(user_id).map_err(|_| Error::OwnerNotAllowed)?;
@@ -17,6 +17,10 @@ pub async fn close_accounts(app: &App, call: &Call, user_id: &str) -> Result<(),
     users::lock_owner(&tx, user_id).await?;
     let open = accounts::lock_open(&tx, user_id).await?;
     if open.iter().any(|balance| !balance.is_empty()) || operations::any_open_of_owner(&tx, user_id).await? {
+        return Err(Error::UserHasMoney);
+    }
+    // Nobody else reports what becomes of them, and the accounts that they credit could never be closed.
+    if operations::any_waiting_for(&tx, user_id).await? {
         return Err(Error::UserHasMoney);
     }
     let open: Vec<Uuid> = open.iter().map(|balance| balance.account_id).collect();

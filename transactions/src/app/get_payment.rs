@@ -1,5 +1,6 @@
 //! One payment, with its refunds.
 
+use lastro_mesh::call::Call;
 use lastro_mesh::identity::User as Caller;
 use lastro_mesh::status::Problem;
 use lastro_money::{Amount, Minor};
@@ -11,6 +12,9 @@ use crate::Error;
 use crate::domain::operation::{Operation, OperationLeg, Settlement, State, Type};
 use crate::domain::payment::{is_by_card, order_of, payment_key};
 use crate::store::{operations, provider_calls};
+
+/// Who reads a payment with more legs in all of its refunds has turns at it, as at long pages.
+const LEGS_AT_ONCE: usize = 500;
 
 /// Which payment is meant.
 #[derive(Debug, Clone)]
@@ -59,8 +63,11 @@ pub enum RefundState {
 }
 
 /// For its payer, the owners of the accounts that it credits and administrators.
-pub async fn get_payment(app: &App, caller: &Caller, name: &PaymentName) -> Result<Payment, Error> {
+pub async fn get_payment(app: &App, call: &Call, caller: &Caller, name: &PaymentName) -> Result<Payment, Error> {
     let operation = find(app, caller, name).await?;
+    let refunds = operations::count_refunds(app.database.reader(), operation.id).await?;
+    let legs = usize::try_from(refunds).unwrap_or(usize::MAX).saturating_mul(operation.movement.legs().len());
+    let _turn = app.long_read_turn(call, caller.id, legs > LEGS_AT_ONCE).await?;
     view(app.database.reader(), caller, operation).await
 }
 

@@ -35,9 +35,9 @@ impl PaymentsService for Payments {
     }
 
     async fn get_payment(&self, request: Request<GetPaymentRequest>) -> Result<Response<Payment>, Status> {
-        let caller = Call::of(&request)?.user()?;
+        let call = Call::of(&request)?;
         let GetPaymentRequest { order_id, payment_id } = request.get_ref().clone();
-        let payment = get_payment(&self.0, caller, &PaymentName { order_id, payment_id }).await?;
+        let payment = get_payment(&self.0, call, call.user()?, &PaymentName { order_id, payment_id }).await?;
         Ok(Response::new(wire_payment(payment, false)))
     }
 

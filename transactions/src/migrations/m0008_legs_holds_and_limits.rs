@@ -50,8 +50,8 @@ const OPERATIONS: &[&str] = &[
     "CREATE UNIQUE INDEX operations_original ON operations (original_id) WHERE original_id IS NOT NULL AND state <> 5",
     // The posted balances after it: 8 bytes each, two a leg. NULL until it is posted, and where an older version posted it.
     "ALTER TABLE operations ADD COLUMN balances_after {bytes}",
-    // Holds by when they run out.
-    "CREATE INDEX operations_expiring ON operations (hold_expire_us) WHERE state = 3",
+    // Holds by when they run out; and, without a time, what waits for somebody, by who submitted it.
+    "CREATE INDEX operations_expiring ON operations (hold_expire_us, owner_id) WHERE state IN (3, 8)",
     // The accounts of operations of several legs and their owners, but for the owner whom the operation names: for lists. `stored_open` are those that were
     // not at their end when they were stored, among which are all that are not yet.
     "CREATE TABLE operation_parties (party_id {uuid} NOT NULL, operation_id {uuid} NOT NULL, stored_open {bool} NOT NULL, \

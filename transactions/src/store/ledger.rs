@@ -220,7 +220,11 @@ impl ExpiredHolds<'_> {
                  (SELECT 1 FROM operation_parties p WHERE p.operation_id = o.id AND p.party_id {are_listed} AND p.stored_open))"
             ),
         };
-        format!("WHERE o.state = 3 AND o.hold_expire_us <= $1{among} AND NOT (o.id {are_excepted}) ORDER BY o.hold_expire_us LIMIT {}", self.limit)
+        // The first condition is that of the index.
+        format!(
+            "WHERE o.state IN (3, 8) AND o.state = 3 AND o.hold_expire_us <= $1{among} AND NOT (o.id {are_excepted}) ORDER BY o.hold_expire_us LIMIT {}",
+            self.limit
+        )
     }
 
     fn ids(&self) -> &[Uuid] {

@@ -442,6 +442,16 @@ pub async fn any_open_of_owner(tx: &Transaction, owner_id: Uuid) -> Result<bool,
     any_open(tx, "SELECT id FROM accounts WHERE owner_id = $1", owner_id).await
 }
 
+/// Whether a deposit that a user has submitted waits for what this user, a provider, reports.
+pub async fn any_waiting_for(tx: &Transaction, provider_id: Uuid) -> Result<bool, Error> {
+    #[derive(FromQueryResult)]
+    struct Found {
+        owner_id: Uuid,
+    }
+    let sql = "SELECT owner_id FROM operations WHERE state IN (3, 8) AND hold_expire_us IS NULL AND owner_id = $1 AND state = 8 AND kind = 1 LIMIT 1";
+    Ok(one::<Found>(tx, sql, [provider_id.into()]).await?.is_some_and(|found| found.owner_id == provider_id))
+}
+
 /// Whether an operation that is not settled yet names an account.
 pub async fn any_open_of_account(tx: &Transaction, account_id: Uuid) -> Result<bool, Error> {
     any_open(tx, "SELECT id FROM accounts WHERE id = $1", account_id).await
@@ -451,7 +461,10 @@ pub async fn any_open_of_account(tx: &Transaction, account_id: Uuid) -> Result<b
 pub async fn expired_on(on: &impl ConnectionTrait, accounts: &[Uuid], now_us: i64) -> Result<Vec<Operation>, Error> {
     let mut expired = Vec::new();
     for of in ["source_account_id {ids}", "id IN (SELECT operation_id FROM operation_parties WHERE stored_open AND party_id {ids})"] {
-        let sql = format!("SELECT {} FROM operations WHERE state = 3 AND hold_expire_us <= $2 AND {of} ORDER BY hold_expire_us LIMIT 500", *COLUMNS);
+        let sql = format!(
+            "SELECT {} FROM operations WHERE state IN (3, 8) AND state = 3 AND hold_expire_us <= $2 AND {of} ORDER BY hold_expire_us LIMIT 500",
+            *COLUMNS
+        );
         let rows: Vec<Row> = all_of_ids(on, &sql, accounts, [now_us.into()]).await?;
         for row in rows {
             expired.push(row.read()?);
