@@ -152,13 +152,17 @@ pub async fn who_reports_what(world: &World) -> Result<()> {
         ("TYPE_UNSPECIFIED", json!({}), "eventType"),
         ("SETTLED", Value::Object(long), "payload"),
         ("FAILED", json!({ "reason": "x".repeat(201) }), "payload"),
-        ("SETTLED", json!({ "": "x" }), "payload"),
+        ("SETTLED", Value::Object((0..51).map(|number| (format!("k{number}"), json!("x"))).collect()), "payload"),
     ] {
         let told = report(&api, &provider.token, "bad", event_type, payload).await?;
         let named = told.body["errors"][0]["field"].as_str().unwrap_or_default();
         assert!(told.status == 400 && named.starts_with(field), "{event_type} {told:?}");
     }
     assert_eq!(api.get("/api/v1/operations/bad", Some(&provider.token)).await?.status, 404);
+    // Keys are free, and so are values, as far as 16 KB go.
+    let free = json!({ "": "x", "a key with spaces, é, and far more letters than a name would have, since it is nobody's but the provider's": "y".repeat(16_000) });
+    assert_eq!(report(&api, &provider.token, "free", "SETTLED", free.clone()).await?.status, 202);
+    assert_eq!(report(&api, &provider.token, "free", "SETTLED", free).await?.body["events"][0]["duplicate"], true);
     // A dry run waits for nobody; a provider is waited for.
     let mut dry = external_deposit("dry", &to, "1.00");
     dry["validateOnly"] = json!(true);

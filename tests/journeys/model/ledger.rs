@@ -250,7 +250,9 @@ impl Ledger {
 
     /// A payment. What a card pays comes from outside, if the provider says so.
     pub fn pay(&mut self, payer: Caller, legs: &[Leg], declined: bool) -> usize {
-        let place = if declined {
+        // For a closed account no card is charged at all.
+        let is_asked = legs.iter().all(|leg| leg.to.is_some_and(|to| !self.accounts[to].closed));
+        let place = if declined && is_asked {
             let refused = Transaction {
                 state: State::Declined { reason: "CARD_DECLINED" },
                 after: Vec::new(),
