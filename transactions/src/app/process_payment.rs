@@ -1,6 +1,5 @@
 //! Pays for an order, from an account or by card. A payment is a transaction of type PAYMENT, whose key names its order.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use lastro_mesh::call::Call;
@@ -14,7 +13,7 @@ use super::App;
 use super::get_payment::{Payment, view};
 use super::provider_calls;
 use super::submit::{TimeBudget, check_leg, wait_for_outcomes};
-use crate::domain::operation::{Movement, Operation, OperationLeg, Settlement, State, Type};
+use crate::domain::operation::{Movement, Operation, OperationLeg, Settlement, Type};
 use crate::domain::payment::{CardToken, payment_key};
 use crate::domain::submission::{Leg, Money, read_amount};
 use crate::pipeline::{Accepted, NewOperation, Purpose};
@@ -142,32 +141,9 @@ fn is_card_number(text: &str) -> bool {
 }
 
 fn new_payment(call: &Call, caller: &Caller, external_id: String, movement: Movement, card_token: Option<String>) -> NewOperation {
-    let now_us = clock::now_us();
-    let mut operation = Operation {
-        id: Uuid::now_v7(),
-        owner_id: caller.id,
-        external_id,
-        request_hash: [0; 32],
-        kind: Type::Payment,
-        state: State::Pending,
-        reason: None,
-        rejected_leg: None,
-        movement,
-        settlement: if card_token.is_some() { Settlement::External } else { Settlement::Internal },
-        hold: None,
-        original_id: None,
-        reversal_id: None,
-        refunded: None,
-        balances_after: None,
-        description: String::new(),
-        metadata: BTreeMap::new(),
-        effective_time_us: now_us,
-        has_effective_time: false,
-        create_time_us: now_us,
-        update_time_us: now_us,
-        head: None,
-        attempts: 0,
-    };
+    let settlement = if card_token.is_some() { Settlement::External } else { Settlement::Internal };
+    let new = Operation::new(Uuid::now_v7(), (caller.id, external_id), Type::Payment, movement, clock::now_us());
+    let mut operation = Operation { settlement, ..new };
     let submitted = contract::submitted_of(&operation);
     operation.request_hash = contract::payment_hash(&submitted, card_token.as_deref());
     let purpose = card_token.map_or(Purpose::Plain, |token| Purpose::Charge { card_token: CardToken::new(token) });

@@ -1,6 +1,5 @@
 //! Gives a payment back, whole or in part.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use lastro_mesh::call::Call;
@@ -15,7 +14,7 @@ use super::App;
 use super::get_payment::{Payment, PaymentName, find, view};
 use super::provider_calls;
 use super::submit::TimeBudget;
-use crate::domain::operation::{Hold, Operation, Settlement, State, Type};
+use crate::domain::operation::{Hold, Operation, State, Type};
 use crate::domain::payment::{is_by_card, refund_movement};
 use crate::domain::submission::{Money, check_key, read_amount};
 use crate::pipeline::{Accepted, Culprit, NewOperation, Purpose, Refused};
@@ -59,7 +58,7 @@ pub async fn refund_payment(app: &Arc<App>, call: &Call, caller: &Caller, reques
         State::Pending | State::Retrying | State::Waiting | State::Authorized => return Err(Error::PaymentNotCaptured("not decided yet")),
     }
     let budget = TimeBudget::of(call);
-    let new = new_refund(call, caller, &payment, request.external_id, (amount, hash))?;
+    let new = new_refund(call, caller, &payment, request.external_id, (amount, hash));
     let provider_turn = if is_by_card(&payment) { Some(app.provider_turn(caller.id, budget.store_by).await?) } else { None };
     let turn = app.legs_turn(caller.id, payment.movement.legs().len(), budget.store_by).await?;
     // All or nothing, as an atomic batch of one: a refund that is refused is not stored, and uses no key.
@@ -101,37 +100,18 @@ fn new_refund(
     payment: &Operation,
     external_id: String,
     (amount, request_hash): (Option<Amount>, [u8; 32]),
-) -> Result<NewOperation, Error> {
-    let now_us = clock::now_us();
+) -> NewOperation {
+    // What each leg gives is decided with the payment locked; until then all of them may.
     let whole: Vec<Minor> = payment.movement.legs().iter().map(|leg| leg.amount.minor()).collect();
+    let movement = refund_movement(payment, &whole);
     let operation = Operation {
-        id: Uuid::now_v7(),
-        owner_id: caller.id,
-        external_id,
         request_hash,
-        kind: Type::Refund,
-        state: State::Pending,
-        reason: None,
-        rejected_leg: None,
-        // What each leg gives is decided with the payment locked; until then all of them may.
-        movement: refund_movement(payment, &whole),
-        settlement: Settlement::Internal,
         hold: is_by_card(payment).then_some(Hold { expire_time_us: NEVER_US, captured: None }),
         original_id: Some(payment.id),
-        reversal_id: None,
-        refunded: None,
-        balances_after: None,
-        description: String::new(),
-        metadata: BTreeMap::new(),
-        effective_time_us: now_us,
-        has_effective_time: false,
-        create_time_us: now_us,
-        update_time_us: now_us,
-        head: None,
-        attempts: 0,
+        ..Operation::new(Uuid::now_v7(), (caller.id, external_id), Type::Refund, movement, clock::now_us())
     };
     let purpose = Purpose::Refund { amount: amount.map(|amount| amount.minor()) };
-    Ok(NewOperation { operation, submitted: Vec::new(), correlation_id: call.correlation_id.to_string(), purpose })
+    NewOperation { operation, submitted: Vec::new(), correlation_id: call.correlation_id.to_string(), purpose }
 }
 
 /// Why nothing was refunded.

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::App;
 use crate::domain::account::Account;
-use crate::domain::operation::{Hold, Movement, Operation, OperationLeg, Party, Settlement, State, Type, is_decided};
+use crate::domain::operation::{Hold, Movement, Operation, OperationLeg, Party, Settlement, Type, is_decided};
 use crate::domain::submission::{self, Submission};
 use crate::pipeline::{NewOperation, Purpose, Refused};
 use crate::{Error, contract};
@@ -114,29 +114,15 @@ pub fn new_operation(call: &Call, caller: &Caller, submission: Submission, movem
     let expiry_us = |hold: submission::Hold| i64::try_from(hold.expiry.as_micros()).unwrap_or_default();
     NewOperation {
         operation: Operation {
-            id: Uuid::now_v7(),
-            owner_id: caller.id,
             request_hash,
-            external_id: submission.external_id,
-            kind: submission.kind,
-            state: State::Pending,
-            reason: None,
-            rejected_leg: None,
-            movement,
             settlement: submission.settlement,
             hold: submission.hold.map(|hold| Hold { expire_time_us: now_us + expiry_us(hold), captured: None }),
             original_id,
-            reversal_id: None,
-            refunded: None,
-            balances_after: None,
             description: submission.description,
             metadata: submission.metadata,
             effective_time_us: submission.effective_time_us.unwrap_or(now_us),
             has_effective_time: submission.effective_time_us.is_some(),
-            create_time_us: now_us,
-            update_time_us: now_us,
-            head: None,
-            attempts: 0,
+            ..Operation::new(Uuid::now_v7(), (caller.id, submission.external_id), submission.kind, movement, now_us)
         },
         submitted,
         correlation_id: call.correlation_id.to_string(),

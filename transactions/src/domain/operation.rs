@@ -192,6 +192,35 @@ impl OperationLeg {
 }
 
 impl Operation {
+    /// PENDING, settled by the ledger, and with nothing beside what it moves: what else it has is said where it is made.
+    pub fn new(id: Uuid, (owner_id, external_id): (Uuid, String), kind: Type, movement: Movement, now_us: i64) -> Self {
+        Self {
+            id,
+            owner_id,
+            external_id,
+            request_hash: [0; 32],
+            kind,
+            state: State::Pending,
+            reason: None,
+            rejected_leg: None,
+            movement,
+            settlement: Settlement::Internal,
+            hold: None,
+            original_id: None,
+            reversal_id: None,
+            refunded: None,
+            balances_after: None,
+            description: String::new(),
+            metadata: BTreeMap::new(),
+            effective_time_us: now_us,
+            has_effective_time: false,
+            create_time_us: now_us,
+            update_time_us: now_us,
+            head: None,
+            attempts: 0,
+        }
+    }
+
     /// Whether a user owns one of its accounts.
     pub fn concerns(&self, user_id: Uuid) -> bool {
         self.movement.legs().iter().any(|leg| leg.concerns(user_id))

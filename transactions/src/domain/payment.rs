@@ -102,14 +102,12 @@ pub fn changed_by(payment: &Operation, parts: &[Minor], change: impl Fn(Minor, M
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use lastro_money::{Amount, Currency};
     use proptest::prelude::*;
     use uuid::Uuid;
 
     use super::*;
-    use crate::domain::operation::{Party, Settlement, State, Type};
+    use crate::domain::operation::{Party, State, Type};
 
     fn payment(amounts: &[i64]) -> Operation {
         let party = |number: u128| Some(Party { account_id: Uuid::from_u128(number), owner_id: Uuid::from_u128(number + 1000) });
@@ -119,31 +117,9 @@ mod tests {
             amount: Amount::new(Minor::new(*minor), Currency::from_code("BRL").expect("a currency")),
             description: String::new(),
         };
-        Operation {
-            id: Uuid::nil(),
-            owner_id: Uuid::nil(),
-            external_id: payment_key("o/1"),
-            request_hash: [0; 32],
-            kind: Type::Payment,
-            state: State::Completed,
-            reason: None,
-            rejected_leg: None,
-            movement: Movement::Legs(amounts.iter().enumerate().map(leg).collect()),
-            settlement: Settlement::Internal,
-            hold: None,
-            original_id: None,
-            reversal_id: None,
-            refunded: None,
-            balances_after: None,
-            description: String::new(),
-            metadata: BTreeMap::new(),
-            effective_time_us: 0,
-            has_effective_time: false,
-            create_time_us: 0,
-            update_time_us: 0,
-            head: None,
-            attempts: 0,
-        }
+        let movement = Movement::Legs(amounts.iter().enumerate().map(leg).collect());
+        let new = Operation::new(Uuid::nil(), (Uuid::nil(), payment_key("o/1")), Type::Payment, movement, 0);
+        Operation { state: State::Completed, ..new }
     }
 
     fn minors(amounts: &[i64]) -> Vec<Minor> {

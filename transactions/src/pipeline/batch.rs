@@ -136,13 +136,11 @@ async fn settle_batch(settler: Arc<Settler>, batch: Vec<Box<Job>>) {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use lastro_money::{Amount, Currency, Minor};
     use tokio::sync::{Semaphore, oneshot};
 
     use super::*;
-    use crate::domain::operation::{Movement, Operation, OperationLeg, Party, Settlement, State, Type};
+    use crate::domain::operation::{Movement, Operation, OperationLeg, Party, Type};
     use crate::pipeline::job::{Accepted, NewOperation, Purpose, Refused};
 
     /// A transfer between two accounts, and the end at which its caller waits.
@@ -153,36 +151,13 @@ mod tests {
 
     fn new_transfer(number: u128, source: u128, destination: u128) -> NewOperation {
         let party = |id| Some(Party { account_id: Uuid::from_u128(id), owner_id: Uuid::nil() });
-        let operation = Operation {
-            id: Uuid::from_u128(number),
-            owner_id: Uuid::nil(),
-            external_id: number.to_string(),
-            request_hash: [0; 32],
-            kind: Type::Transfer,
-            state: State::Pending,
-            reason: None,
-            rejected_leg: None,
-            movement: Movement::Single(OperationLeg {
-                source: party(source),
-                destination: party(destination),
-                amount: Amount::new(Minor::new(1), Currency::from_code("BRL").expect("a currency")),
-                description: String::new(),
-            }),
-            settlement: Settlement::Internal,
-            hold: None,
-            original_id: None,
-            reversal_id: None,
-            refunded: None,
-            balances_after: None,
+        let movement = Movement::Single(OperationLeg {
+            source: party(source),
+            destination: party(destination),
+            amount: Amount::new(Minor::new(1), Currency::from_code("BRL").expect("a currency")),
             description: String::new(),
-            metadata: BTreeMap::new(),
-            effective_time_us: 0,
-            has_effective_time: false,
-            create_time_us: 0,
-            update_time_us: 0,
-            head: None,
-            attempts: 0,
-        };
+        });
+        let operation = Operation::new(Uuid::from_u128(number), (Uuid::nil(), number.to_string()), Type::Transfer, movement, 0);
         NewOperation { operation, submitted: Vec::new(), correlation_id: String::new(), purpose: Purpose::Plain }
     }
 
