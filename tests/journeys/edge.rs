@@ -41,6 +41,7 @@ pub fn trials(world: impl Fn() -> Result<Arc<World>> + Clone + Send + 'static) -
         Trial::test("stack::edge::nginx_speaks_the_callers_language", || failed(block_on(nginx_speaks_the_callers_language()))),
         Trial::test("stack::edge::frozen_replicas_and_long_waits", || failed(block_on(frozen_replicas_and_long_waits()))),
         Trial::test("stack::edge::a_frozen_replica_learns_what_it_missed", || failed(block_on(a_frozen_replica_learns_what_it_missed()))),
+        Trial::test("stack::edge::what_one_is_refused_closes_no_gateway", || failed(block_on(what_one_is_refused_closes_no_gateway()))),
         Trial::test("stack::edge::customers_away", || failed(block_on(customers_away()))),
     ]
 }
@@ -479,5 +480,46 @@ async fn a_frozen_replica_learns_what_it_missed() -> Result<()> {
     let refused = api.json(Method::DELETE, &format!("/api/v1/users/{}", other.id), Some(&other.token), &[], None).await?;
     assert_eq!((refused.status, refused.body["reason"].clone()), (503, json!("UNAVAILABLE")), "{refused:?}");
     assert_eq!(api.get("/api/v1/users/me", Some(&other.token)).await?.status, 200);
+    Ok(())
+}
+
+/// One caller is told 503 again and again, for pages that take longer than they may. The gateways that say so are well, and so is transactions: nginx
+/// keeps sending them others, who are served.
+async fn what_one_is_refused_closes_no_gateway() -> Result<()> {
+    let stack = Stack::start(Options::default())?;
+    let front = stack.front();
+    let ((eve, _), (ana, of_ana)) = (two_accounts(&front).await?, two_accounts(&front).await?);
+    // Lists look at this table, and nothing else that is done here does.
+    let mut hand = sqlx::PgConnection::connect(&format!("{}/lastro_transactions", stack.postgres.url())).await?;
+    sqlx::raw_sql("BEGIN; LOCK TABLE operation_parties IN ACCESS EXCLUSIVE MODE").execute(&mut hand).await?;
+    let until = Instant::now() + Duration::from_secs(8);
+    let refused = (0..24).map(|_| {
+        let (api, eve) = (front.api(), &eve);
+        async move {
+            let mut refused = 0;
+            while Instant::now() < until {
+                let told = api.get("/api/v1/transactions?pageSize=1000", Some(&eve.token)).await?;
+                assert!([503, 504].contains(&told.status), "{told:?}");
+                refused += 1;
+            }
+            anyhow::Ok(refused)
+        }
+    });
+    let others = async {
+        let (api, mut served) = (front.api(), 0);
+        while Instant::now() < until {
+            let told = api.get(&format!("/api/v1/accounts/{}", of_ana[0]), Some(&ana.token)).await?;
+            assert_eq!(told.status, 200, "{told:?}");
+            let told = api.transact(&ana.token, Api::transfer(&format!("{served}"), &of_ana[0], &of_ana[1], "0.01")).await?;
+            assert_eq!(told.status, 201, "{told:?}");
+            served += 1;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        anyhow::Ok(served)
+    };
+    let (refused, served) = tokio::join!(futures_util::future::try_join_all(refused), others);
+    let (refused, served) = (refused?.into_iter().sum::<usize>(), served?);
+    assert!(refused >= 24 && served > 50, "{refused} refused, {served} served");
+    sqlx::raw_sql("ROLLBACK").execute(&mut hand).await?;
     Ok(())
 }
