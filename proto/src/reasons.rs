@@ -62,6 +62,7 @@ lastro_mesh::reasons! {
     REFUND_TOO_MUCH: FailedPrecondition, 409, Caller, "More than what is left of the payment";
     /// So many refunds of one payment that no more are made.
     TOO_MANY_REFUNDS: FailedPrecondition, 409, Caller, "Too many refunds of one payment";
+    TOO_MANY_OPEN_PAYMENTS: FailedPrecondition, 409, Caller, "Too many payments wait for the payment provider";
     /// The payment provider does not pay it back.
     REFUND_DECLINED: FailedPrecondition, 409, Operator, "The payment provider declined the refund";
     /// An account has less than what it would give back.

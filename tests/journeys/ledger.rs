@@ -142,7 +142,7 @@ impl Ledger {
             ),
             (
                 "a provider is asked for what is under way",
-                "SELECT count(*) AS count FROM operations o LEFT JOIN provider_calls c ON c.operation_id = o.id \
+                "SELECT count(*) AS count FROM operations o LEFT JOIN provider_calls c ON c.operation_id = o.id AND c.state = 0 \
                  WHERE (o.kind = 4 AND o.state = 8 OR o.kind = 5 AND o.state = 3) AND c.operation_id IS NULL",
             ),
             (

@@ -9,6 +9,7 @@ mod account_life;
 mod accounts;
 mod batches;
 mod bus;
+mod cards;
 mod cli;
 mod clients;
 mod edge;
@@ -213,6 +214,7 @@ fn main() {
     trials.extend(pipelined::trials());
     trials.extend(abuse::trials());
     trials.extend(payments::trials());
+    trials.extend(cards::trials());
     trials.extend(pipeline::trials());
     trials.extend(revocations::trials());
     trials.extend(stores::trials());

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use futures_util::future::{join_all, try_join_all};
 use lastro_mesh::clock;
-use lastro_tests::payment_provider::Fault;
+use lastro_tests::client::Someone;
+use lastro_tests::payment_provider::{Fault, key};
 use lastro_tests::{Answer, Api, PaymentProvider, Postgres, Server};
 use libtest_mimic::Trial;
 use rand::rngs::StdRng;
@@ -230,6 +231,9 @@ struct Sale {
     payment_id: String,
 }
 
+/// What is given back of each payment; one of them is what the provider refuses.
+const PARTS: [&str; 3] = ["3.00", "6.66", "4.00"];
+
 /// Whatever the provider does wrong, and however often the process is killed: every payment and every refund ends as the provider has it.
 async fn payments_end_as_the_provider_has_them(rig: Rig) -> Result<()> {
     let seed = rig.seed;
@@ -267,8 +271,7 @@ async fn payments_end_as_the_provider_has_them(rig: Rig) -> Result<()> {
         let give = |(sale, part): (&Sale, usize)| {
             let (api, token, order) = (rig.api.clone(), shop.token.clone(), sale.order.clone());
             async move {
-                // One amount is what the provider refuses.
-                let amount = ["3.00", "6.66", "4.00"][part];
+                let amount = PARTS[part];
                 let key = format!("{order}-{part}");
                 let told = until_answered(&key, async || refund(&api, &token, &order, Some(amount), &key).await).await?;
                 ensure!([200, 201, 409].contains(&told.status), "{key}: {told:?}");
@@ -284,7 +287,7 @@ async fn payments_end_as_the_provider_has_them(rig: Rig) -> Result<()> {
         settle(&rig, &ana.token, &sold).await?;
         sales.extend(sold);
     }
-    check_books(&rig, &ana.token, &sales).await?;
+    check_books(&rig, (&ana, &shop), &sales).await?;
     let mut seen: Vec<(String, usize)> = faults.lock().unwrap_or_else(PoisonError::into_inner).clone().into_iter().collect();
     seen.sort();
     eprintln!("{} payments, each as the provider has it; what it did: {seen:?}", sales.len());
@@ -314,22 +317,23 @@ async fn payment(rig: &Rig, token: &str, sale: &Sale) -> Result<Answer> {
 }
 
 /// What the provider has done is what the ledger has, and nothing else.
-async fn check_books(rig: &Rig, token: &str, sales: &[Sale]) -> Result<()> {
+async fn check_books(rig: &Rig, (ana, shop): (&Someone, &Someone), sales: &[Sale]) -> Result<()> {
     ensure!(rig.provider.wrongs().is_empty(), "the same key asked for different things: {:?}", rig.provider.wrongs());
     let book = rig.provider.book();
     let done = |kind: &str, key: &str| book.get(&(kind.to_owned(), key.to_owned())).map(|done| done.status.clone()).unwrap_or_default();
     let (mut charges, mut refunds) = (0, 0);
     for sale in sales {
-        let stands = payment(rig, token, sale).await?;
+        let stands = payment(rig, &ana.token, sale).await?;
         ensure!(stands.text("id")? == sale.payment_id, "{}: one payment for one order: {stands:?}", sale.order);
         let state = stands.text("state")?;
-        let at_provider = done("charges", &sale.payment_id);
+        let at_provider = done("charges", &key("charge", &ana.id, &format!("lastro:payment:{}", sale.order)));
         ensure!(["CAPTURED", "REFUNDED"].contains(&state.as_str()) == (at_provider == "DONE"), "{}: {at_provider} there, {stands:?}", sale.order);
         ensure!((state == "DECLINED") == (at_provider == "DECLINED"), "{}: {at_provider} there, {stands:?}", sale.order);
         ensure!(sale.approved == (at_provider == "DONE"), "{}: by its token", sale.order);
         charges += 1;
         for refund in stands.body["refunds"].as_array().into_iter().flatten() {
-            let at_provider = done("refunds", refund["transactionId"].as_str().unwrap_or_default());
+            let part = PARTS.iter().position(|amount| refund["amount"]["amount"] == *amount).context("an amount that was asked for")?;
+            let at_provider = done("refunds", &key("refund", &shop.id, &format!("{}-{part}", sale.order)));
             ensure!((refund["state"] == "COMPLETED") == (at_provider == "DONE"), "{}: {at_provider} there, {refund}", sale.order);
             ensure!((refund["state"] == "DECLINED") == (at_provider == "DECLINED"), "{}: {at_provider} there, {refund}", sale.order);
             refunds += 1;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -26,6 +27,8 @@ pub enum Fault {
     Fails,
     /// It does as asked, and answers 500.
     FailsAfterwards,
+    /// It does nothing, and says that the request is at fault.
+    Refuses,
     /// It does nothing, and never answers.
     Hangs,
     /// It does as asked, and answers what cannot be read.
@@ -34,7 +37,7 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::None,
         Self::LosesAnswer,
         Self::Breaks,
@@ -42,12 +45,13 @@ impl Fault {
         Self::AnswersTwice,
         Self::Fails,
         Self::FailsAfterwards,
+        Self::Refuses,
         Self::Hangs,
         Self::AnswersNonsense,
     ];
 
     fn does(self) -> bool {
-        !matches!(self, Self::Breaks | Self::Fails | Self::Hangs)
+        !matches!(self, Self::Breaks | Self::Fails | Self::Refuses | Self::Hangs)
     }
 }
 
@@ -60,6 +64,16 @@ pub struct Done {
     pub status: String,
     /// How often it was asked for.
     pub times: usize,
+}
+
+/// The key of an order, as docs/PROVIDER.md has it: of a `charge`, a `refund`, or what is to `give back` a charge.
+pub fn key(purpose: &str, owner_id: &str, external_id: &str) -> String {
+    let owner_id: uuid::Uuid = owner_id.parse().unwrap_or_default();
+    let hash = Sha256::digest([b"lastro payment provider 1\0", purpose.as_bytes(), b"\0", owner_id.as_bytes(), external_id.as_bytes()].concat());
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&hash[..16]);
+    (bytes[6], bytes[8]) = (bytes[6] & 0x0f | 0x80, bytes[8] & 0x3f | 0x80);
+    uuid::Uuid::from_bytes(bytes).to_string()
 }
 
 /// What it has done, by what was asked (`charges`, `refunds`) and key.
@@ -144,7 +158,7 @@ async fn serve(inner: &Inner, mut connection: TcpStream) -> Option<()> {
         if method == "GET" {
             let done = inner.book.lock().unwrap_or_else(PoisonError::into_inner).get(&(kind.to_owned(), key?.to_owned())).cloned();
             let (status, body) = match done {
-                Some(done) => (200, json!({ "key": key?, "status": done.status, "reason": reason(&done.asked) })),
+                Some(done) => (200, json!({ "key": key?, "status": done.status, "reason": reason(&done.asked), "amount": done.asked["amount"] })),
                 None => (404, json!({ "key": key?, "status": "NOT_FOUND" })),
             };
             answer(&mut connection, status, &body.to_string()).await?;
@@ -171,6 +185,7 @@ async fn serve(inner: &Inner, mut connection: TcpStream) -> Option<()> {
                 answer(&mut connection, 200, &done).await?;
             }
             Fault::Fails | Fault::FailsAfterwards => answer(&mut connection, 500, "{}").await?,
+            Fault::Refuses => answer(&mut connection, 422, &json!({ "key": key, "error": "no such token" }).to_string()).await?,
             Fault::Hangs => std::future::pending().await,
             Fault::AnswersNonsense => answer(&mut connection, 200, "<html>").await?,
         }
@@ -180,6 +195,7 @@ async fn serve(inner: &Inner, mut connection: TcpStream) -> Option<()> {
 /// Does as asked, once for each key.
 fn enter(inner: &Inner, kind: &str, key: &str, asked: &Value) -> Value {
     let mut book = inner.book.lock().unwrap_or_else(PoisonError::into_inner);
+    // The same key for something else: nothing is done, and what was done is told.
     let is_declined = asked["cardToken"] == "tok_decline" || kind == "refunds" && asked["amount"]["amount"] == "6.66";
     let entry = (kind.to_owned(), key.to_owned());
     let status = if is_declined { "DECLINED" } else { "DONE" };
@@ -188,7 +204,7 @@ fn enter(inner: &Inner, kind: &str, key: &str, asked: &Value) -> Value {
     if done.asked != *asked {
         inner.wrongs.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{kind} {key}: {asked} after {}", done.asked));
     }
-    json!({ "key": key, "status": done.status, "reason": reason(asked) })
+    json!({ "key": key, "status": done.status, "reason": reason(asked), "amount": done.asked["amount"] })
 }
 
 fn reason(asked: &Value) -> &'static str {

@@ -234,12 +234,12 @@ fn provider(setting: &PaymentProvider, is_postgres: bool) -> Result<Option<Provi
             tracing::warn!("the payment provider is the sandbox: cards are approved by their tokens, and no money moves");
             Ok(Some(Provider::sandbox()))
         }
-        PaymentProvider::Http { url, secret } => {
+        PaymentProvider::Http { name, url, secret } => {
             if url.is_in_the_clear() {
                 tracing::warn!("the payment provider is asked over http://: what is sent to it, and its secret, can be read on the way");
             }
             let provider = HttpProvider::new(url, secret.clone());
-            Ok(Some(Provider::http(provider.map_err(lastro_database::Error::corrupt)?)))
+            Ok(Some(Provider::http(name, provider.map_err(lastro_database::Error::corrupt)?)))
         }
     }
 }

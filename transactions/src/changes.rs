@@ -21,6 +21,8 @@ use crate::store::operations;
 const CHANNEL: &str = "transactions";
 /// For what was lost without a trace.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// A connection that has gone silent looks like one on which nothing is announced: after so long another one is opened.
+const LISTEN_MAX: Duration = Duration::from_secs(60);
 /// Between attempts to reach Redis.
 const REDIS_PAUSE: Duration = Duration::from_millis(250);
 /// Ids to a statement.
@@ -163,7 +165,11 @@ impl Changes {
         // What was announced before it listened.
         self.look_and_log(database).await;
         let mut look_at = Instant::now() + LOOK_EVERY;
+        let open_again = Instant::now() + LISTEN_MAX;
         loop {
+            if announcements.is_some() && Instant::now() >= open_again {
+                return;
+            }
             let heard = match &mut announcements {
                 Some(announcements) => timeout_at(look_at, announcements.next()).await,
                 None => timeout_at(look_at, std::future::pending()).await,

@@ -95,6 +95,12 @@ pub enum Error {
     /// No payment provider is set up.
     #[error("cards are not taken here: the operator has set up no payment provider")]
     NoPaymentProvider,
+    /// Another one is.
+    #[error("the payment was made through another payment provider than the one that is set up here; only that one can pay it back")]
+    OtherPaymentProvider,
+    /// No more wait for the provider.
+    #[error("{0} of your payments and refunds by card wait for the payment provider; send more when it has answered some of them")]
+    TooManyOpenPayments(i64),
     /// No operation of this provider has the key.
     #[error("nothing was reported under this key, and no transaction has it")]
     OperationNotFound,
@@ -225,7 +231,8 @@ impl From<Error> for Problem {
             Error::RefundRefused(Rejection::BalanceOverflow) => Self::new(&reasons::BALANCE_OVERFLOW, text),
             Error::RefundDeclined(_) => Self::new(&reasons::REFUND_DECLINED, text),
             Error::TooManyRefunds(_) => Self::new(&reasons::TOO_MANY_REFUNDS, text),
-            Error::NoPaymentProvider => Self::new(&reasons::NOT_OFFERED, text),
+            Error::NoPaymentProvider | Error::OtherPaymentProvider => Self::new(&reasons::NOT_OFFERED, text),
+            Error::TooManyOpenPayments(_) => Self::new(&reasons::TOO_MANY_OPEN_PAYMENTS, text),
             Error::OperationNotFound => Self::new(&reasons::OPERATION_NOT_FOUND, text),
             Error::OperationNotExternal => Self::new(&reasons::OPERATION_NOT_EXTERNAL, text),
             Error::TooManyEvents(_) => Self::new(&reasons::TOO_MANY_EVENTS, text),

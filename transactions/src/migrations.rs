@@ -9,6 +9,7 @@ mod m0006_operations_that_wait;
 mod m0007_operations_that_are_rare;
 mod m0008_legs_holds_and_limits;
 mod m0009_providers_and_payments;
+mod m0010_calls_of_providers;
 
 use sea_orm_migration::prelude::*;
 
@@ -28,6 +29,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0007_operations_that_are_rare::Migration),
             Box::new(m0008_legs_holds_and_limits::Migration),
             Box::new(m0009_providers_and_payments::Migration),
+            Box::new(m0010_calls_of_providers::Migration),
         ]
     }
 }

@@ -6,10 +6,12 @@
 mod http;
 mod sandbox;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use lastro_mesh::outbound::{Breaker, BreakerSettings};
 use lastro_money::Amount;
+use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::Code;
 use uuid::Uuid;
@@ -29,7 +31,7 @@ const RETRY_UNTIL: Duration = Duration::from_millis(1500);
 /// What is asked of a provider.
 #[derive(Debug, Clone)]
 pub struct Order {
-    /// Ours: that of the transaction.
+    /// Ours, as [`key`] makes it.
     pub key: Uuid,
     pub amount: Amount,
     pub kind: OrderKind,
@@ -41,6 +43,20 @@ pub enum OrderKind {
     Charge { card_token: CardToken },
     /// Pay so much of this charge back.
     Refund { charge: Uuid },
+}
+
+/// The key of an order: a UUIDv8 (RFC 9562) of SHA-256 over what is asked for, and the transaction's owner and key. It is the same again for the same
+/// order of the same payer in a ledger that was restored from a backup, so that the provider, who remembers, charges nobody a second time.
+pub fn key(purpose: &str, owner_id: Uuid, external_id: &str) -> Uuid {
+    let mut hash = Sha256::new();
+    hash.update(b"lastro payment provider 1\0");
+    hash.update(purpose);
+    hash.update(b"\0");
+    hash.update(owner_id);
+    hash.update(external_id);
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&hash.finalize()[..16]);
+    uuid::Builder::from_custom_bytes(bytes).into_uuid()
 }
 
 /// What a provider has done about an order.
@@ -59,18 +75,22 @@ pub enum Failure {
     NotSent(String),
     /// It may have done it, or not.
     Unknown(String),
+    /// As unknown, and the provider is well: it does not take this one order, and asking again at once changes nothing.
+    NotTaken(String),
 }
 
 impl Failure {
     pub fn text(&self) -> &str {
         match self {
-            Self::NotSent(text) | Self::Unknown(text) => text,
+            Self::NotSent(text) | Self::Unknown(text) | Self::NotTaken(text) => text,
         }
     }
 }
 
 /// Who is asked.
 pub struct Provider {
+    /// Stored with everything that it is asked for.
+    pub name: Arc<str>,
     implementation: Implementation,
     breaker: Breaker,
 }
@@ -82,18 +102,18 @@ enum Implementation {
 
 impl Provider {
     /// A provider that speaks HTTP.
-    pub fn http(provider: HttpProvider) -> Self {
-        Self::of(Implementation::Http(provider))
+    pub fn http(name: &str, provider: HttpProvider) -> Self {
+        Self::of(name, Implementation::Http(provider))
     }
 
     /// The sandbox, which moves no money.
     pub fn sandbox() -> Self {
-        Self::of(Implementation::Sandbox(Sandbox::default()))
+        Self::of("sandbox", Implementation::Sandbox(Sandbox::default()))
     }
 
-    fn of(implementation: Implementation) -> Self {
+    fn of(name: &str, implementation: Implementation) -> Self {
         let settings = BreakerSettings { slow_after: ANSWER_MAX, ..BreakerSettings::default() };
-        Self { implementation, breaker: Breaker::new("payment_provider", "write", settings) }
+        Self { name: name.into(), implementation, breaker: Breaker::new("payment_provider", "write", settings) }
     }
 
     /// Sends an order. One that failed at once is sent again with the same key, which is no second order.
@@ -109,7 +129,8 @@ impl Provider {
             if matches!(failure, Failure::Unknown(_)) {
                 unknown = Some(failure.clone());
             }
-            if attempt == ATTEMPTS_MAX || Instant::now() + RETRY_AFTER >= retry_until {
+            let is_taken = !matches!(failure, Failure::NotTaken(_));
+            if !is_taken || attempt == ATTEMPTS_MAX || Instant::now() + RETRY_AFTER >= retry_until {
                 return Err(unknown.unwrap_or(failure));
             }
             sleep(RETRY_AFTER * attempt).await;
@@ -145,8 +166,29 @@ impl Provider {
         let result = timeout_at(Instant::now() + ANSWER_MAX, work).await;
         let result = result.unwrap_or_else(|_| Err(Failure::Unknown(format!("no answer within {} s", ANSWER_MAX.as_secs()))));
         if let Some(permit) = permit {
-            permit.report(if result.is_ok() { Code::Ok } else { Code::Unavailable });
+            // One order that it does not take says nothing about the orders of others.
+            let is_well = matches!(result, Ok(_) | Err(Failure::NotTaken(_)));
+            permit.report(if is_well { Code::Ok } else { Code::Unavailable });
         }
         result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::key;
+    use uuid::Uuid;
+
+    /// docs/PROVIDER.md says how keys are made: providers remember them for years.
+    #[test]
+    fn keys_are_of_what_is_asked_for() {
+        let (ana, bob) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let one = key("charge", ana, "lastro:payment:o1");
+        assert_eq!(one, key("charge", ana, "lastro:payment:o1"));
+        assert_eq!((one.get_version_num(), one.get_variant()), (8, uuid::Variant::RFC4122));
+        for other in [key("give back", ana, "lastro:payment:o1"), key("charge", bob, "lastro:payment:o1"), key("charge", ana, "lastro:payment:o2")] {
+            assert_ne!(one, other);
+        }
+        assert_eq!(one.to_string(), "01e6fcd1-51d5-8c92-80d4-f88e97f68de1");
     }
 }

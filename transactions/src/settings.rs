@@ -27,8 +27,8 @@ pub enum PaymentProvider {
     Nobody,
     /// The sandbox, which moves no money.
     Sandbox,
-    /// A provider that speaks HTTP, and the secret that it knows us by.
-    Http { url: Url, secret: Option<String> },
+    /// A provider that speaks HTTP, what we call it, and the secret that it knows us by.
+    Http { name: String, url: Url, secret: Option<String> },
 }
 
 impl Default for Settings {
@@ -48,6 +48,10 @@ pub struct TransactionsGroup {
     /// database, none elsewhere.
     #[arg(long, env = "LASTRO_PAYMENT_PROVIDER", value_name = "PROVIDER")]
     payment_provider: Option<String>,
+    /// What the payment provider is called in the ledger, 1 to 200 characters. Charges are refunded by whom they were made, so that a provider that moves to
+    /// another URL keeps its name. Not given: its URL.
+    #[arg(long, env = "LASTRO_PAYMENT_PROVIDER_NAME", value_name = "NAME")]
+    payment_provider_name: Option<String>,
     /// A file with the secret that the payment provider knows us by, sent as a bearer token.
     #[arg(long, env = "LASTRO_PAYMENT_PROVIDER_SECRET_FILE", value_name = "FILE")]
     payment_provider_secret_file: Option<PathBuf>,
@@ -65,7 +69,16 @@ impl TransactionsGroup {
                 }
             },
         };
+        let name = self.payment_provider_name.as_deref();
+        if name.is_some_and(|name| name.is_empty() || name.chars().count() > 200 || ["sandbox", "none"].contains(&name)) {
+            problems.add("--payment-provider-name: must have 1 to 200 characters, and be neither sandbox nor none");
+            return None;
+        }
         match (self.payment_provider.as_deref(), secret) {
+            (None | Some("none" | "sandbox"), _) if name.is_some() => {
+                problems.add("--payment-provider-name: only with --payment-provider and a URL");
+                None
+            }
             (None | Some("none" | "sandbox"), Some(_)) => {
                 problems.add("--payment-provider-secret-file: only with --payment-provider and a URL");
                 None
@@ -73,8 +86,8 @@ impl TransactionsGroup {
             (None, None) => Some(PaymentProvider::ByDatabase),
             (Some("none"), None) => Some(PaymentProvider::Nobody),
             (Some("sandbox"), None) => Some(PaymentProvider::Sandbox),
-            (Some(url), secret) => match url.parse() {
-                Ok(url) => Some(PaymentProvider::Http { url, secret }),
+            (Some(url), secret) => match url.parse::<Url>() {
+                Ok(url) => Some(PaymentProvider::Http { name: name.unwrap_or(url.as_str()).to_owned(), url, secret }),
                 Err(error) => {
                     problems.add(format!("--payment-provider {url:?}: {error}, or sandbox, or none"));
                     None
@@ -103,7 +116,8 @@ mod tests {
         let read = |text: &str| {
             let mut problems = Problems::default();
             let amount_minor_max = text.parse().expect("any text");
-            let group = TransactionsGroup { amount_minor_max, payment_provider: None, payment_provider_secret_file: None };
+            let group =
+                TransactionsGroup { amount_minor_max, payment_provider: None, payment_provider_name: None, payment_provider_secret_file: None };
             let read = group.read(&mut problems).map(|settings| settings.amount_minor_max.get());
             (read, problems.check().is_ok())
         };
@@ -116,16 +130,21 @@ mod tests {
 
     #[test]
     fn a_payment_provider_is_the_operators() {
-        let read = |text: Option<&str>| {
+        let read_named = |text: Option<&str>, name: Option<&str>| {
             let mut problems = Problems::default();
             let amount_minor_max = "1".parse().expect("any text");
-            let group = TransactionsGroup { amount_minor_max, payment_provider: text.map(str::to_owned), payment_provider_secret_file: None };
+            let [payment_provider, payment_provider_name] = [text, name].map(|text| text.map(str::to_owned));
+            let group = TransactionsGroup { amount_minor_max, payment_provider, payment_provider_name, payment_provider_secret_file: None };
             group.read(&mut problems).map(|settings| settings.payment_provider).filter(|_| problems.check().is_ok())
         };
+        let read = |text: Option<&str>| read_named(text, None);
         assert!(matches!(read(None), Some(PaymentProvider::ByDatabase)));
         assert!(matches!(read(Some("none")), Some(PaymentProvider::Nobody)));
         assert!(matches!(read(Some("sandbox")), Some(PaymentProvider::Sandbox)));
-        assert!(matches!(read(Some("https://provider.example/v1")), Some(PaymentProvider::Http { secret: None, .. })));
+        let url = Some("https://provider.example/v1");
+        assert!(matches!(read(url), Some(PaymentProvider::Http { secret: None, name, .. }) if Some(&*name) == url), "by its URL");
+        assert!(matches!(read_named(url, Some("acquirer")), Some(PaymentProvider::Http { name, .. }) if name == "acquirer"));
+        assert!(read_named(url, Some("")).is_none() && read_named(url, Some("sandbox")).is_none() && read_named(None, Some("acquirer")).is_none());
         assert!(read(Some("")).is_none() && read(Some("Sandbox")).is_none());
     }
 }

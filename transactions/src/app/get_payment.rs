@@ -4,7 +4,6 @@ use lastro_mesh::call::Call;
 use lastro_mesh::identity::User as Caller;
 use lastro_mesh::status::Problem;
 use lastro_money::{Amount, Minor};
-use sea_orm::ConnectionTrait;
 use uuid::Uuid;
 
 use super::{App, sees_all};
@@ -65,10 +64,7 @@ pub enum RefundState {
 /// For its payer, the owners of the accounts that it credits and administrators.
 pub async fn get_payment(app: &App, call: &Call, caller: &Caller, name: &PaymentName) -> Result<Payment, Error> {
     let operation = find(app, caller, name).await?;
-    let refunds = operations::count_refunds(app.database.reader(), operation.id).await?;
-    let legs = usize::try_from(refunds).unwrap_or(usize::MAX).saturating_mul(operation.movement.legs().len());
-    let _turn = app.long_read_turn(call, caller.id, legs > LEGS_AT_ONCE).await?;
-    view(app.database.reader(), caller, operation).await
+    view(app, call, caller, operation).await
 }
 
 /// The transaction of a payment. The payer finds its own by the order; whoever else finds several has to name one.
@@ -97,7 +93,12 @@ fn may_see(caller: &Caller, operation: &Operation) -> bool {
 }
 
 /// A payment with what has become of it.
-pub async fn view(on: &impl ConnectionTrait, caller: &Caller, operation: Operation) -> Result<Payment, Error> {
+pub async fn view(app: &App, call: &Call, caller: &Caller, operation: Operation) -> Result<Payment, Error> {
+    // Only what was paid has refunds, and one that the caller has just made is among them.
+    let on = app.database.writer();
+    let refunds = if operation.state == State::Completed { operations::count_refunds(on, operation.id).await? } else { 0 };
+    let legs = usize::try_from(refunds).unwrap_or(usize::MAX).saturating_mul(operation.movement.legs().len());
+    let _turn = app.long_read_turn(call, caller.id, legs > LEGS_AT_ONCE).await?;
     let sees_whole = operation.owner_id == caller.id || sees_all(caller);
     let refunds = if operation.state == State::Completed { operations::refunds_of(on, operation.id).await? } else { Vec::new() };
     // A charge that the ledger could not take is not over before it is given back.

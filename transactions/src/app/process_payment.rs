@@ -17,7 +17,7 @@ use crate::domain::operation::{Movement, Operation, OperationLeg, Settlement, Ty
 use crate::domain::payment::{CardToken, payment_key};
 use crate::domain::submission::{Leg, Money, read_amount};
 use crate::pipeline::{Accepted, NewOperation, Purpose};
-use crate::store::operations;
+use crate::store::{operations, provider_calls as provider_calls_of};
 use crate::{Error, contract};
 
 /// What is asked for, as it was said.
@@ -45,16 +45,16 @@ pub struct PaymentLeg {
 /// The payment as it stands, and whether an earlier call made it.
 pub async fn process_payment(app: &Arc<App>, call: &Call, caller: &Caller, request: PaymentRequest) -> Result<(Payment, bool), Error> {
     let budget = TimeBudget::of(call);
+    let key = payment_key(&request.order_id);
+    let is_charge = request.method == Method::Card;
+    // The longest wait first, so that nothing is kept from others meanwhile. What was paid before is answered without, also where cards are not taken any more.
+    let is_new = is_charge && operations::by_keys(app.database.writer(), &[(caller.id, key.as_str())]).await?.is_empty();
+    let provider_turn = if is_new { Some(app.provider_turn(caller.id, budget.store_by).await?) } else { None };
     let turn = app.legs_turn(caller.id, request.legs.len(), budget.store_by).await?;
     let new = check(app, call, caller, request).await?;
-    let is_charge = matches!(new.purpose, Purpose::Charge { .. });
-    if is_charge && app.provider.is_none() {
-        // What was paid while there was one is answered still.
-        let stored = operations::by_keys(app.database.writer(), &[new.key()]).await?.pop().ok_or(Error::NoPaymentProvider)?;
-        let is_same = stored.request_hash == new.operation.request_hash;
-        return if is_same { Ok((view(app.database.writer(), caller, stored).await?, true)) } else { Err(Error::IdempotencyKeyReused) };
+    if is_new {
+        may_ask_provider(app, caller).await?;
     }
-    let provider_turn = if is_charge { Some(app.provider_turn(caller.id, budget.store_by).await?) } else { None };
     let Accepted { mut operation, replayed } = budget.stored(app.pipeline.submit(new)).await?;
     drop(turn);
     if is_charge && !replayed {
@@ -65,7 +65,22 @@ pub async fn process_payment(app: &Arc<App>, call: &Call, caller: &Caller, reque
     } else if operation.settlement == Settlement::Internal {
         wait_for_outcomes(app, call, &mut [&mut operation], budget.answer_by).await;
     }
-    Ok((view(app.database.writer(), caller, operation).await?, replayed))
+    Ok((view(app, call, caller, operation).await?, replayed))
+}
+
+/// Calls to the payment provider of one user that have not ended: more would make others wait for theirs, where the provider is slow.
+const OPEN_CALLS_MAX: i64 = 100;
+
+/// That there is a provider, and that it has answered most of what this user asked of it.
+pub async fn may_ask_provider(app: &App, caller: &Caller) -> Result<(), Error> {
+    if app.provider.is_none() {
+        return Err(Error::NoPaymentProvider);
+    }
+    // Those that begin at the same time are as few as there are turns.
+    if provider_calls_of::count_open(app.database.writer(), caller.id).await? >= OPEN_CALLS_MAX {
+        return Err(Error::TooManyOpenPayments(OPEN_CALLS_MAX));
+    }
+    Ok(())
 }
 
 /// Every rule that is judged at the call.
@@ -81,6 +96,9 @@ async fn check(app: &App, call: &Call, caller: &Caller, request: PaymentRequest)
         (Method::Card, None, Some(token)) if is_card_number(token) => {
             return Err(Problem::field("card_token", "must be a token of the payment provider, never the number of a card").into());
         }
+        (Method::Card, None, Some(token)) if token.chars().any(char::is_control) => {
+            return Err(Problem::field("card_token", "must not contain control characters").into());
+        }
         (Method::Card, None, Some(_)) => None,
     };
     let legs = check_legs(app, caller, source, &request.legs).await?;
@@ -88,7 +106,9 @@ async fn check(app: &App, call: &Call, caller: &Caller, request: PaymentRequest)
         Ok([leg]) => Movement::Single(leg),
         Err(legs) => Movement::Legs(legs),
     };
-    Ok(new_payment(call, caller, payment_key(&request.order_id), movement, card_token))
+    let provider = app.provider.as_ref().map_or_else(|| "none".into(), |provider| provider.name.clone());
+    let purpose = card_token.as_deref().map_or(Purpose::Plain, |token| Purpose::Charge { card_token: CardToken::new(token), provider });
+    Ok(new_payment(call, caller, payment_key(&request.order_id), movement, purpose))
 }
 
 async fn check_legs(app: &App, caller: &Caller, source: Option<Uuid>, asked: &[PaymentLeg]) -> Result<Vec<OperationLeg>, Error> {
@@ -140,13 +160,16 @@ fn is_card_number(text: &str) -> bool {
     is_all && (13..=19).contains(&digits.len()) && digits.iter().rev().enumerate().map(doubled).sum::<u32>().is_multiple_of(10)
 }
 
-fn new_payment(call: &Call, caller: &Caller, external_id: String, movement: Movement, card_token: Option<String>) -> NewOperation {
+fn new_payment(call: &Call, caller: &Caller, external_id: String, movement: Movement, purpose: Purpose) -> NewOperation {
+    let card_token = match &purpose {
+        Purpose::Charge { card_token, .. } => Some(card_token.reveal()),
+        Purpose::Plain | Purpose::Refund { .. } => None,
+    };
     let settlement = if card_token.is_some() { Settlement::External } else { Settlement::Internal };
     let new = Operation::new(Uuid::now_v7(), (caller.id, external_id), Type::Payment, movement, clock::now_us());
     let mut operation = Operation { settlement, ..new };
     let submitted = contract::submitted_of(&operation);
-    operation.request_hash = contract::payment_hash(&submitted, card_token.as_deref());
-    let purpose = card_token.map_or(Purpose::Plain, |token| Purpose::Charge { card_token: CardToken::new(token) });
+    operation.request_hash = contract::payment_hash(&submitted, card_token);
     NewOperation { operation, submitted, correlation_id: call.correlation_id.to_string(), purpose }
 }
 

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lastro_mesh::call::Call as ApiCall;
-use lastro_mesh::clock;
 use lastro_money::{Amount, Minor};
 use metrics::{counter, gauge};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -17,7 +16,7 @@ use uuid::Uuid;
 use super::App;
 use crate::Error;
 use crate::domain::operation::{Operation, State};
-use crate::provider::{Answer, Failure, Order, OrderKind, Provider};
+use crate::provider::{self, Answer, Failure, Order, OrderKind, Provider};
 use crate::store::operations;
 use crate::store::provider_calls::{self, Call, CallKind, Postponed};
 
@@ -25,8 +24,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 const COUNT_EVERY: Duration = Duration::from_secs(5);
 /// Calls of this replica at once, beside those that callers wait for.
 const AT_ONCE: u32 = 32;
-/// Whoever has taken a call has it for so long, and ends well before.
-const LEASE_US: i64 = 15_000_000;
+/// Less than the lease of a call.
 const CALL_MAX: Duration = Duration::from_secs(10);
 /// The longest pause between attempts.
 const PAUSE_MAX_US: i64 = 60_000_000;
@@ -42,9 +40,7 @@ pub async fn run(app: &Arc<App>, stop: CancellationToken) {
         }
         if count_at <= Instant::now() {
             count_at = Instant::now() + COUNT_EVERY;
-            if let Ok(count) = provider_calls::count_unknown(app.database.reader()).await {
-                gauge!("lastro_payments_unknown").set(count as f64);
-            }
+            count(app).await;
         }
         if let Err(error) = make_due(app, &places).await {
             tracing::warn!(%error, "calls to the payment provider that are due cannot be read now");
@@ -52,13 +48,28 @@ pub async fn run(app: &Arc<App>, stop: CancellationToken) {
     }
 }
 
+/// What operators are told.
+async fn count(app: &App) {
+    if let Ok(count) = provider_calls::count_unknown(app.database.reader()).await {
+        gauge!("lastro_payments_unknown").set(count as f64);
+    }
+    let provider = app.provider.as_ref().map_or("none", |provider| &*provider.name);
+    if let Ok(count) = provider_calls::count_of_others(app.database.reader(), provider).await {
+        gauge!("lastro_payments_of_other_providers").set(count as f64);
+        if count > 0 {
+            tracing::warn!(
+                count,
+                provider,
+                "payments and refunds are under way at another payment provider than the one that is set up: nobody asks it"
+            );
+        }
+    }
+}
+
 async fn make_due(app: &Arc<App>, places: &Arc<Semaphore>) -> Result<(), Error> {
     let free = u32::try_from(places.available_permits()).unwrap_or(AT_ONCE);
-    if free == 0 || app.provider.is_none() {
-        return Ok(());
-    }
-    let now_us = clock::now_us();
-    for call in provider_calls::claim(&app.database, now_us, now_us.saturating_add(LEASE_US), free).await? {
+    let Some(provider) = app.provider.as_ref().filter(|_| free > 0) else { return Ok(()) };
+    for call in provider_calls::claim(&app.database, &provider.name, free).await? {
         let Ok(place) = places.clone().acquire_owned().await else { return Ok(()) };
         let app = app.clone();
         tokio::spawn(async move {
@@ -85,7 +96,7 @@ pub async fn ask_and_wait(app: &Arc<App>, call: &ApiCall, operation_id: Uuid, tu
 }
 
 async fn make_first(app: &App, operation_id: Uuid) {
-    match provider_calls::get(app.database.writer(), operation_id).await {
+    match provider_calls::open(app.database.writer(), operation_id).await {
         Ok(Some(call)) => make(app, &call).await,
         // Whoever it was due for was faster.
         Ok(None) => {}
@@ -116,10 +127,16 @@ async fn ask(app: &App, call: &Call) -> Result<Result<Answer, Failure>, Error> {
     let Some(provider) = &app.provider else { return Ok(Err(Failure::NotSent("no payment provider is set up".to_owned()))) };
     let operation = operations::get(app.database.writer(), call.operation_id).await?;
     let operation = operation.ok_or_else(|| lastro_database::Error::corrupt("a call about nothing"))?;
-    if operation.state == State::Pending || operation.state == State::Retrying {
-        return Ok(Err(Failure::NotSent("its transaction is not that far yet".to_owned())));
+    // Nothing is moved outside for what the ledger has not agreed to, or has ended already.
+    let is_asked_for = match call.kind {
+        CallKind::Charge => operation.state == State::Waiting,
+        CallKind::Refund => operation.state == State::Authorized,
+        CallKind::GiveBack => operation.state == State::Rejected,
+    };
+    if !is_asked_for {
+        return Ok(Err(Failure::NotSent("its transaction does not wait for it".to_owned())));
     }
-    let order = order(call, &operation)?;
+    let order = order(app, call, &operation).await?;
     Ok(ask_for(provider, call, &order).await)
 }
 
@@ -133,7 +150,7 @@ async fn ask_for(provider: &Provider, call: &Call, order: &Order) -> Result<Answ
     provider.send(order).await
 }
 
-fn order(call: &Call, operation: &Operation) -> Result<Order, Error> {
+async fn order(app: &App, call: &Call, operation: &Operation) -> Result<Order, Error> {
     let corrupt = |what: &'static str| Error::from(lastro_database::Error::corrupt(what));
     let legs = operation.movement.legs();
     let currency = legs.first().ok_or_else(|| corrupt("an operation without legs"))?.amount.currency();
@@ -142,21 +159,19 @@ fn order(call: &Call, operation: &Operation) -> Result<Order, Error> {
     Ok(match call.kind {
         CallKind::Charge => {
             let card_token = call.card_token.clone().ok_or_else(|| corrupt("a charge without a card"))?;
-            Order { key: operation.id, amount, kind: OrderKind::Charge { card_token } }
+            Order { key: key("charge", operation), amount, kind: OrderKind::Charge { card_token } }
         }
         CallKind::Refund => {
             let charge = operation.original_id.ok_or_else(|| corrupt("a refund of nothing"))?;
-            Order { key: operation.id, amount, kind: OrderKind::Refund { charge } }
+            let charge = operations::get(app.database.writer(), charge).await?.ok_or_else(|| corrupt("a refund of what is not there"))?;
+            Order { key: key("refund", operation), amount, kind: OrderKind::Refund { charge: key("charge", &charge) } }
         }
-        CallKind::GiveBack => Order { key: give_back_key(operation.id), amount, kind: OrderKind::Refund { charge: operation.id } },
+        CallKind::GiveBack => Order { key: key("give back", operation), amount, kind: OrderKind::Refund { charge: key("charge", operation) } },
     })
 }
 
-/// The key by which a charge is given back: that of the charge as a UUIDv8 (RFC 9562), which no transaction has.
-fn give_back_key(charge: Uuid) -> Uuid {
-    let mut bytes = *charge.as_bytes();
-    bytes[6] = (bytes[6] & 0x0f) | 0x80;
-    Uuid::from_bytes(bytes)
+fn key(purpose: &str, operation: &Operation) -> Uuid {
+    provider::key(purpose, operation.owner_id, &operation.external_id)
 }
 
 async fn conclude(app: &App, call: &Call, answer: &Answer) -> Result<(), Error> {
@@ -177,11 +192,11 @@ async fn postpone(app: &App, call: &Call, failure: &Failure) -> Result<(), Error
     let postponed = Postponed {
         operation_id: call.operation_id,
         kind: call.kind,
-        is_unknown: call.is_unknown || matches!(failure, Failure::Unknown(_)),
-        next_attempt_us: clock::now_us().saturating_add(pause_us),
+        is_unknown: call.is_unknown || !matches!(failure, Failure::NotSent(_)),
+        pause_us,
         error: failure.text(),
     };
-    Ok(provider_calls::postpone(app.database.writer(), postponed).await?)
+    Ok(provider_calls::postpone(&app.database, postponed).await?)
 }
 
 const fn name(kind: CallKind) -> &'static str {

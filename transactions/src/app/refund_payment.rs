@@ -12,13 +12,14 @@ use uuid::Uuid;
 
 use super::App;
 use super::get_payment::{Payment, PaymentName, find, view};
+use super::process_payment::may_ask_provider;
 use super::provider_calls;
 use super::submit::TimeBudget;
 use crate::domain::operation::{Hold, Operation, State, Type};
 use crate::domain::payment::{is_by_card, refund_movement};
 use crate::domain::submission::{Money, check_key, read_amount};
 use crate::pipeline::{Accepted, Culprit, NewOperation, Purpose, Refused};
-use crate::store::operations;
+use crate::store::{operations, provider_calls as provider_calls_of};
 use crate::{Error, contract};
 
 /// What is held for a refund ends by the provider's answer, and not by itself: 2100-01-01, Unix microseconds.
@@ -43,12 +44,9 @@ pub async fn refund_payment(app: &Arc<App>, call: &Call, caller: &Caller, reques
     let hash = contract::refund_hash(payment.id, amount);
     // The same request again is answered the same, whatever has become of the payment meanwhile.
     if let Some(stored) = operations::by_keys(app.database.writer(), &[(caller.id, &request.external_id)]).await?.pop() {
-        return if stored.request_hash == hash { answer(app, caller, &payment, &stored, true).await } else { Err(Error::IdempotencyKeyReused) };
+        return if stored.request_hash == hash { answer(app, call, caller, &payment, &stored, true).await } else { Err(Error::IdempotencyKeyReused) };
     }
-    // Held money would wait for a provider that nobody asks.
-    if is_by_card(&payment) && app.provider.is_none() {
-        return Err(Error::NoPaymentProvider);
-    }
+    let provider = if is_by_card(&payment) { Some(provider_of(app, caller, &payment).await?) } else { None };
     if operations::count_refunds(app.database.writer(), payment.id).await? >= REFUNDS_MAX {
         return Err(Error::TooManyRefunds(REFUNDS_MAX));
     }
@@ -58,7 +56,7 @@ pub async fn refund_payment(app: &Arc<App>, call: &Call, caller: &Caller, reques
         State::Pending | State::Retrying | State::Waiting | State::Authorized => return Err(Error::PaymentNotCaptured("not decided yet")),
     }
     let budget = TimeBudget::of(call);
-    let new = new_refund(call, caller, &payment, request.external_id, (amount, hash));
+    let new = new_refund(call, caller, &payment, request.external_id, (amount, hash), provider);
     let provider_turn = if is_by_card(&payment) { Some(app.provider_turn(caller.id, budget.store_by).await?) } else { None };
     let turn = app.legs_turn(caller.id, payment.movement.legs().len(), budget.store_by).await?;
     // All or nothing, as an atomic batch of one: a refund that is refused is not stored, and uses no key.
@@ -68,7 +66,16 @@ pub async fn refund_payment(app: &Arc<App>, call: &Call, caller: &Caller, reques
     if refund.state == State::Authorized && !replayed {
         provider_calls::ask_and_wait(app, call, refund.id, provider_turn, budget.answer_by).await;
     }
-    answer(app, caller, &payment, &refund, replayed).await
+    answer(app, call, caller, &payment, &refund, replayed).await
+}
+
+/// Who was paid through, which must be who is set up: held money would wait for a provider that nobody asks.
+async fn provider_of(app: &App, caller: &Caller, payment: &Operation) -> Result<Arc<str>, Error> {
+    may_ask_provider(app, caller).await?;
+    let provider = app.provider.as_ref().ok_or(Error::NoPaymentProvider)?;
+    let of_payment = provider_calls_of::provider_of(app.database.writer(), payment.id).await?;
+    let is_other = of_payment.is_some_and(|name| !name.is_empty() && *name != *provider.name);
+    if is_other { Err(Error::OtherPaymentProvider) } else { Ok(provider.name.clone()) }
 }
 
 /// The merchant, or an administrator; never the payer.
@@ -100,6 +107,7 @@ fn new_refund(
     payment: &Operation,
     external_id: String,
     (amount, request_hash): (Option<Amount>, [u8; 32]),
+    provider: Option<Arc<str>>,
 ) -> NewOperation {
     // What each leg gives is decided with the payment locked; until then all of them may.
     let whole: Vec<Minor> = payment.movement.legs().iter().map(|leg| leg.amount.minor()).collect();
@@ -110,7 +118,7 @@ fn new_refund(
         original_id: Some(payment.id),
         ..Operation::new(Uuid::now_v7(), (caller.id, external_id), Type::Refund, movement, clock::now_us())
     };
-    let purpose = Purpose::Refund { amount: amount.map(|amount| amount.minor()) };
+    let purpose = Purpose::Refund { amount: amount.map(|amount| amount.minor()), provider };
     NewOperation { operation, submitted: Vec::new(), correlation_id: call.correlation_id.to_string(), purpose }
 }
 
@@ -128,12 +136,12 @@ fn refusal(refused: Refused, payment: &Operation) -> Error {
 }
 
 /// The payment as it stands; or that the provider has declined the refund.
-async fn answer(app: &App, caller: &Caller, payment: &Operation, refund: &Operation, replayed: bool) -> Result<(Payment, bool), Error> {
+async fn answer(app: &App, call: &Call, caller: &Caller, payment: &Operation, refund: &Operation, replayed: bool) -> Result<(Payment, bool), Error> {
     let on = app.database.writer();
     let refund = operations::get(on, refund.id).await?.ok_or(Error::LedgerUnavailable)?;
     if refund.state == State::Voided {
         return Err(Error::RefundDeclined(refund.reason.as_ref().map_or("", |reason| reason.name()).into()));
     }
     let payment = operations::get(on, payment.id).await?.ok_or(Error::PaymentNotFound)?;
-    Ok((view(on, caller, payment).await?, replayed))
+    Ok((view(app, call, caller, payment).await?, replayed))
 }

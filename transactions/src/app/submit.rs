@@ -146,18 +146,23 @@ pub async fn wait_for_outcomes(app: &App, call: &Call, operations: &mut [&mut Op
 async fn wait_for_outcome(app: &App, operation: &mut Operation, until: Instant) {
     // Registered before it is read, so that no change in between is missed.
     let mut follower = app.changes().follow(operation.id);
+    let version = |operation: &Operation| operation.head.map_or(0, |head| head.version);
+    let mut is_told = false;
     loop {
+        let before = version(operation);
         // It is durable, and that is what counts: where it cannot be read now, the state as it stood is still an answer.
-        match app.operation_loader.load(operation.id).await {
-            Ok(Some(now)) => *operation = now,
-            Ok(None) | Err(_) => tokio::time::sleep_until(until.min(Instant::now() + READ_AGAIN)).await,
+        if let Ok(Some(now)) = app.operation_loader.load(operation.id).await {
+            *operation = now;
         }
         if is_decided(operation.state) || Instant::now() >= until {
             return;
         }
+        // Told of what is not there: a database that was restored meanwhile, or cannot be read.
+        if is_told && version(operation) == before {
+            tokio::time::sleep_until(until.min(Instant::now() + READ_AGAIN)).await;
+        }
         // When the time is over it is read once more.
-        let version = operation.head.map_or(0, |head| head.version);
-        let _ = timeout_at(until, follower.changed(version)).await;
+        is_told = timeout_at(until, follower.changed(version(operation))).await.is_ok();
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lastro_events::Event;
 use lastro_mesh::identity::User as Caller;
@@ -18,6 +19,9 @@ use crate::{EVENTS, Error};
 
 /// Events that one query reads at most; the next query reads on.
 const CHANGES_AT_ONCE: u32 = 100;
+
+/// Before events are read again that were told of and are not there.
+const READ_AGAIN: Duration = Duration::from_millis(250);
 
 /// A transaction as it stood after one of its events.
 pub struct Change {
@@ -74,7 +78,12 @@ impl TransactionWatch {
                 return Ok(None);
             }
             self.follower.changed(self.read_to).await;
+            let before = self.read_to;
             self.read_on().await?;
+            // Told of what is not there: a database that was restored meanwhile.
+            if self.read_to == before {
+                tokio::time::sleep(READ_AGAIN).await;
+            }
         }
     }
 

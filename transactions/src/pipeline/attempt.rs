@@ -29,9 +29,6 @@ use crate::store::provider_calls::{CallKind, NewCall};
 const READ_BACK_FOR: Duration = Duration::from_secs(3);
 const READ_BACK_EVERY: Duration = Duration::from_millis(200);
 
-/// Whoever asked for a charge asks the provider itself. Should it be killed before it has the answer, another replica asks after this.
-const FIRST_ATTEMPT_US: i64 = 10_000_000;
-
 /// How a batch is attempted.
 #[derive(Clone)]
 pub(super) struct How {
@@ -210,8 +207,9 @@ impl<'a> Decided<'a> {
                 self.events.push(event);
                 self.postings.extend(postings.into_iter().map(|posting| (operation.id, posting)));
             }
-            // A reversal that waits to be settled would stand in the way of another one, and might be rejected after that was refused.
-            Settled::Open if operation.original_id.is_some() => {
+            // A reversal that waits to be settled would stand in the way of another one, and might be rejected after that was refused. And no card is
+            // charged before it is known that the ledger would take the money.
+            Settled::Open if operation.original_id.is_some() || matches!(new.purpose, Purpose::Charge { .. }) => {
                 self.events.pop();
                 return Ok(Outcome::NotLocked);
             }
@@ -277,7 +275,7 @@ impl<'a> Decided<'a> {
 
     /// What each leg of the payment gives of a refund; refused where that is more than is left.
     fn share_refund(&self, refund: &mut Operation, purpose: &Purpose) -> Result<Option<Outcome>, Error> {
-        let Purpose::Refund { amount } = purpose else { return Ok(None) };
+        let Purpose::Refund { amount, .. } = purpose else { return Ok(None) };
         let payment = refund.original_id.and_then(|id| self.subjects.get(&id)).map(|subject| &subject.claimed.operation);
         let payment = payment.filter(|payment| payment.kind == Type::Payment && payment.state == State::Completed);
         let payment = payment.ok_or_else(|| Error::corrupt("a refund of what is no completed payment"))?;
@@ -303,14 +301,13 @@ impl<'a> Decided<'a> {
     /// The payment provider is to be asked for it.
     fn note_call(&mut self, operation: &Operation, new: &NewOperation) {
         let is_refund = operation.kind == Type::Refund && operation.state == State::Authorized;
-        let (kind, card_token) = match &new.purpose {
-            Purpose::Charge { card_token } if !is_terminal(operation.state) => (CallKind::Charge, Some(card_token.clone())),
-            Purpose::Refund { .. } if is_refund => (CallKind::Refund, None),
+        let (kind, provider, card_token) = match &new.purpose {
+            Purpose::Charge { card_token, provider } if !is_terminal(operation.state) => (CallKind::Charge, provider, Some(card_token.clone())),
+            Purpose::Refund { provider: Some(provider), .. } if is_refund => (CallKind::Refund, provider, None),
             Purpose::Plain | Purpose::Charge { .. } | Purpose::Refund { .. } => return,
         };
-        let next_attempt_us = self.table.now_us.saturating_add(FIRST_ATTEMPT_US);
-        let correlation_id = new.correlation_id.clone();
-        self.calls.push(NewCall { operation_id: operation.id, kind, card_token, next_attempt_us, correlation_id });
+        let (provider, correlation_id) = (provider.clone(), new.correlation_id.clone());
+        self.calls.push(NewCall { operation_id: operation.id, kind, provider, owner_id: operation.owner_id, card_token, correlation_id });
     }
 
     /// New operations that are settled together. They are alone in their batch, so that nothing has to be undone where one of them is refused.

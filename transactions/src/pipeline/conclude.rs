@@ -23,7 +23,7 @@ use crate::domain::report::{ReportOutcome, ReportType, Word, outcome_of};
 use crate::provider::Answer;
 use crate::store::ledger::{Ledger, Lock, ReportChange, Writes};
 use crate::store::operations;
-use crate::store::provider_calls::{Call, CallKind};
+use crate::store::provider_calls::{Call, CallEnd, CallKind};
 use crate::store::provider_events::{self, WaitingReport};
 
 /// A database that is busy is tried so often.
@@ -175,9 +175,16 @@ impl Settler {
                 true
             }
             (CallKind::Charge | CallKind::Refund, State::Pending | State::Retrying) => false,
+            // Nobody waits for the money: whatever became of it meanwhile, it is given back, once.
+            (CallKind::Charge, State::Rejected) if *answer == Answer::Done => {
+                tracing::error!(operation = %operation.id, "a charge that nobody waits for any more is given back");
+                writes.ended_calls.push((operation.id, call.kind, end_of(answer)));
+                writes.give_back_calls.push(operation.id);
+                true
+            }
             // Ended before, or a charge that was given back.
             _ => {
-                writes.ended_calls.push((operation.id, call.kind));
+                writes.ended_calls.push((operation.id, call.kind, end_of(answer)));
                 true
             }
         };
@@ -191,6 +198,13 @@ impl Settler {
         ledger.commit(&writes).await?;
         self.committed(&writes);
         Ok(true)
+    }
+}
+
+const fn end_of(answer: &Answer) -> CallEnd {
+    match answer {
+        Answer::Done => CallEnd::Done,
+        Answer::Declined(_) => CallEnd::Declined,
     }
 }
 
@@ -214,16 +228,16 @@ fn conclude_charge(
         Concluded::AsSaid(event, postings) => {
             writes.events.push(event);
             writes.postings.extend(postings.into_iter().map(|posting| (operation.id, posting)));
-            writes.ended_calls.push((operation.id, CallKind::Charge));
         }
         // The card was charged, and the ledger cannot take the money: the provider is to give it back.
         Concluded::Refused(event) => {
             tracing::error!(operation = %operation.id, reason = operation.reason.as_ref().map(Reason::name), "a charge that the ledger cannot take is given back");
             writes.events.push(event);
-            writes.turned_calls.push(operation.id);
+            writes.give_back_calls.push(operation.id);
         }
         Concluded::ElsewhereFirst => return Err(Stop::ElsewhereFirst),
     }
+    writes.ended_calls.push((operation.id, CallKind::Charge, end_of(answer)));
     Ok(true)
 }
 
@@ -243,7 +257,7 @@ fn conclude_refund(
         Resolved::Refused(_) | Resolved::NotLocked => return Err(Error::corrupt("a refund that the ledger refuses to end").into()),
         Resolved::ElsewhereFirst => return Err(Stop::ElsewhereFirst),
     }
-    writes.ended_calls.push((refund.id, CallKind::Refund));
+    writes.ended_calls.push((refund.id, CallKind::Refund, end_of(answer)));
     if matches!(answer, Answer::Declined(_)) {
         // It was counted when it was held.
         let payment = &mut payment.ok_or_else(|| Error::corrupt("a refund of nothing"))?.claimed.operation;

@@ -11,7 +11,7 @@ use super::job::{NewResolution, Refused, Verb};
 use super::stripes::Stripes;
 use crate::contract::{self, Resolution};
 use crate::domain::ledger::{self, Balances, Decision, Leg, Legs, Postings, Side};
-use crate::domain::operation::{Happening, Head, Movement, Operation, Settlement, State, after, is_to_be_settled};
+use crate::domain::operation::{Happening, Head, Movement, Operation, OperationLeg, Settlement, State, after, is_to_be_settled};
 use crate::domain::rejection::{Reason, Rejection};
 use crate::domain::report::Word;
 
@@ -56,7 +56,7 @@ fn currency_of(movement: &Movement, leg: usize) -> Currency {
 
 /// The legs of an operation; the clearing account stands for the outside world.
 pub fn legs(movement: &Movement, operation_id: Uuid, stripes: &Stripes) -> Legs {
-    let leg = |leg: &crate::domain::operation::OperationLeg| {
+    let leg = |leg: &OperationLeg| {
         let clearing = |side| stripes.pick(leg.amount.currency(), operation_id, side);
         Leg {
             debit: leg.source.map_or_else(|| clearing(Side::Debit), |party| party.account_id),
@@ -112,9 +112,12 @@ pub fn settle(operation: &mut Operation, origin: &Origin, table: &mut Table<'_>)
     }
     if operation.settlement == Settlement::External {
         // Nobody is asked for what the ledger would not take: that would only have to be given back.
-        let is_closed = |account: Uuid| table.balances.get(&account).is_some_and(|balance| balance.closed);
-        let legs = legs(&operation.movement, operation.id, table.stripes);
-        if let Some(leg) = legs.iter().position(|leg| is_closed(leg.debit) || is_closed(leg.credit)) {
+        let parties = |leg: &OperationLeg| [leg.source, leg.destination].into_iter().flatten().map(|party| table.balances.get(&party.account_id));
+        if operation.movement.legs().iter().flat_map(parties).any(|balance| balance.is_none()) {
+            return Ok(Settled::Open);
+        }
+        let is_closed = |leg: &OperationLeg| parties(leg).flatten().any(|balance| balance.closed);
+        if let Some(leg) = operation.movement.legs().iter().position(is_closed) {
             let event = reject(operation, Reason::Ledger(Rejection::AccountClosed), Some(leg), origin)?;
             return Ok(Settled::Ended(event, Postings::new()));
         }

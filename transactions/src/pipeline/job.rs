@@ -1,5 +1,7 @@
 //! What is asked of the pipeline, and how it is answered.
 
+use std::sync::Arc;
+
 use lastro_money::Minor;
 use smallvec::{SmallVec, smallvec};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -31,10 +33,11 @@ pub struct NewOperation {
 pub enum Purpose {
     /// Nothing else.
     Plain,
-    /// The payment provider is to charge a card.
-    Charge { card_token: CardToken },
+    /// The payment provider of this name is to charge a card.
+    Charge { card_token: CardToken, provider: Arc<str> },
     /// It gives a payment back: so much, or all that is left. What each leg gives is decided in its batch; until then it names all that may.
-    Refund { amount: Option<Minor> },
+    /// The provider is named where one was paid through.
+    Refund { amount: Option<Minor>, provider: Option<Arc<str>> },
 }
 
 impl NewOperation {

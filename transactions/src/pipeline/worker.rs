@@ -15,8 +15,9 @@ use super::attempt::{changed, marks};
 use super::decision::{self, Origin, Settled, Table};
 use super::expiry;
 use super::settle::RELEASES_MAX;
-use crate::domain::operation::{Head, Operation, State, is_to_be_settled};
+use crate::domain::operation::{Head, Operation, Settlement, State, is_to_be_settled};
 use crate::store::ledger::{Claim, ClaimedOperation, DeadLetter, Ledger, Lock, OperationChange, ReversalChange, Writes};
+use crate::store::provider_calls::{CallEnd, CallKind};
 
 const SWEEP_EVERY: Duration = Duration::from_millis(250);
 const CLAIM_MAX: u32 = 200;
@@ -156,6 +157,9 @@ impl Settler {
                     // That it was rejected does not use up the one reversal of its original.
                     let original_id = operation.original_id.filter(|_| operation.state == State::Rejected);
                     writes.reversals.extend(original_id.map(|original_id| ReversalChange { original_id, from: Some(operation.id), to: None }));
+                    // Nobody is charged for what was rejected.
+                    let is_over = operation.settlement == Settlement::External && operation.state == State::Rejected;
+                    writes.ended_calls.extend(is_over.then_some((operation.id, CallKind::Charge, CallEnd::NotAsked)));
                     *settled = true;
                 }
                 Settled::Open | Settled::Unsure => {}

@@ -34,6 +34,11 @@ impl FromStr for Url {
 }
 
 impl Url {
+    /// Without a slash at its end.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
     /// Whether what is sent there can be read on the way.
     pub fn is_in_the_clear(&self) -> bool {
         self.0.starts_with("http://")
@@ -55,14 +60,14 @@ impl HttpProvider {
     }
 
     pub async fn send(&self, order: &Order) -> Result<Answer, Failure> {
-        let amount = json!({ "currencyCode": order.amount.currency().code(), "amount": format(order.amount.minor(), order.amount.currency()) });
+        let amount = amount_of(order);
         let (path, body) = match &order.kind {
             OrderKind::Charge { card_token } => ("charges", json!({ "key": order.key, "amount": amount, "cardToken": card_token.reveal() })),
             OrderKind::Refund { charge } => ("refunds", json!({ "key": order.key, "amount": amount, "chargeKey": charge })),
         };
         let request = self.client.post(format!("{}/{path}", self.url)).header("idempotency-key", order.key.to_string());
         let (status, body) = self.exchange(request.header("content-type", "application/json").body(body.to_string())).await?;
-        read(order.key, status, &body)
+        read(order, status, &body)
     }
 
     pub async fn find(&self, order: &Order) -> Result<Option<Answer>, Failure> {
@@ -75,7 +80,7 @@ impl HttpProvider {
         if status == StatusCode::NOT_FOUND && body["status"] == "NOT_FOUND" && is_about(order.key, &body) {
             return Ok(None);
         }
-        read(order.key, status, &body).map(Some)
+        read(order, status, &body).map(Some)
     }
 
     async fn exchange(&self, request: RequestBuilder) -> Result<(StatusCode, Value), Failure> {
@@ -106,13 +111,25 @@ fn is_about(key: Uuid, body: &Value) -> bool {
     body["key"].as_str().and_then(|text| Uuid::parse_str(text).ok()) == Some(key)
 }
 
-/// Only 200 and 201 with the order's key and a status that is known say what was done; after everything else nobody knows.
-fn read(key: Uuid, status: StatusCode, body: &Value) -> Result<Answer, Failure> {
-    if matches!(status, StatusCode::OK | StatusCode::CREATED) && !is_about(key, body) {
-        return Err(Failure::Unknown(format!("it answers {} without the key that it was asked with", status.as_u16())));
-    }
+fn amount_of(order: &Order) -> Value {
+    json!({ "currencyCode": order.amount.currency().code(), "amount": format(order.amount.minor(), order.amount.currency()) })
+}
+
+/// Only 200 and 201 with the order's key and a status that is known say what was done; after everything else nobody knows. An answer that carries the key
+/// comes from a provider that is well, and so does one that says that the request is at fault (4xx): it does not take this order.
+fn read(order: &Order, status: StatusCode, body: &Value) -> Result<Answer, Failure> {
+    let code = status.as_u16();
+    let is_busy = matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS);
     if !matches!(status, StatusCode::OK | StatusCode::CREATED) {
-        return Err(Failure::Unknown(format!("it answers {}", status.as_u16())));
+        let text = format!("it answers {code}");
+        let is_well = is_about(order.key, body) || status.is_client_error() && !is_busy;
+        return Err(if is_well { Failure::NotTaken(text) } else { Failure::Unknown(text) });
+    }
+    if !is_about(order.key, body) {
+        return Err(Failure::Unknown(format!("it answers {code} without the key that it was asked with")));
+    }
+    if !body["amount"].is_null() && body["amount"] != amount_of(order) {
+        return Err(Failure::NotTaken(format!("it answers {code} for the amount {}", body["amount"])));
     }
     match body["status"].as_str() {
         Some("DONE") => Ok(Answer::Done),
@@ -121,31 +138,46 @@ fn read(key: Uuid, status: StatusCode, body: &Value) -> Result<Answer, Failure> 
             let reason = body["reason"].as_str().unwrap_or_default().chars().filter(|letter| !letter.is_control());
             Ok(Answer::Declined(reason.take(REASON_MAX).collect()))
         }
-        _ => Err(Failure::Unknown(format!("it answers {} without a status that is known", status.as_u16()))),
+        _ => Err(Failure::NotTaken(format!("it answers {code} without a status that is known"))),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use lastro_money::{Amount, Currency, Minor};
+
     use super::*;
 
     #[test]
     fn only_what_the_provider_says_is_an_answer() {
         let key = Uuid::from_u128(7);
-        let answer = |status: u16, body: Value| read(key, StatusCode::from_u16(status).expect("a status"), &body);
+        let amount = Amount::new(Minor::new(1050), Currency::from_code("BRL").expect("a currency"));
+        let order = Order { key, amount, kind: OrderKind::Refund { charge: Uuid::from_u128(6) } };
+        let answer = |status: u16, body: Value| read(&order, StatusCode::from_u16(status).expect("a status"), &body);
         assert_eq!(answer(200, json!({ "key": key, "status": "DONE" })), Ok(Answer::Done));
+        assert_eq!(answer(200, json!({ "key": key, "status": "DONE", "amount": { "currencyCode": "BRL", "amount": "10.50" } })), Ok(Answer::Done));
         assert_eq!(answer(201, json!({ "key": key, "status": "DECLINED", "reason": "sto\0len\n" })), Ok(Answer::Declined("stolen".to_owned())));
         for (status, body) in [
             (200, Value::Null),
             (200, json!({ "status": "DONE" })),
             (200, json!({ "key": Uuid::from_u128(8), "status": "DONE" })),
+            (202, json!({ "status": "DONE" })),
+            (429, json!({})),
+            (408, json!({})),
+            (500, json!({ "status": "DONE" })),
+        ] {
+            assert!(matches!(answer(status, body.clone()), Err(Failure::Unknown(_))), "{status} {body}");
+        }
+        for (status, body) in [
             (200, json!({ "key": key, "status": "PENDING" })),
+            (200, json!({ "key": key, "status": "DONE", "amount": { "currencyCode": "BRL", "amount": "10.51" } })),
             (202, json!({ "key": key, "status": "DONE" })),
+            (400, json!({})),
             (402, json!({ "key": key, "status": "DECLINED" })),
             (404, json!({ "key": key, "status": "NOT_FOUND" })),
             (500, json!({ "key": key, "status": "DONE" })),
         ] {
-            assert!(matches!(answer(status, body.clone()), Err(Failure::Unknown(_))), "{status} {body}");
+            assert!(matches!(answer(status, body.clone()), Err(Failure::NotTaken(_))), "{status} {body}");
         }
     }
 

@@ -9,7 +9,7 @@ use lastro_events::Event;
 use lastro_money::Minor;
 use uuid::Uuid;
 
-use super::provider_calls::{CallKind, NewCall};
+use super::provider_calls::{CallEnd, CallKind, NewCall};
 use super::provider_events::WaitingReport;
 use crate::domain::ledger::{Balance, Balances, Posting};
 use crate::domain::operation::{Head, Operation, Refunded, State};
@@ -139,10 +139,10 @@ pub struct Writes<'a> {
     pub refunds: Vec<RefundChange>,
     /// What a payment provider is to be asked for.
     pub calls: Vec<NewCall>,
-    /// What it has answered, and is not to be asked for any more.
-    pub ended_calls: Vec<(Uuid, CallKind)>,
+    /// What it is not to be asked for any more.
+    pub ended_calls: Vec<(Uuid, CallKind, CallEnd)>,
     /// Charges that the provider has made and the ledger cannot take: the provider is to give them back.
-    pub turned_calls: Vec<Uuid>,
+    pub give_back_calls: Vec<Uuid>,
 }
 
 /// What is refunded of each leg of a payment, and what was when it was locked. Where something else is, nothing is written at all.

@@ -1,4 +1,7 @@
-//! The table `provider_calls`: what a payment provider is to be asked for, until its answer is in the ledger. A card's token stays here no longer than that.
+//! The table `provider_calls`: what a payment provider is to be asked for, and was. A card's token stays here no longer than until its answer is in the
+//! ledger.
+
+use std::sync::Arc;
 
 use lastro_database::rows::all_of_ids;
 use lastro_database::{Database, Error, all, execute, one};
@@ -34,9 +37,11 @@ pub(super) const fn kind_number(kind: CallKind) -> i64 {
 pub struct NewCall {
     pub operation_id: Uuid,
     pub kind: CallKind,
+    /// The name of the provider: nobody else is asked.
+    pub provider: Arc<str>,
+    /// Whose operation it is.
+    pub owner_id: Uuid,
     pub card_token: Option<CardToken>,
-    /// When somebody else takes it over from whoever stored it.
-    pub next_attempt_us: i64,
     pub correlation_id: String,
 }
 
@@ -52,15 +57,48 @@ pub struct Call {
     pub correlation_id: String,
 }
 
-pub(super) const INSERT: &str = "INSERT INTO provider_calls (operation_id, kind, card_token, is_unknown, attempts, next_attempt_us, last_error, correlation_id) \
-                                 VALUES ($1, $2, $3, false, 0, $4, '', $5)";
+/// How a call has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CallEnd {
+    /// The provider has done as asked.
+    Done,
+    /// It has not, and will not.
+    Declined,
+    /// It is not asked any more: the operation has ended without it.
+    NotAsked,
+}
 
-/// Nothing is asked any more: of this kind, since a charge may meanwhile have become one that is to be given back.
-pub(super) const END: &str = "DELETE FROM provider_calls WHERE operation_id = $1 AND kind = $2";
+/// The number of an end in the table; 0 is a call that has not ended.
+pub(super) const fn end_number(end: CallEnd) -> i64 {
+    match end {
+        CallEnd::Done => 1,
+        CallEnd::Declined => 2,
+        CallEnd::NotAsked => 3,
+    }
+}
 
-/// A charge that is to be given back.
-pub(super) const TURN: &str = "UPDATE provider_calls SET kind = 3, card_token = NULL, is_unknown = false, attempts = 0, next_attempt_us = 0 \
-                               WHERE operation_id = $1 AND kind = 1";
+/// The clock that says when a call is due, Unix microseconds: on PostgreSQL the server's, which all replicas share.
+const fn now(is_postgres: bool) -> &'static str {
+    if is_postgres { "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint" } else { "CAST(unixepoch('subsec') * 1000000 AS INTEGER)" }
+}
+
+/// Stores a call. Whoever stored it asks the provider itself; should it be killed before it has the answer, another replica asks after 10 s.
+pub(super) fn insert(is_postgres: bool) -> String {
+    format!(
+        "INSERT INTO provider_calls (operation_id, kind, provider, owner_id, card_token, next_attempt_us, correlation_id) \
+         VALUES ($1, $2, $3, $4, $5, {} + 10000000, $6)",
+        now(is_postgres)
+    )
+}
+
+/// It is not asked for any more.
+pub(super) const END: &str =
+    "UPDATE provider_calls SET state = $3, card_token = NULL, is_unknown = false WHERE operation_id = $1 AND kind = $2 AND state = 0";
+
+/// What a charge brought is to be given back, once, by whom it was charged.
+pub(super) const GIVE_BACK: &str = "INSERT INTO provider_calls (operation_id, kind, provider, owner_id, next_attempt_us, correlation_id) \
+                                    SELECT operation_id, 3, provider, owner_id, 0, correlation_id FROM provider_calls WHERE operation_id = $1 AND kind = 1 \
+                                    ON CONFLICT (operation_id, kind) DO NOTHING";
 
 #[derive(FromQueryResult)]
 struct Row {
@@ -82,10 +120,31 @@ impl Row {
     }
 }
 
-/// One call.
-pub async fn get(on: &impl ConnectionTrait, operation_id: Uuid) -> Result<Option<Call>, Error> {
-    let sql = format!("SELECT {COLUMNS} FROM provider_calls WHERE operation_id = $1");
+#[derive(FromQueryResult)]
+struct Count {
+    count: i64,
+}
+
+/// What is to be asked for an operation; at most one call at a time.
+pub async fn open(on: &impl ConnectionTrait, operation_id: Uuid) -> Result<Option<Call>, Error> {
+    let sql = format!("SELECT {COLUMNS} FROM provider_calls WHERE operation_id = $1 AND state = 0");
     one::<Row>(on, &sql, [operation_id.into()]).await?.map(Row::read).transpose()
+}
+
+/// Through which provider a charge was made. None, or empty, where that was not noted yet.
+pub async fn provider_of(on: &impl ConnectionTrait, charge_id: Uuid) -> Result<Option<String>, Error> {
+    #[derive(FromQueryResult)]
+    struct Found {
+        provider: String,
+    }
+    let found: Option<Found> = one(on, "SELECT provider FROM provider_calls WHERE operation_id = $1 AND kind = 1", [charge_id.into()]).await?;
+    Ok(found.map(|found| found.provider))
+}
+
+/// How many calls of one owner have not ended.
+pub async fn count_open(on: &impl ConnectionTrait, owner_id: Uuid) -> Result<i64, Error> {
+    let sql = "SELECT count(*) AS count FROM provider_calls WHERE owner_id = $1 AND state = 0";
+    Ok(one::<Count>(on, sql, [owner_id.into()]).await?.map_or(0, |found| found.count))
 }
 
 /// Of these operations, those whose outcome nobody knows, or whose charge is to be given back and was not yet.
@@ -96,7 +155,7 @@ pub async fn unknown_of(on: &impl ConnectionTrait, operations: &[Uuid]) -> Resul
     }
     let found: Vec<Found> = all_of_ids(
         on,
-        "SELECT operation_id FROM provider_calls WHERE operation_id {ids} AND (is_unknown = $2 OR kind = 3)",
+        "SELECT operation_id FROM provider_calls WHERE operation_id {ids} AND state = 0 AND (is_unknown = $2 OR kind = 3)",
         operations,
         [true.into()],
     )
@@ -104,16 +163,22 @@ pub async fn unknown_of(on: &impl ConnectionTrait, operations: &[Uuid]) -> Resul
     Ok(found.into_iter().map(|one| one.operation_id).collect())
 }
 
-/// Takes calls that are due, at most so many. Nobody else does until the lease ends. Whoever had them may have asked the provider: their outcome is unknown
-/// from now on.
-pub async fn claim(database: &Database, now_us: i64, lease_until_us: i64, limit: u32) -> Result<Vec<Call>, Error> {
-    let lock = if database.is_postgres() { " FOR UPDATE SKIP LOCKED" } else { "" };
-    let sql = format!(
-        "UPDATE provider_calls SET next_attempt_us = $2, is_unknown = true WHERE operation_id IN \
-         (SELECT operation_id FROM provider_calls WHERE next_attempt_us <= $1 OR next_attempt_us > $1 + {PAUSE_AT_MOST_US} \
-          ORDER BY next_attempt_us LIMIT {limit}{lock}) RETURNING {COLUMNS}"
+/// Takes calls to this provider that are due, at most so many, by turns of their owners: one who has many does not keep the others. Nobody else takes them
+/// until the lease ends. Whoever had them may have asked the provider: their outcome is unknown from now on.
+pub async fn claim(database: &Database, provider: &str, limit: u32) -> Result<Vec<Call>, Error> {
+    let (now, lock) = (now(database.is_postgres()), if database.is_postgres() { " FOR UPDATE SKIP LOCKED" } else { "" });
+    let is_due = format!("state = 0 AND provider IN ($1, '') AND (next_attempt_us <= {now} OR next_attempt_us > {now} + {PAUSE_AT_MOST_US})");
+    let by_turns = format!(
+        "SELECT operation_id, kind FROM (SELECT operation_id, kind, next_attempt_us, \
+         row_number() OVER (PARTITION BY owner_id ORDER BY next_attempt_us) AS turn FROM \
+         (SELECT operation_id, kind, owner_id, next_attempt_us FROM provider_calls WHERE {is_due} ORDER BY next_attempt_us LIMIT {DUE_AT_ONCE}) AS due) \
+         AS ranked ORDER BY turn, next_attempt_us LIMIT {limit}"
     );
-    let rows: Vec<Row> = all(database.writer(), &sql, [now_us.into(), lease_until_us.into()]).await?;
+    let sql = format!(
+        "UPDATE provider_calls SET next_attempt_us = {now} + {LEASE_US}, is_unknown = true WHERE (operation_id, kind) IN \
+         (SELECT operation_id, kind FROM provider_calls WHERE (operation_id, kind) IN ({by_turns}) AND {is_due}{lock}) RETURNING {COLUMNS}"
+    );
+    let rows: Vec<Row> = all(database.writer(), &sql, [provider.into()]).await?;
     let readable = |row: Row| {
         let operation_id = row.operation_id;
         // One that a newer version wrote does not keep the others.
@@ -122,32 +187,43 @@ pub async fn claim(database: &Database, now_us: i64, lease_until_us: i64, limit:
     Ok(rows.into_iter().filter_map(readable).collect())
 }
 
+/// Whoever has taken a call has it for so long, and ends well before.
+const LEASE_US: i64 = 15_000_000;
 /// No attempt is put off for longer: one that lies further ahead was put off before the clock was set back.
 const PAUSE_AT_MOST_US: i64 = 75_000_000;
+/// Of calls that are due, so many that have waited longest are ranked by the turns of their owners. An owner has far fewer that have not ended.
+const DUE_AT_ONCE: u32 = 2000;
 
 /// What came of an attempt that brought no answer.
 pub struct Postponed<'a> {
     pub operation_id: Uuid,
     pub kind: CallKind,
     pub is_unknown: bool,
-    pub next_attempt_us: i64,
+    /// Until the next attempt.
+    pub pause_us: i64,
     pub error: &'a str,
 }
 
-/// The next attempt is made then.
-pub async fn postpone(on: &impl ConnectionTrait, what: Postponed<'_>) -> Result<(), Error> {
-    let sql = "UPDATE provider_calls SET attempts = attempts + 1, is_unknown = $2, next_attempt_us = $3, last_error = $4 \
-               WHERE operation_id = $1 AND kind = $5";
+/// The next attempt is made after the pause.
+pub async fn postpone(database: &Database, what: Postponed<'_>) -> Result<(), Error> {
+    let now = now(database.is_postgres());
+    let sql = format!(
+        "UPDATE provider_calls SET attempts = attempts + 1, is_unknown = $2, next_attempt_us = {now} + $3, last_error = $4 \
+         WHERE operation_id = $1 AND kind = $5 AND state = 0"
+    );
     let values: [Value; 5] =
-        [what.operation_id.into(), what.is_unknown.into(), what.next_attempt_us.into(), what.error.into(), kind_number(what.kind).into()];
-    execute(on, sql, values).await.map(|_| ())
+        [what.operation_id.into(), what.is_unknown.into(), what.pause_us.into(), what.error.into(), kind_number(what.kind).into()];
+    execute(database.writer(), &sql, values).await.map(|_| ())
 }
 
 /// How many wait for an answer that nobody knows.
 pub async fn count_unknown(on: &impl ConnectionTrait) -> Result<i64, Error> {
-    #[derive(FromQueryResult)]
-    struct Count {
-        count: i64,
-    }
-    Ok(one::<Count>(on, "SELECT count(*) AS count FROM provider_calls WHERE is_unknown = $1", [true.into()]).await?.map_or(0, |found| found.count))
+    let sql = "SELECT count(*) AS count FROM provider_calls WHERE state = 0 AND is_unknown = $1";
+    Ok(one::<Count>(on, sql, [true.into()]).await?.map_or(0, |found| found.count))
+}
+
+/// How many are to be asked of providers other than this one.
+pub async fn count_of_others(on: &impl ConnectionTrait, provider: &str) -> Result<i64, Error> {
+    let sql = "SELECT count(*) AS count FROM provider_calls WHERE state = 0 AND provider NOT IN ($1, '')";
+    Ok(one::<Count>(on, sql, [provider.into()]).await?.map_or(0, |found| found.count))
 }

@@ -29,6 +29,7 @@ static COPY_OPERATIONS: LazyLock<String> = LazyLock::new(|| copy_statement("oper
 static COPY_EVENTS: LazyLock<String> = LazyLock::new(|| copy_statement("operation_events", EVENT));
 static COPY_POSTINGS: LazyLock<String> = LazyLock::new(|| copy_statement("postings", POSTING));
 static COPY_PARTIES: LazyLock<String> = LazyLock::new(|| copy_statement("operation_parties", PARTY));
+static INSERT_CALL: LazyLock<String> = LazyLock::new(|| provider_calls::insert(true));
 
 const OPERATION: &[Column<Operation>] = &[
     Column { name: "id", write: |one, field| field.bytes(one.id.as_bytes()) },
@@ -283,8 +284,8 @@ pub async fn commit(mut tx: Tx, writes: &Writes<'_>) -> Result<(), Error> {
     let [update_balances, dead_letter] = [tx.prepare(UPDATE_BALANCES).await?, tx.prepare(DEAD_LETTER).await?];
     let [copy_parties, update_reversals] = [tx.prepare(&COPY_PARTIES).await?, tx.prepare(UPDATE_REVERSALS).await?];
     let [update_report, update_refund] = [tx.prepare(UPDATE_REPORT).await?, tx.prepare(UPDATE_REFUND).await?];
-    let [insert_call, turn_call] = [tx.prepare(provider_calls::INSERT).await?, tx.prepare(provider_calls::TURN).await?];
-    let end_call = tx.prepare(provider_calls::END).await?;
+    let [insert_call, end_call] = [tx.prepare(&INSERT_CALL).await?, tx.prepare(provider_calls::END).await?];
+    let give_back_call = tx.prepare(provider_calls::GIVE_BACK).await?;
     let commit = tx.prepare("COMMIT").await?;
     let parties: Vec<PartyRow> = writes.inserted.iter().flat_map(|operation| party_rows(operation)).collect();
 
@@ -322,14 +323,14 @@ pub async fn commit(mut tx: Tx, writes: &Writes<'_>) -> Result<(), Error> {
         let kind = provider_calls::kind_number(one.kind);
         pipeline.execute(
             &insert_call,
-            &[&one.operation_id, &kind, &one.card_token.as_ref().map(CardToken::reveal), &one.next_attempt_us, &one.correlation_id],
+            &[&one.operation_id, &kind, &&*one.provider, &one.owner_id, &one.card_token.as_ref().map(CardToken::reveal), &one.correlation_id],
         );
     }
-    for (operation_id, kind) in &writes.ended_calls {
-        pipeline.execute(&end_call, &[operation_id, &provider_calls::kind_number(*kind)]);
+    for (operation_id, kind, end) in &writes.ended_calls {
+        pipeline.execute(&end_call, &[operation_id, &provider_calls::kind_number(*kind), &provider_calls::end_number(*end)]);
     }
-    for operation_id in &writes.turned_calls {
-        pipeline.execute(&turn_call, &[operation_id]);
+    for operation_id in &writes.give_back_calls {
+        pipeline.execute(&give_back_call, &[operation_id]);
     }
     for one in &writes.reports {
         pipeline.check(&update_report, &[&one.event_id, &provider_events::outcome_number(one.outcome), &one.operation_id]);

@@ -1,5 +1,7 @@
 //! A batch on SQLite: rows of VALUES, as many to a statement as keep the number of different statements small.
 
+use std::sync::LazyLock;
+
 use lastro_database::Error;
 use lastro_money::Minor;
 use sqlx::pool::PoolConnection;
@@ -19,6 +21,8 @@ use crate::store::provider_events::{self, WaitingReport};
 use crate::store::{legs, provider_calls};
 
 type Bound<'q> = Query<'q, Sqlite, SqliteArguments>;
+
+static INSERT_CALL: LazyLock<String> = LazyLock::new(|| provider_calls::insert(false));
 
 /// Rows to a statement: each size is one prepared statement a table.
 const CHUNKS: [usize; 3] = [32, 8, 1];
@@ -150,16 +154,16 @@ async fn write(tx: &mut Tx, writes: &Writes<'_>) -> Result<(), Error> {
         Error::expect_rows(1, query.execute(&mut *tx.connection).await?.rows_affected())?;
     }
     for one in &writes.calls {
-        let query = sqlx::query(provider_calls::INSERT).bind(one.operation_id).bind(provider_calls::kind_number(one.kind));
-        let query = query.bind(one.card_token.as_ref().map(CardToken::reveal)).bind(one.next_attempt_us).bind(&one.correlation_id);
+        let query = sqlx::query(INSERT_CALL.as_str()).bind(one.operation_id).bind(provider_calls::kind_number(one.kind)).bind(&*one.provider);
+        let query = query.bind(one.owner_id).bind(one.card_token.as_ref().map(CardToken::reveal)).bind(&one.correlation_id);
         query.execute(&mut *tx.connection).await?;
     }
-    for (operation_id, kind) in &writes.ended_calls {
+    for (operation_id, kind, end) in &writes.ended_calls {
         let query = sqlx::query(provider_calls::END).bind(*operation_id).bind(provider_calls::kind_number(*kind));
-        query.execute(&mut *tx.connection).await?;
+        query.bind(provider_calls::end_number(*end)).execute(&mut *tx.connection).await?;
     }
-    for operation_id in &writes.turned_calls {
-        sqlx::query(provider_calls::TURN).bind(*operation_id).execute(&mut *tx.connection).await?;
+    for operation_id in &writes.give_back_calls {
+        sqlx::query(provider_calls::GIVE_BACK).bind(*operation_id).execute(&mut *tx.connection).await?;
     }
     for one in &writes.reports {
         let sql = "UPDATE provider_events SET outcome = ?, operation_id = ? WHERE id = ? AND outcome = 0";
