@@ -19,6 +19,7 @@ use uuid::Uuid;
 pub use self::http::{HttpProvider, Url};
 use self::sandbox::Sandbox;
 use crate::domain::payment::CardToken;
+use crate::store::provider_calls::CallKind;
 
 /// What one answer of a provider may take.
 const ANSWER_MAX: Duration = Duration::from_secs(3);
@@ -47,7 +48,12 @@ pub enum OrderKind {
 
 /// The key of an order: a UUIDv8 (RFC 9562) of SHA-256 over what is asked for, and the transaction's owner and key. It is the same again for the same
 /// order of the same payer in a ledger that was restored from a backup, so that the provider, who remembers, charges nobody a second time.
-pub fn key(purpose: &str, owner_id: Uuid, external_id: &str) -> Uuid {
+pub fn key(kind: CallKind, owner_id: Uuid, external_id: &str) -> Uuid {
+    let purpose = match kind {
+        CallKind::Charge => "charge",
+        CallKind::Refund => "refund",
+        CallKind::GiveBack => "give back",
+    };
     let mut hash = Sha256::new();
     hash.update(b"lastro payment provider 1\0");
     hash.update(purpose);
@@ -176,17 +182,22 @@ impl Provider {
 
 #[cfg(test)]
 mod tests {
-    use super::key;
     use uuid::Uuid;
+
+    use super::{CallKind, key};
 
     /// docs/PROVIDER.md says how keys are made: providers remember them for years.
     #[test]
     fn keys_are_of_what_is_asked_for() {
         let (ana, bob) = (Uuid::from_u128(1), Uuid::from_u128(2));
-        let one = key("charge", ana, "lastro:payment:o1");
-        assert_eq!(one, key("charge", ana, "lastro:payment:o1"));
+        let one = key(CallKind::Charge, ana, "lastro:payment:o1");
+        assert_eq!(one, key(CallKind::Charge, ana, "lastro:payment:o1"));
         assert_eq!((one.get_version_num(), one.get_variant()), (8, uuid::Variant::RFC4122));
-        for other in [key("give back", ana, "lastro:payment:o1"), key("charge", bob, "lastro:payment:o1"), key("charge", ana, "lastro:payment:o2")] {
+        for other in [
+            key(CallKind::GiveBack, ana, "lastro:payment:o1"),
+            key(CallKind::Charge, bob, "lastro:payment:o1"),
+            key(CallKind::Charge, ana, "lastro:payment:o2"),
+        ] {
             assert_ne!(one, other);
         }
         assert_eq!(one.to_string(), "01e6fcd1-51d5-8c92-80d4-f88e97f68de1");

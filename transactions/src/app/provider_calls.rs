@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::App;
 use crate::Error;
 use crate::domain::operation::{Operation, State};
-use crate::provider::{self, Answer, Failure, Order, OrderKind, Provider};
+use crate::provider::{Answer, Failure, Order, OrderKind, Provider};
 use crate::store::operations;
 use crate::store::provider_calls::{self, Call, CallKind, Postponed};
 
@@ -159,19 +159,18 @@ async fn order(app: &App, call: &Call, operation: &Operation) -> Result<Order, E
     Ok(match call.kind {
         CallKind::Charge => {
             let card_token = call.card_token.clone().ok_or_else(|| corrupt("a charge without a card"))?;
-            Order { key: key("charge", operation), amount, kind: OrderKind::Charge { card_token } }
+            Order { key: call.key, amount, kind: OrderKind::Charge { card_token } }
         }
         CallKind::Refund => {
             let charge = operation.original_id.ok_or_else(|| corrupt("a refund of nothing"))?;
-            let charge = operations::get(app.database.writer(), charge).await?.ok_or_else(|| corrupt("a refund of what is not there"))?;
-            Order { key: key("refund", operation), amount, kind: OrderKind::Refund { charge: key("charge", &charge) } }
+            let charge = provider_calls::charge(app.database.writer(), charge).await?.key;
+            Order { key: call.key, amount, kind: OrderKind::Refund { charge } }
         }
-        CallKind::GiveBack => Order { key: key("give back", operation), amount, kind: OrderKind::Refund { charge: key("charge", operation) } },
+        CallKind::GiveBack => {
+            let charge = provider_calls::charge(app.database.writer(), operation.id).await?.key;
+            Order { key: call.key, amount, kind: OrderKind::Refund { charge } }
+        }
     })
-}
-
-fn key(purpose: &str, operation: &Operation) -> Uuid {
-    provider::key(purpose, operation.owner_id, &operation.external_id)
 }
 
 async fn conclude(app: &App, call: &Call, answer: &Answer) -> Result<(), Error> {

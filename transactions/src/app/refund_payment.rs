@@ -73,9 +73,8 @@ pub async fn refund_payment(app: &Arc<App>, call: &Call, caller: &Caller, reques
 async fn provider_of(app: &App, caller: &Caller, payment: &Operation) -> Result<Arc<str>, Error> {
     may_ask_provider(app, caller).await?;
     let provider = app.provider.as_ref().ok_or(Error::NoPaymentProvider)?;
-    let of_payment = provider_calls_of::provider_of(app.database.writer(), payment.id).await?;
-    let is_other = of_payment.is_some_and(|name| !name.is_empty() && *name != *provider.name);
-    if is_other { Err(Error::OtherPaymentProvider) } else { Ok(provider.name.clone()) }
+    let paid_through = provider_calls_of::charge(app.database.writer(), payment.id).await?.provider;
+    if !paid_through.is_empty() && *paid_through != *provider.name { Err(Error::OtherPaymentProvider) } else { Ok(provider.name.clone()) }
 }
 
 /// The merchant, or an administrator; never the payer.

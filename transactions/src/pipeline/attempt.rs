@@ -19,6 +19,7 @@ use crate::domain::ledger::Balances;
 use crate::domain::operation::{Operation, State, Type, is_terminal, is_to_be_settled};
 use crate::domain::payment::{self, TooMuch};
 use crate::domain::rejection::Reason;
+use crate::provider;
 use crate::store::ledger::{
     Among, BalanceChange, ClaimedOperation, ExpiredHolds, Ledger, Lock, OperationChange, RefundChange, ReversalChange, Writes,
 };
@@ -306,8 +307,9 @@ impl<'a> Decided<'a> {
             Purpose::Refund { provider: Some(provider), .. } if is_refund => (CallKind::Refund, provider, None),
             Purpose::Plain | Purpose::Charge { .. } | Purpose::Refund { .. } => return,
         };
+        let key = provider::key(kind, operation.owner_id, &operation.external_id);
         let (provider, correlation_id) = (provider.clone(), new.correlation_id.clone());
-        self.calls.push(NewCall { operation_id: operation.id, kind, provider, owner_id: operation.owner_id, card_token, correlation_id });
+        self.calls.push(NewCall { operation_id: operation.id, kind, key, provider, owner_id: operation.owner_id, card_token, correlation_id });
     }
 
     /// New operations that are settled together. They are alone in their batch, so that nothing has to be undone where one of them is refused.

@@ -20,7 +20,7 @@ use crate::domain::operation::{Operation, State, Type};
 use crate::domain::payment;
 use crate::domain::rejection::Reason;
 use crate::domain::report::{ReportOutcome, ReportType, Word, outcome_of};
-use crate::provider::Answer;
+use crate::provider::{self, Answer};
 use crate::store::ledger::{Ledger, Lock, ReportChange, Writes};
 use crate::store::operations;
 use crate::store::provider_calls::{Call, CallEnd, CallKind};
@@ -179,7 +179,7 @@ impl Settler {
             (CallKind::Charge, State::Rejected) if *answer == Answer::Done => {
                 tracing::error!(operation = %operation.id, "a charge that nobody waits for any more is given back");
                 writes.ended_calls.push((operation.id, call.kind, end_of(answer)));
-                writes.give_back_calls.push(operation.id);
+                writes.give_back_calls.push(give_back(operation));
                 true
             }
             // Ended before, or a charge that was given back.
@@ -199,6 +199,11 @@ impl Settler {
         self.committed(&writes);
         Ok(true)
     }
+}
+
+/// With the key of giving it back.
+fn give_back(charge: &Operation) -> (Uuid, Uuid) {
+    (charge.id, provider::key(CallKind::GiveBack, charge.owner_id, &charge.external_id))
 }
 
 const fn end_of(answer: &Answer) -> CallEnd {
@@ -233,7 +238,7 @@ fn conclude_charge(
         Concluded::Refused(event) => {
             tracing::error!(operation = %operation.id, reason = operation.reason.as_ref().map(Reason::name), "a charge that the ledger cannot take is given back");
             writes.events.push(event);
-            writes.give_back_calls.push(operation.id);
+            writes.give_back_calls.push(give_back(operation));
         }
         Concluded::ElsewhereFirst => return Err(Stop::ElsewhereFirst),
     }

@@ -142,7 +142,8 @@ pub struct Writes<'a> {
     /// What it is not to be asked for any more.
     pub ended_calls: Vec<(Uuid, CallKind, CallEnd)>,
     /// Charges that the provider has made and the ledger cannot take: the provider is to give them back.
-    pub give_back_calls: Vec<Uuid>,
+    /// With the keys of that.
+    pub give_back_calls: Vec<(Uuid, Uuid)>,
 }
 
 /// What is refunded of each leg of a payment, and what was when it was locked. Where something else is, nothing is written at all.

@@ -37,6 +37,8 @@ pub(super) const fn kind_number(kind: CallKind) -> i64 {
 pub struct NewCall {
     pub operation_id: Uuid,
     pub kind: CallKind,
+    /// By which the provider knows it.
+    pub key: Uuid,
     /// The name of the provider: nobody else is asked.
     pub provider: Arc<str>,
     /// Whose operation it is.
@@ -50,6 +52,7 @@ pub struct NewCall {
 pub struct Call {
     pub operation_id: Uuid,
     pub kind: CallKind,
+    pub key: Uuid,
     pub card_token: Option<CardToken>,
     /// The provider may have been asked: it is asked what it did before anything is asked of it again.
     pub is_unknown: bool,
@@ -85,8 +88,8 @@ const fn now(is_postgres: bool) -> &'static str {
 /// Stores a call. Whoever stored it asks the provider itself; should it be killed before it has the answer, another replica asks after 10 s.
 pub(super) fn insert(is_postgres: bool) -> String {
     format!(
-        "INSERT INTO provider_calls (operation_id, kind, provider, owner_id, card_token, next_attempt_us, correlation_id) \
-         VALUES ($1, $2, $3, $4, $5, {} + 10000000, $6)",
+        "INSERT INTO provider_calls (operation_id, kind, key, provider, owner_id, card_token, next_attempt_us, correlation_id) \
+         VALUES ($1, $2, $3, $4, $5, $6, {} + 10000000, $7)",
         now(is_postgres)
     )
 }
@@ -96,27 +99,28 @@ pub(super) const END: &str =
     "UPDATE provider_calls SET state = $3, card_token = NULL, is_unknown = false WHERE operation_id = $1 AND kind = $2 AND state = 0";
 
 /// What a charge brought is to be given back, once, by whom it was charged.
-pub(super) const GIVE_BACK: &str = "INSERT INTO provider_calls (operation_id, kind, provider, owner_id, next_attempt_us, correlation_id) \
-                                    SELECT operation_id, 3, provider, owner_id, 0, correlation_id FROM provider_calls WHERE operation_id = $1 AND kind = 1 \
+pub(super) const GIVE_BACK: &str = "INSERT INTO provider_calls (operation_id, kind, key, provider, owner_id, next_attempt_us, correlation_id) \
+                                    SELECT operation_id, 3, $2, provider, owner_id, 0, correlation_id FROM provider_calls WHERE operation_id = $1 AND kind = 1 \
                                     ON CONFLICT (operation_id, kind) DO NOTHING";
 
 #[derive(FromQueryResult)]
 struct Row {
     operation_id: Uuid,
     kind: i64,
+    key: Uuid,
     card_token: Option<String>,
     is_unknown: bool,
     attempts: i64,
     correlation_id: String,
 }
 
-const COLUMNS: &str = "operation_id, kind, card_token, is_unknown, attempts, correlation_id";
+const COLUMNS: &str = "operation_id, kind, key, card_token, is_unknown, attempts, correlation_id";
 
 impl Row {
     fn read(self) -> Result<Call, Error> {
         let kind = KINDS.into_iter().find(|kind| kind_number(*kind) == self.kind).ok_or_else(|| Error::corrupt("a call of a kind that is none"))?;
-        let Self { operation_id, card_token, is_unknown, attempts, correlation_id, .. } = self;
-        Ok(Call { operation_id, kind, card_token: card_token.map(CardToken::new), is_unknown, attempts, correlation_id })
+        let Self { operation_id, key, card_token, is_unknown, attempts, correlation_id, .. } = self;
+        Ok(Call { operation_id, kind, key, card_token: card_token.map(CardToken::new), is_unknown, attempts, correlation_id })
     }
 }
 
@@ -131,14 +135,20 @@ pub async fn open(on: &impl ConnectionTrait, operation_id: Uuid) -> Result<Optio
     one::<Row>(on, &sql, [operation_id.into()]).await?.map(Row::read).transpose()
 }
 
-/// Through which provider a charge was made. None, or empty, where that was not noted yet.
-pub async fn provider_of(on: &impl ConnectionTrait, charge_id: Uuid) -> Result<Option<String>, Error> {
-    #[derive(FromQueryResult)]
-    struct Found {
-        provider: String,
-    }
-    let found: Option<Found> = one(on, "SELECT provider FROM provider_calls WHERE operation_id = $1 AND kind = 1", [charge_id.into()]).await?;
-    Ok(found.map(|found| found.provider))
+/// How a charge was asked for.
+#[derive(FromQueryResult)]
+pub struct Charge {
+    /// The name of the provider; empty where that was not noted yet.
+    pub provider: String,
+    pub key: Uuid,
+}
+
+/// How a charge was asked for.
+pub async fn charge(on: &impl ConnectionTrait, operation_id: Uuid) -> Result<Charge, Error> {
+    let found: Option<Charge> =
+        one(on, "SELECT provider, key FROM provider_calls WHERE operation_id = $1 AND kind = 1", [operation_id.into()]).await?;
+    // Calls that had ended were once not kept; their keys were those of their operations.
+    Ok(found.unwrap_or(Charge { provider: String::new(), key: operation_id }))
 }
 
 /// How many calls of one owner have not ended.

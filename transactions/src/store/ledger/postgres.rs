@@ -323,14 +323,22 @@ pub async fn commit(mut tx: Tx, writes: &Writes<'_>) -> Result<(), Error> {
         let kind = provider_calls::kind_number(one.kind);
         pipeline.execute(
             &insert_call,
-            &[&one.operation_id, &kind, &&*one.provider, &one.owner_id, &one.card_token.as_ref().map(CardToken::reveal), &one.correlation_id],
+            &[
+                &one.operation_id,
+                &kind,
+                &one.key,
+                &&*one.provider,
+                &one.owner_id,
+                &one.card_token.as_ref().map(CardToken::reveal),
+                &one.correlation_id,
+            ],
         );
     }
     for (operation_id, kind, end) in &writes.ended_calls {
         pipeline.execute(&end_call, &[operation_id, &provider_calls::kind_number(*kind), &provider_calls::end_number(*end)]);
     }
-    for operation_id in &writes.give_back_calls {
-        pipeline.execute(&give_back_call, &[operation_id]);
+    for (operation_id, key) in &writes.give_back_calls {
+        pipeline.execute(&give_back_call, &[operation_id, key]);
     }
     for one in &writes.reports {
         pipeline.check(&update_report, &[&one.event_id, &provider_events::outcome_number(one.outcome), &one.operation_id]);

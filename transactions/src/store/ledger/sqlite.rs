@@ -154,16 +154,16 @@ async fn write(tx: &mut Tx, writes: &Writes<'_>) -> Result<(), Error> {
         Error::expect_rows(1, query.execute(&mut *tx.connection).await?.rows_affected())?;
     }
     for one in &writes.calls {
-        let query = sqlx::query(INSERT_CALL.as_str()).bind(one.operation_id).bind(provider_calls::kind_number(one.kind)).bind(&*one.provider);
-        let query = query.bind(one.owner_id).bind(one.card_token.as_ref().map(CardToken::reveal)).bind(&one.correlation_id);
+        let query = sqlx::query(INSERT_CALL.as_str()).bind(one.operation_id).bind(provider_calls::kind_number(one.kind)).bind(one.key);
+        let query = query.bind(&*one.provider).bind(one.owner_id).bind(one.card_token.as_ref().map(CardToken::reveal)).bind(&one.correlation_id);
         query.execute(&mut *tx.connection).await?;
     }
     for (operation_id, kind, end) in &writes.ended_calls {
         let query = sqlx::query(provider_calls::END).bind(*operation_id).bind(provider_calls::kind_number(*kind));
         query.bind(provider_calls::end_number(*end)).execute(&mut *tx.connection).await?;
     }
-    for operation_id in &writes.give_back_calls {
-        sqlx::query(provider_calls::GIVE_BACK).bind(*operation_id).execute(&mut *tx.connection).await?;
+    for (operation_id, key) in &writes.give_back_calls {
+        sqlx::query(provider_calls::GIVE_BACK).bind(*operation_id).bind(*key).execute(&mut *tx.connection).await?;
     }
     for one in &writes.reports {
         let sql = "UPDATE provider_events SET outcome = ?, operation_id = ? WHERE id = ? AND outcome = 0";
