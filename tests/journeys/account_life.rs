@@ -112,13 +112,24 @@ pub async fn accounts_are_closed(world: &World) -> Result<()> {
         let answer = patch(&api, &ana.token, &to, body).await?;
         assert_eq!((answer.status, answer.text("reason")?.as_str()), (409, "ACCOUNT_CLOSED"), "{answer:?}");
     }
+    // A hold is dead when its time is over, whether or not its release is written: it keeps no account, neither that which it names nor that which it holds.
+    let (from, named) = (api.account(&ana.token, "BRL").await?, api.account(&ana.token, "BRL").await?);
+    assert_eq!(api.transact(&ana.token, Api::transfer("all", &account, &from, "10.00")).await?.status, 201);
+    let mut hold = Api::transfer("short", &from, &named, "10.00");
+    (hold["hold"], hold["holdExpiry"]) = (json!(true), json!("1s"));
+    let held = api.transact(&ana.token, hold).await?;
+    assert_eq!(held.body["state"], "AUTHORIZED", "{held:?}");
+    tokio::time::sleep(std::time::Duration::from_millis(1010)).await;
+    assert_eq!(close(&api, &ana.token, &named).await?.status, 200);
+    assert_eq!(api.transact(&ana.token, Api::transfer("back", &from, &account, "10.00")).await?.status, 201);
+    assert_eq!(close(&api, &ana.token, &from).await?.status, 200);
     // An administrator closes one of somebody else.
     let another = api.account(&ana.token, "BRL").await?;
     assert_eq!(close(&api, &administrator, &another).await?.text("state")?, "CLOSED");
     assert_eq!(Ledger::of(world).await?.event_kinds("account_events", to.parse()?).await?, ["OPENED", "CLOSED"]);
     let listed = api.get("/api/v1/accounts", Some(&ana.token)).await?;
     let states: Vec<&Value> = listed.body["accounts"].as_array().into_iter().flatten().map(|one| &one["state"]).collect();
-    assert_eq!(states, [&json!("CLOSED"), &json!("CLOSED"), &json!("OPEN")]);
+    assert_eq!(states, ["CLOSED", "CLOSED", "CLOSED", "CLOSED", "OPEN"].map(Value::from).iter().collect::<Vec<_>>());
     Ok(())
 }
 

@@ -212,6 +212,11 @@ impl Pipeline {
         conclude::run(&self.settler, stop).await;
     }
 
+    /// Releases holds that have run out by now, as far as they can be at once.
+    pub async fn release_expired(&self) {
+        expiry::release_now(&self.settler).await;
+    }
+
     /// Releases holds that have run out, until told to stop.
     pub async fn run_expiry(&self, stop: CancellationToken) {
         expiry::run(&self.settler, stop).await;

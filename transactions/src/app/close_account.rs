@@ -4,6 +4,7 @@ use lastro_mesh::call::Call;
 use lastro_mesh::identity::User as Caller;
 use lastro_money::Minor;
 use lastro_proto::permissions::Permission;
+use uuid::Uuid;
 
 use super::App;
 use super::get_account::get_account;
@@ -19,8 +20,19 @@ pub async fn close_account(app: &App, call: &Call, caller: &Caller, id: &str) ->
     if seen.account.owner_id != caller.id && !caller.may(Permission::AdministerAccounts) {
         return Err(Error::AccountNotYours("only its owner or an administrator closes an account"));
     }
+    match close(app, call, seen.account.id).await {
+        // A hold is dead when its time is over, whether or not its release is written yet.
+        Err(Error::AccountNotEmpty | Error::AccountInUse) => {
+            app.pipeline.release_expired().await;
+            close(app, call, seen.account.id).await
+        }
+        closed => closed,
+    }
+}
+
+async fn close(app: &App, call: &Call, id: Uuid) -> Result<AccountWithBalance, Error> {
     let tx = app.database.begin().await?;
-    let mut account = lock(&tx, seen.account.id).await?;
+    let mut account = lock(&tx, id).await?;
     if account.closed {
         return Ok(account);
     }

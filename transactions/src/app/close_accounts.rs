@@ -13,6 +13,17 @@ use crate::store::{accounts, operations, users};
 /// it finds the account closed.
 pub async fn close_accounts(app: &App, call: &Call, user_id: &str) -> Result<(), Error> {
     let user_id = Uuid::parse_str(user_id).map_err(|_| Error::OwnerNotAllowed)?;
+    match close_all(app, call, user_id).await {
+        // As for one account: a hold whose time is over keeps nobody.
+        Err(Error::UserHasMoney) => {
+            app.pipeline.release_expired().await;
+            close_all(app, call, user_id).await
+        }
+        closed => closed,
+    }
+}
+
+async fn close_all(app: &App, call: &Call, user_id: Uuid) -> Result<(), Error> {
     let tx = app.database.begin().await?;
     users::lock_owner(&tx, user_id).await?;
     let open = accounts::lock_open(&tx, user_id).await?;

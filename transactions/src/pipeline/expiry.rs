@@ -76,6 +76,13 @@ pub async fn release_on(settler: &Settler, accounts: &[Uuid], expired_by_us: i64
     }
 }
 
+/// Releases holds that have run out by now, wherever they are.
+pub async fn release_now(settler: &Settler) {
+    if let Err(error) = settler.release(Among::All, clock::now_us(), SWEEP_ROUNDS).await {
+        tracing::warn!(%error, "holds that have run out cannot be released now");
+    }
+}
+
 /// What became of those that were looked at in one transaction.
 struct Round {
     looked_at: usize,
