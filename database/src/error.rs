@@ -52,7 +52,7 @@ impl Error {
     }
 
     /// The same for somebody else, when several waited for one statement.
-    pub(crate) fn copy(&self) -> Self {
+    pub fn copy(&self) -> Self {
         Self { kind: self.kind, source: self.source.to_string().into() }
     }
 

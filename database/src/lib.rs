@@ -3,6 +3,7 @@
 
 pub mod batch_loader;
 pub mod error;
+pub mod group_commit;
 pub mod pipelined;
 mod read_only;
 pub mod rows;

@@ -76,6 +76,39 @@ pub async fn insert_rows(
     Ok(changed)
 }
 
+/// Changes rows of a table, in one statement on PostgreSQL: `t` is the table, `u` what is to be changed, with the columns as named here. How many rows were
+/// changed. `set` is what follows SET, such as `state = u.state`, and `condition` what follows WHERE, such as `t.id = u.id AND t.version = u.from_version`.
+pub async fn update_rows(
+    tx: &impl ConnectionTrait,
+    table: &str,
+    columns: &[(&str, Type)],
+    (set, condition): (&str, &str),
+    rows: Vec<Vec<Value>>,
+) -> Result<u64, Error> {
+    if rows.is_empty() {
+        return Ok(0);
+    }
+    if rows.iter().any(|row| row.len() != columns.len()) {
+        return Err(Error::corrupt(format!("a row for {table} that has not as many values as there are columns")));
+    }
+    if tx.get_database_backend() == DbBackend::Postgres {
+        let names = columns.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+        let arrays = (1..).zip(columns).map(|(place, (_, of))| format!("${place}::{}", of.array().1)).collect::<Vec<_>>().join(", ");
+        let sql = format!("UPDATE {table} AS t SET {set} FROM unnest({arrays}) AS u ({names}) WHERE {condition}");
+        return execute(tx, &sql, arrays_of(columns.iter().map(|(_, of)| *of), rows)).await;
+    }
+    let (mut changed, mut rows) = (0, rows.into_iter());
+    let names = (1..).zip(columns).map(|(place, (name, _))| format!("column{place} AS {name}")).collect::<Vec<_>>().join(", ");
+    while let Some(size) = CHUNKS.into_iter().find(|size| *size <= rows.len()) {
+        let place = |row: usize, column: usize| format!("${}", row * columns.len() + column + 1);
+        let row = |row: usize| format!("({})", (0..columns.len()).map(|column| place(row, column)).collect::<Vec<_>>().join(", "));
+        let values = (0..size).map(row).collect::<Vec<_>>().join(", ");
+        let sql = format!("UPDATE {table} AS t SET {set} FROM (SELECT {names} FROM (VALUES {values})) AS u WHERE {condition}");
+        changed += execute(tx, &sql, rows.by_ref().take(size).flatten()).await?;
+    }
+    Ok(changed)
+}
+
 /// One array for each column.
 fn arrays_of(types: impl Iterator<Item = Type>, rows: Vec<Vec<Value>>) -> Vec<Value> {
     let mut columns: Vec<(Type, Vec<Value>)> = types.map(|of| (of, Vec::with_capacity(rows.len()))).collect();

@@ -1,19 +1,18 @@
 //! One attempt of a batch, in one transaction: locks what it needs, decides in the order in which the callers came, writes everything, and commits.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
+use lastro_database::group_commit::{Failure, Job, Work as _, read_back};
 use lastro_database::{Error, Kind};
 use lastro_events::Event;
 use lastro_mesh::clock;
 use lastro_money::Minor;
-use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::Settler;
 use super::decision::{self, Origin, Resolved, Settled, Table};
-use super::job::{Culprit, Job, NewOperation, NewResolution, Purpose, Refused, Work};
-use super::settle::Failure;
+use super::job::{Culprit, NewOperation, NewResolution, Purpose, Refused, Work};
+use super::settle::{self, Detour, Heed};
 use crate::contract;
 use crate::domain::ledger::Balances;
 use crate::domain::operation::{Operation, State, Type, is_terminal, is_to_be_settled};
@@ -26,31 +25,17 @@ use crate::store::ledger::{
 use crate::store::operations;
 use crate::store::provider_calls::{CallKind, NewCall};
 
-/// How long the outcome of an unknown COMMIT is asked for.
-const READ_BACK_FOR: Duration = Duration::from_secs(3);
-const READ_BACK_EVERY: Duration = Duration::from_millis(200);
-
-/// How a batch is attempted.
-#[derive(Clone)]
-pub(super) struct How {
+/// How operations are attempted.
+pub(super) struct Plan<'a> {
     /// Else operations are stored unsettled, as failed once.
     pub decide: bool,
     pub lock: Lock,
-    /// When somebody first lacked what holds have that had run out: by this time they are judged, so that those that run out meanwhile do not put it off.
-    pub expired_by_us: Option<i64>,
-    /// Accounts with holds that have run out and could not be released: who lacks funds there is not decided now.
-    pub unsure: Vec<Uuid>,
+    pub heed: &'a Heed,
 }
 
-impl How {
-    pub fn new(decide: bool, lock: Lock) -> Self {
-        Self { decide, lock, expired_by_us: None, unsure: Vec::new() }
-    }
-}
-
-/// What became of what one group asked for. Nothing of it is told before the commit.
+/// What became of what one job asked for. Nothing of it is told before the commit.
 #[allow(clippy::large_enum_variant, reason = "almost always the largest; a box for each would cost more than the room")]
-pub(super) enum Outcome {
+pub enum Outcome {
     Created(Operation),
     Together(Vec<Operation>),
     Resolved(Box<Operation>),
@@ -109,27 +94,26 @@ impl From<Error> for Stop {
 }
 
 impl Settler {
-    /// One transaction for all groups.
-    pub(super) async fn attempt(&self, groups: &[Job], how: &How) -> Result<Vec<Outcome>, Failure> {
+    /// One transaction for all jobs.
+    pub(super) async fn attempt_as(&self, jobs: &[Job<Work>], plan: Plan<'_>) -> Result<Vec<Option<Outcome>>, Failure<Detour>> {
         let mut ledger = Ledger::begin(&self.database).await?;
-        let mut subjects: Vec<Uuid> = groups.iter().flat_map(|group| group.work.subjects()).collect();
+        let mut subjects: Vec<Uuid> = jobs.iter().flat_map(|job| job.work.subjects()).collect();
         subjects.sort_unstable();
         subjects.dedup();
         // Operations before balances, as everybody does.
-        let subjects = ledger.lock_operations(&subjects, how.lock).await?.into_iter().map(Subject::new).collect();
-        let accounts = || decision::accounts(groups.iter().flat_map(|group| group.work.legs(&self.stripes)));
-        let balances = if how.decide { ledger.lock(&accounts(), how.lock).await? } else { Balances::default() };
+        let subjects = ledger.lock_operations(&subjects, plan.lock).await?.into_iter().map(Subject::new).collect();
+        let balances = if plan.decide { ledger.lock(&settle::accounts(self, jobs), plan.lock).await? } else { Balances::default() };
         let before = marks(&balances);
         // The clock is read when the locks are held: a hold that has run out by then is dead.
-        let mut decided = Decided::new(Table { unsure: &how.unsure, ..Table::new(balances, &self.stripes, clock::now_us()) }, subjects);
+        let mut decided = Decided::new(Table { unsure: &plan.heed.unsure, ..Table::new(balances, &self.stripes, clock::now_us()) }, subjects);
         let mut outcomes: Vec<Outcome> = Vec::new();
-        outcomes.resize_with(groups.len(), || Outcome::NotLocked);
+        outcomes.resize_with(jobs.len(), || Outcome::NotLocked);
         // In the order in which they came.
-        let mut order: Vec<usize> = (0..groups.len()).collect();
-        order.sort_unstable_by_key(|index| groups[*index].work.id());
+        let mut order: Vec<usize> = (0..jobs.len()).collect();
+        order.sort_unstable_by_key(|index| jobs[*index].work.id());
         for index in order {
-            let outcome = match &groups[index].work {
-                Work::Create { new, .. } if !how.decide => decided.store_unsettled(new),
+            let outcome = match &jobs[index].work {
+                Work::Create { new, .. } if !plan.decide => decided.store_unsettled(new),
                 Work::Create { new, .. } => decided.create(new),
                 Work::Together { new, .. } => decided.create_together(new),
                 Work::Resolve { new, .. } => decided.resolve(new),
@@ -139,29 +123,31 @@ impl Settler {
                 Err(Stop::Error(error)) => return Err(error.into()),
                 Err(Stop::ElsewhereFirst) => {
                     ledger.rollback().await?;
-                    return Err(Failure::ElsewhereFirst);
+                    return Err(Failure::Detour(Detour::Elsewhere));
                 }
             };
         }
-        let expired_by_us = how.expired_by_us.unwrap_or(decided.table.now_us);
+        let expired_by_us = plan.heed.expired_by_us.unwrap_or(decided.table.now_us);
         if self.must_release_first(&mut ledger, &decided.table.short, expired_by_us).await? {
             ledger.rollback().await?;
-            return Err(Failure::ExpiredFirst { accounts: std::mem::take(&mut decided.table.short), expired_by_us });
+            return Err(Failure::Detour(Detour::ReleaseExpired { accounts: std::mem::take(&mut decided.table.short), expired_by_us }));
         }
         let writes = decided.writes(&outcomes, &before);
         let Some(first) = writes.events.first().map(|event| (event.aggregate_id, event.id)) else {
             ledger.rollback().await?;
-            return Ok(outcomes);
+            return Ok(told(outcomes));
         };
         match ledger.commit(&writes).await {
-            Err(error) if error.kind == Kind::Unavailable => self.read_back(first, error).await?,
+            Err(error) if error.kind == Kind::Unavailable => {
+                read_back(|| operations::has_event(self.database.writer(), first.0, first.1), error).await?;
+            }
             committed => committed?,
         }
         self.committed(&writes);
         if writes.inserted.iter().any(|operation| is_to_be_settled(operation.state)) {
             self.unsettled.notify_one();
         }
-        Ok(outcomes)
+        Ok(told(outcomes))
     }
 
     /// Whether somebody was refused for what a hold has that has run out. It is read without locks, so that a hold is seen that somebody else has.
@@ -172,19 +158,11 @@ impl Settler {
         let except = self.stuck_holds.ids();
         ledger.any_expired(ExpiredHolds { now_us: expired_by_us, limit: 1, among: Among::OnAccounts(short), except: &except }).await
     }
+}
 
-    /// After a COMMIT whose answer was lost, or never sent: a batch is stored whole or not at all, so that one of its events tells.
-    async fn read_back(&self, (operation_id, event_id): (Uuid, Uuid), commit_error: Error) -> Result<(), Failure> {
-        let give_up = Instant::now() + READ_BACK_FOR;
-        loop {
-            match operations::has_event(self.database.writer(), operation_id, event_id).await {
-                Ok(true) => return Ok(()),
-                Ok(false) => return Err(commit_error.into()),
-                Err(error) if Instant::now() > give_up => return Err(error.into()),
-                Err(_) => tokio::time::sleep(READ_BACK_EVERY).await,
-            }
-        }
-    }
+/// Of each job, what its callers are told; None where it has to wait for its locks.
+fn told(outcomes: Vec<Outcome>) -> Vec<Option<Outcome>> {
+    outcomes.into_iter().map(|outcome| (!matches!(outcome, Outcome::NotLocked)).then_some(outcome)).collect()
 }
 
 impl<'a> Decided<'a> {
@@ -380,7 +358,7 @@ impl<'a> Decided<'a> {
 
 impl Outcome {
     /// The operations that it stores.
-    fn created(&self) -> &[Operation] {
+    pub fn created(&self) -> &[Operation] {
         match self {
             Self::Created(operation) => std::slice::from_ref(operation),
             Self::Together(operations) => operations,

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
+use lastro_database::group_commit::{self, Key, Refusal};
 use lastro_money::Minor;
 use smallvec::{SmallVec, smallvec};
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
-use tokio::time::Instant;
+use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::decision;
@@ -123,23 +123,14 @@ pub enum Culprit {
 }
 
 /// The end at which a caller waits for one operation.
-pub(super) type Reply = oneshot::Sender<Result<Accepted, Refused>>;
+pub type Reply = oneshot::Sender<Result<Accepted, Refused>>;
 
 /// The id that a call generated, the hash of what it asked for, and where it waits.
-pub(super) type OneCaller = (Uuid, [u8; 32], Reply);
-
-/// Something that waits for its batch.
-pub(super) struct Job {
-    pub work: Work,
-    /// Until then it waits for its locks, if it cannot be stored without them.
-    pub locked_by: Instant,
-    /// Of the places of those who wait, until the job goes into a batch.
-    pub _place: Option<OwnedSemaphorePermit>,
-}
+pub type OneCaller = (Uuid, [u8; 32], Reply);
 
 /// What is to be done. The reply is closed when the caller has given up.
 #[allow(clippy::large_enum_variant, reason = "almost always the largest; a box for each would cost more than the room")]
-pub(super) enum Work {
+pub enum Work {
     /// One operation is stored, and settled if its accounts are free. The callers that sent its key; the first one's request is what is stored.
     Create { new: NewOperation, callers: SmallVec<[OneCaller; 1]> },
     /// Operations are stored and settled together, or not at all.
@@ -153,40 +144,6 @@ impl Work {
     pub fn create(new: NewOperation, reply: Reply) -> Self {
         let callers = smallvec![(new.operation.id, new.operation.request_hash, reply)];
         Self::Create { new, callers }
-    }
-
-    pub fn is_abandoned(&self) -> bool {
-        match self {
-            Self::Create { callers, .. } => callers.iter().all(|(.., reply)| reply.is_closed()),
-            Self::Together { reply, .. } => reply.is_closed(),
-            Self::Resolve { reply, .. } => reply.is_closed(),
-        }
-    }
-
-    /// UUIDv7: they are decided in the order in which they came.
-    pub fn id(&self) -> Uuid {
-        match self {
-            Self::Create { new, .. } => new.operation.id,
-            Self::Together { new, .. } => new.first().map_or(Uuid::nil(), |first| first.operation.id),
-            Self::Resolve { new, .. } => new.id,
-        }
-    }
-
-    /// The key that it would use, if it is one operation.
-    pub fn key(&self) -> Option<(Uuid, &str)> {
-        match self {
-            Self::Create { new, .. } => Some(new.key()),
-            Self::Together { .. } | Self::Resolve { .. } => None,
-        }
-    }
-
-    /// All keys that it would use.
-    pub fn keys(&self) -> Vec<(Uuid, &str)> {
-        match self {
-            Self::Create { new, .. } => vec![new.key()],
-            Self::Together { new, .. } => new.iter().map(NewOperation::key).collect(),
-            Self::Resolve { .. } => Vec::new(),
-        }
     }
 
     /// The operations, stored before, that it is about.
@@ -208,7 +165,7 @@ impl Work {
     }
 
     /// Tells every caller that its request was not done.
-    pub fn refuse(self, refused: Refused) {
+    pub fn refuse_as(self, refused: Refused) {
         match self {
             Self::Create { new, callers } => callers.into_iter().for_each(|(_, hash, reply)| {
                 // Whoever asked for something else with the same key was not judged.
@@ -217,6 +174,66 @@ impl Work {
             }),
             Self::Together { reply, .. } => drop(reply.send(Err(refused))),
             Self::Resolve { reply, .. } => drop(reply.send(Err(refused))),
+        }
+    }
+}
+
+impl group_commit::Work for Work {
+    fn id(&self) -> Uuid {
+        match self {
+            Self::Create { new, .. } => new.operation.id,
+            Self::Together { new, .. } => new.first().map_or(Uuid::nil(), |first| first.operation.id),
+            Self::Resolve { new, .. } => new.id,
+        }
+    }
+
+    fn key(&self) -> Option<Key<'_>> {
+        match self {
+            Self::Create { new, .. } => Some(new.key()),
+            Self::Together { .. } | Self::Resolve { .. } => None,
+        }
+    }
+
+    fn keys(&self) -> Vec<Key<'_>> {
+        match self {
+            Self::Create { new, .. } => vec![new.key()],
+            Self::Together { new, .. } => new.iter().map(NewOperation::key).collect(),
+            Self::Resolve { .. } => Vec::new(),
+        }
+    }
+
+    fn absorb(&mut self, other: Self) {
+        match (self, other) {
+            (Self::Create { callers, .. }, Self::Create { callers: more, .. }) => callers.extend(more),
+            // Only what has a key alone has the same key as another one.
+            (_, other) => other.refuse_as(Refused::Unavailable),
+        }
+    }
+
+    /// That operations which go together are refused must not undo what others asked for.
+    fn goes_alone(&self) -> bool {
+        matches!(self, Self::Together { .. })
+    }
+
+    fn is_abandoned(&self) -> bool {
+        match self {
+            Self::Create { callers, .. } => callers.iter().all(|(.., reply)| reply.is_closed()),
+            Self::Together { reply, .. } => reply.is_closed(),
+            Self::Resolve { reply, .. } => reply.is_closed(),
+        }
+    }
+
+    fn refuse(self, refusal: Refusal) {
+        self.refuse_as(refusal.into());
+    }
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Crowded => Self::Crowded,
+            Refusal::Unavailable => Self::Unavailable,
+            Refusal::Broken => Self::Broken,
         }
     }
 }

@@ -22,7 +22,7 @@ pub type Rehearsed = Result<Operation, Refused>;
 impl Pipeline {
     /// What would become of new operations, one after the other.
     pub async fn rehearse(&self, new: &[NewOperation]) -> Result<Vec<Rehearsed>, Error> {
-        let stripes = self.settler.stripes.copy();
+        let stripes = self.settler().stripes.copy();
         let legs = || new.iter().map(|new| decision::legs(&new.operation.movement, new.operation.id, &stripes));
         'anew: loop {
             let mut decided = self.decided(legs(), &stripes).await?;
@@ -41,7 +41,7 @@ impl Pipeline {
 
     /// What would become of new operations that go together.
     pub async fn rehearse_together(&self, new: &[NewOperation]) -> Result<Result<Vec<Operation>, Refused>, Error> {
-        let stripes = self.settler.stripes.copy();
+        let stripes = self.settler().stripes.copy();
         let legs = || new.iter().map(|new| decision::legs(&new.operation.movement, new.operation.id, &stripes));
         loop {
             match self.decided(legs(), &stripes).await?.create_together(new) {
@@ -56,12 +56,14 @@ impl Pipeline {
 
     /// What would become of a hold.
     pub async fn rehearse_resolution(&self, new: &NewResolution) -> Result<Rehearsed, Error> {
-        let stripes = self.settler.stripes.copy();
+        let stripes = self.settler().stripes.copy();
         loop {
             let legs = decision::legs(&new.movement, new.hold_id, &stripes);
             let mut decided = self.decided(std::iter::once(legs), &stripes).await?;
             // Read after the balances: if it is AUTHORIZED still, they have what it holds.
-            let Some(hold) = operations::get(self.settler.database.reader(), new.hold_id).await? else { return Ok(Err(Refused::ResolvedMeanwhile)) };
+            let Some(hold) = operations::get(self.settler().database.reader(), new.hold_id).await? else {
+                return Ok(Err(Refused::ResolvedMeanwhile));
+            };
             let claimed = ClaimedOperation { operation: hold, correlation_id: new.correlation_id.clone(), last_event_id: None };
             decided.subjects.extend([Subject::new(claimed)]);
             match decided.resolve(new) {
@@ -74,7 +76,7 @@ impl Pipeline {
 
     /// What is stored now of the accounts of some operations, as if the holds that have run out were released.
     async fn decided<'a>(&self, legs: impl Iterator<Item = Legs>, stripes: &'a Stripes) -> Result<Decided<'a>, Error> {
-        let (database, now_us) = (&self.settler.database, clock::now_us());
+        let (database, now_us) = (&self.settler().database, clock::now_us());
         let ids = decision::accounts(legs.flatten());
         let mut table = Table::new(accounts::balances(database.reader(), &ids).await?, stripes, now_us);
         let held: Vec<Uuid> = ids.into_iter().filter(|id| table.balances.get(id).is_some_and(|balance| balance.held.get() > 0)).collect();

@@ -40,7 +40,7 @@ impl Claimed {
     }
 }
 
-/// What was released before some operations could be decided, as [`How`](super::attempt::How) has it.
+/// What was released before some operations could be decided, as [`Heed`](super::settle::Heed) has it.
 #[derive(Default)]
 struct Releases {
     count: u32,

@@ -4,6 +4,7 @@
 mod postgres;
 mod sqlite;
 
+pub use lastro_database::group_commit::Lock;
 use lastro_database::{Database, Error};
 use lastro_events::Event;
 use lastro_money::Minor;
@@ -24,15 +25,6 @@ pub enum Ledger {
 /// Both databases read it.
 const DEAD_LETTER: &str =
     "INSERT INTO dead_letters (operation_id, error, attempts, create_time_us) VALUES ($1, $2, $3, $4) ON CONFLICT (operation_id) DO NOTHING";
-
-/// How to lock.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lock {
-    /// Leave out what somebody else holds.
-    Skip,
-    /// Wait for it, up to the lock timeout.
-    Wait,
-}
 
 /// Which waiting operations to take.
 #[derive(Debug, Clone, Copy)]

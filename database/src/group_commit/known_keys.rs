@@ -9,9 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
-use super::Settler;
-use crate::domain::operation::Operation;
-use crate::store::operations;
+use super::{Committer, Inner, Key};
 
 /// Keys that are remembered: eight bytes each, and as much again for the cache.
 const KEYS_MAX: usize = 200_000;
@@ -25,18 +23,18 @@ const LOOKUP_MAX: usize = 256;
 const PACE_MAX: Duration = Duration::from_millis(20);
 
 /// A key to be looked up, and who wants to know.
-pub struct Lookup {
+pub(super) struct Lookup<S> {
     pub owner_id: Uuid,
-    pub external_id: String,
-    pub reply: oneshot::Sender<Option<Operation>>,
+    pub key: String,
+    pub reply: oneshot::Sender<Option<S>>,
 }
 
 /// Looks keys up until nobody can ask any more.
-pub async fn run_lookups(settler: &Settler, asked: &mut mpsc::Receiver<Lookup>) {
+pub(super) async fn run_lookups<C: Committer>(inner: &Inner<C>, asked: &mut mpsc::Receiver<Lookup<C::Stored>>) {
     let mut lookups = Vec::new();
     while asked.recv_many(&mut lookups, LOOKUP_MAX).await > 0 {
-        if settler.is_settling() {
-            let _ = timeout(PACE_MAX, settler.batch_ended.notified()).await;
+        if inner.is_committing() {
+            let _ = timeout(PACE_MAX, inner.batch_ended.notified()).await;
             while lookups.len() < LOOKUP_MAX
                 && let Ok(another) = asked.try_recv()
             {
@@ -44,17 +42,18 @@ pub async fn run_lookups(settler: &Settler, asked: &mut mpsc::Receiver<Lookup>) 
             }
         }
         lookups.retain(|lookup| !lookup.reply.is_closed());
-        let keys: Vec<(Uuid, &str)> = lookups.iter().map(|lookup| (lookup.owner_id, lookup.external_id.as_str())).collect();
+        let keys: Vec<Key<'_>> = lookups.iter().map(|lookup| (lookup.owner_id, lookup.key.as_str())).collect();
         // Where the database does not answer, the batch asks it, and says what becomes of that.
-        let found = operations::by_keys(settler.database.reader(), &keys).await.unwrap_or_default();
+        let found = inner.committer.stored(&keys, false).await.unwrap_or_default();
         for lookup in lookups.drain(..) {
-            let of_key = |one: &&Operation| one.owner_id == lookup.owner_id && one.external_id == lookup.external_id;
+            let of_key = |one: &&C::Stored| C::key_of(one) == (lookup.owner_id, lookup.key.as_str());
             let _ = lookup.reply.send(found.iter().find(of_key).cloned());
         }
     }
 }
 
-pub struct KnownKeys {
+/// The keys that are known to exist.
+pub(super) struct KnownKeys {
     keys: Cache<u64, ()>,
     hasher: RandomState,
     /// When a caller's window began, and how many repetitions got into a batch in it.
@@ -67,25 +66,25 @@ impl KnownKeys {
     }
 
     /// Whether a key should be looked up before it gets into a batch.
-    pub fn may_exist(&self, owner_id: Uuid, external_id: &str) -> bool {
+    pub fn may_exist(&self, owner_id: Uuid, key: &str) -> bool {
         let repeats = self.repeaters.get(&owner_id).is_some_and(|(since, count)| count >= REPEATED_MAX && since.elapsed() < 2 * REPEATER_WINDOW);
-        repeats || self.keys.get(&self.hash(owner_id, external_id)).is_some()
+        repeats || self.keys.get(&self.hash(owner_id, key)).is_some()
     }
 
     /// A key exists now.
-    pub fn note(&self, owner_id: Uuid, external_id: &str) {
-        self.keys.insert(self.hash(owner_id, external_id), ());
+    pub fn note(&self, owner_id: Uuid, key: &str) {
+        self.keys.insert(self.hash(owner_id, key), ());
     }
 
     /// A repetition of a key that was not known got into a batch.
-    pub fn note_repetition(&self, owner_id: Uuid, external_id: &str) {
-        self.note(owner_id, external_id);
+    pub fn note_repetition(&self, owner_id: Uuid, key: &str) {
+        self.note(owner_id, key);
         let (since, count) = self.repeaters.get(&owner_id).filter(|(since, _)| since.elapsed() < REPEATER_WINDOW).unwrap_or((Instant::now(), 0));
         self.repeaters.insert(owner_id, (since, count + 1));
     }
 
-    fn hash(&self, owner_id: Uuid, external_id: &str) -> u64 {
-        self.hasher.hash_one((owner_id, external_id))
+    fn hash(&self, owner_id: Uuid, key: &str) -> u64 {
+        self.hasher.hash_one((owner_id, key))
     }
 }
 
