@@ -61,8 +61,14 @@ fn topics() -> Result<serde_json::Value> {
     let topic = |(publisher, store): (&'static str, &lastro_events::EventStore)| {
         let (file, index) = message_of(&contracts, store.message).with_context(|| format!("no contract has the message {}", store.message))?;
         let readers: Vec<&str> = SERVICES.iter().filter(|service| service.reads.contains(&store.topic)).map(|service| service.name).collect();
-        let events: Vec<serde_json::Value> = (0..)
-            .zip(&file.message_type[index].field)
+        // What happened is one of several; what stands beside them is told with each.
+        let fields = || (0..).zip(&file.message_type[index].field);
+        let with_each: Vec<serde_json::Value> = fields()
+            .filter(|(_, field)| field.oneof_index.is_none())
+            .map(|(place, field)| json!({ "name": field.name(), "about": comment(file, &[4, index as i32, 2, place]) }))
+            .collect();
+        let events: Vec<serde_json::Value> = fields()
+            .filter(|(_, field)| field.oneof_index.is_some())
             .map(|(place, event)| {
                 let (of, at) = message_of(&contracts, event.type_name().trim_start_matches('.')).context("an event's message")?;
                 let fields: Vec<serde_json::Value> = (0..)
@@ -74,7 +80,7 @@ fn topics() -> Result<serde_json::Value> {
             .collect::<Result<_>>()?;
         Ok(json!({
             "name": store.topic, "publisher": publisher, "table": store.table, "message": store.message, "file": file.name(), "readers": readers,
-            "about": comment(file, &[4, index as i32]), "events": events,
+            "about": comment(file, &[4, index as i32]), "events": events, "with_each": with_each,
         }))
     };
     published.map(topic).collect()

@@ -22,6 +22,7 @@ use lastro_service::events::PACKAGE;
 pub static SERVICES: &[&Service] = &[
     &lastro_customers::SERVICE,
     &lastro_transactions::SERVICE,
+    &lastro_inventory::SERVICE,
 ];
 
 /// Where the keys of tokens come from, and the revocations.

@@ -126,7 +126,7 @@ fn write_one(code: &mut String, index: usize, method: &MethodDescriptor, rest: &
             };
             need(&output, field, |kind| *kind == Kind::String)?;
             write!(template, "{literal}{{}}")?;
-            write!(fields, ", answer.{field}")?;
+            write!(fields, ", crate::rest_methods::escaped(&answer.{field})")?;
         }
         writeln!(items, "fn location(answer: &{answer}) -> Option<String> {{ Some(format!({template:?}{fields})) }}")?;
     }

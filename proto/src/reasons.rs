@@ -62,6 +62,7 @@ lastro_mesh::reasons! {
     REFUND_TOO_MUCH: FailedPrecondition, 409, Caller, "More than what is left of the payment";
     /// So many refunds of one payment that no more are made.
     TOO_MANY_REFUNDS: FailedPrecondition, 409, Caller, "Too many refunds of one payment";
+    /// So many payments and refunds by card of one user wait for the provider that no more are made.
     TOO_MANY_OPEN_PAYMENTS: FailedPrecondition, 409, Caller, "Too many payments wait for the payment provider";
     /// The payment provider does not pay it back.
     REFUND_DECLINED: FailedPrecondition, 409, Operator, "The payment provider declined the refund";
@@ -75,6 +76,28 @@ lastro_mesh::reasons! {
     OPERATION_NOT_EXTERNAL: FailedPrecondition, 409, Caller, "No provider settles the transaction with this key";
     /// So many different events were reported of one transaction that no more are stored.
     TOO_MANY_EVENTS: FailedPrecondition, 409, Caller, "Too many different events of one transaction";
+    /// There is no such product.
+    PRODUCT_NOT_FOUND: NotFound, 404, Caller, "There is no such product";
+    /// There are fewer pieces than what is asked for: the fields name the items, the metadata the products.
+    OUT_OF_STOCK: FailedPrecondition, 409, Caller, "There is not enough in stock";
+    /// A store cannot count so many pieces.
+    STOCK_OVERFLOW: FailedPrecondition, 409, Caller, "A store cannot have so many pieces";
+    /// The stock was changed since the caller has read it.
+    VERSION_CONFLICT: Aborted, 409, Caller, "The stock has another version";
+    /// No more stores of one product are made.
+    TOO_MANY_STORES: FailedPrecondition, 409, Caller, "The product is in too many stores";
+    /// No reservation has the name.
+    RESERVATION_NOT_FOUND: NotFound, 404, Caller, "There is no such reservation";
+    /// The reservation was confirmed.
+    RESERVATION_CONFIRMED: FailedPrecondition, 409, Caller, "The reservation was confirmed already";
+    /// The reservation was released.
+    RESERVATION_RELEASED: FailedPrecondition, 409, Caller, "The reservation was released already";
+    /// The time of the reservation is over.
+    RESERVATION_EXPIRED: FailedPrecondition, 409, Caller, "The reservation has expired";
+    /// The saga has undone the step, before or after it was made.
+    SAGA_CANCELLED: FailedPrecondition, 409, Caller, "The saga has undone this step";
+    /// Whoever calls has lost its lease on the saga.
+    STALE_EPOCH: FailedPrecondition, 409, Caller, "Somebody else has the saga now";
     /// The feature is in the contract but not offered yet.
     NOT_OFFERED: Unimplemented, 501, Operator, "Not offered yet";
     /// The header and the body say different things.

@@ -1,6 +1,7 @@
 //! The methods that REST offers, each as a type with what depends on its messages: the gateway has one handler for all of them.
 
 use lastro_mesh::codec::Checked;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -66,3 +67,11 @@ pub trait Visitor {
 }
 
 include!(concat!(env!("OUT_DIR"), "/rest_methods.rs"));
+
+/// Everything but what RFC 3986 calls unreserved.
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// A text as it stands in a part of a URL.
+pub fn escaped(text: &str) -> PercentEncode<'_> {
+    utf8_percent_encode(text, RESERVED)
+}

@@ -19,6 +19,7 @@ mod ha;
 mod histories;
 mod holds;
 mod idempotency;
+mod inventory;
 mod ledger;
 mod legs;
 mod meaning;
@@ -30,11 +31,13 @@ mod poison;
 mod provider_events;
 mod providers;
 mod readers;
+mod reservations;
 mod rest;
 mod reversals;
 mod revocations;
 mod rules;
 mod sessions;
+mod stock_model;
 mod stores;
 mod streams;
 mod tokens;
@@ -185,6 +188,8 @@ fn main() {
             what_gets_no_locks_is_told_so, a_dry_run_of_what_was_done, batches_are_bounded;
         grpc: moves_money_over_grpc, errors_carry_details, serves_health_and_reflection, what_is_not_grpc_is_told, grpc_web_works, gzip_is_taken, internal_methods_are_not_served;
         idempotency: same_key_same_body, same_key_other_body, same_key_from_fifty_callers, keys_are_per_caller, key_in_header;
+        inventory: products_are_added_and_changed, bad_products_are_named, stock_is_adjusted, reservations_keep_pieces, bad_reservations_are_named,
+            the_past_is_there, inventory_over_grpc;
         ledger: the_ledger_adds_up;
         meaning: every_route_has_one_channel, every_method_has_one_caller_and_one_deadline, every_method_bounds_its_message,
             every_route_bounds_its_body, what_stands_beside_a_transfer_changes_nothing,
@@ -207,6 +212,11 @@ fn main() {
         let shared = shared.clone();
         move || shared.world(Kind::Stack)
     }));
+    trials.extend(reservations::trials({
+        let shared = shared.clone();
+        move || shared.world(Kind::Stack)
+    }));
+    trials.extend(stock_model::trials());
     trials.push(Trial::test("grpc::web_from_another_origin", || failed(block_on(grpc::grpc_web_from_another_origin()))));
     trials.extend(ha::trials());
     trials.extend(traces::trials());

@@ -3,6 +3,7 @@
 pub mod batch_create_transactions;
 pub mod close_account;
 pub mod close_accounts;
+pub mod confirm_account;
 pub mod create_account;
 pub mod create_transaction;
 pub mod get_account;

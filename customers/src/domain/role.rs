@@ -56,12 +56,12 @@ impl Roles {
 /// only one's own, but for a reversal, which `write:reversals` allows.
 fn permissions(role: Role) -> &'static [Permission] {
     use Permission::{
-        AdministerAccounts, ReadAccounts, ReadAll, ReadProfile, ReadTransactions, ReadUsers, WriteAccounts, WriteDeposits, WriteOperations,
-        WriteProfile, WriteReversals, WriteTransactions, WriteUsers,
+        AdministerAccounts, ReadAccounts, ReadAll, ReadProducts, ReadProfile, ReadTransactions, ReadUsers, WriteAccounts, WriteDeposits,
+        WriteInventory, WriteOperations, WriteProducts, WriteProfile, WriteReversals, WriteTransactions, WriteUsers,
     };
     match role {
         Role::Unspecified => &[],
-        Role::User => &[ReadProfile, WriteProfile, ReadAccounts, WriteAccounts, ReadTransactions, WriteTransactions],
+        Role::User => &[ReadProfile, WriteProfile, ReadAccounts, WriteAccounts, ReadTransactions, WriteTransactions, ReadProducts],
         Role::Admin => &[
             ReadProfile,
             WriteProfile,
@@ -75,8 +75,11 @@ fn permissions(role: Role) -> &'static [Permission] {
             WriteDeposits,
             AdministerAccounts,
             WriteReversals,
+            ReadProducts,
+            WriteProducts,
+            WriteInventory,
         ],
-        Role::Provider => &[ReadProfile, WriteProfile, ReadTransactions, WriteTransactions, WriteDeposits, WriteOperations],
+        Role::Provider => &[ReadProfile, WriteProfile, ReadTransactions, WriteTransactions, WriteDeposits, WriteOperations, ReadProducts],
     }
 }
 

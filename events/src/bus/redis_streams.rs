@@ -10,6 +10,7 @@ mod announcements;
 mod marker;
 mod observation;
 mod publishing;
+mod shared_cache;
 mod subscription;
 
 use std::sync::Arc;
@@ -27,6 +28,7 @@ pub use announcements::{Announcements, Announcer};
 pub(crate) use marker::Marker;
 pub(crate) use observation::Observation;
 pub(crate) use publishing::{Published, new_epoch, publish, published, trim};
+pub use shared_cache::{Looked, SharedCache};
 pub(crate) use subscription::Subscription;
 
 /// Bytes kept of a topic if nothing else is said: of each stream an equal part.
@@ -61,6 +63,11 @@ impl RedisBus {
     /// Tells all processes that listen to a channel.
     pub fn announcer(&self, channel: &'static str) -> Announcer {
         Announcer::new(&self.client, channel)
+    }
+
+    /// A cache that all processes share, whose entries live so long.
+    pub fn shared_cache(&self, prefix: &'static str, lives: Duration) -> SharedCache {
+        SharedCache::new(&self.client, prefix, lives)
     }
 
     /// Listens to what processes tell on a channel, this one included.

@@ -1,0 +1,147 @@
+//! The use cases of inventory: one file each.
+
+pub mod adjust_stock;
+pub mod create_product;
+pub mod get_product;
+pub mod get_reservation;
+pub mod get_stock;
+pub mod list_products;
+pub mod list_stock_events;
+pub mod reserve_stock;
+pub mod resolve_reservation;
+pub mod saga_reservations;
+pub mod update_product;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lastro_database::{Database, Kind};
+use lastro_events::bus::Bus;
+use lastro_mesh::call::Call;
+use lastro_mesh::outbound::Outbound;
+use lastro_mesh::status::Problem;
+use lastro_mesh::turns::Turns;
+use lastro_money::{Amount, Currency, Minor};
+use lastro_proto::internal::transactions::v1::ConfirmAccountRequest;
+use lastro_proto::internal::transactions::v1::owners_service_client::OwnersServiceClient;
+use lastro_proto::r#type::v1::Money;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout_at};
+use uuid::Uuid;
+
+use crate::Error;
+use crate::batches::{Batches, Refused};
+use crate::cache::StockCache;
+
+/// Reads of one product that no cache answers, of the past and of events, at once; what comes then waits for its turn.
+const READS_PER_PRODUCT: usize = 4;
+/// Those that wait, of all products.
+const WAITING_MAX: usize = 1_000;
+/// How long they wait, how long they read, and what is left of their deadline to answer.
+const READ_WAIT: Duration = Duration::from_secs(1);
+const READ_MAX: Duration = Duration::from_secs(2);
+const READ_MARGIN: Duration = Duration::from_millis(500);
+/// A change that could not be stored within this is not waited for any longer: its caller learns in time that the database is busy.
+const STORE_MAX: Duration = Duration::from_secs(2);
+
+/// What every use case works with.
+pub struct App {
+    pub(crate) database: Database,
+    pub(crate) bus: Bus,
+    pub(crate) transactions: OwnersServiceClient<Outbound>,
+    pub(crate) cache: Arc<StockCache>,
+    pub(crate) batches: Batches,
+    reads: Turns<Uuid>,
+    waiting: Semaphore,
+}
+
+impl App {
+    /// On a migrated database.
+    pub fn new(database: Database, bus: Bus, transactions: Outbound) -> Self {
+        let cache = StockCache::new(database.clone(), &bus);
+        Self {
+            batches: Batches::new(database.clone(), bus.clone(), cache.clone()),
+            transactions: OwnersServiceClient::new(transactions),
+            reads: Turns::new(READS_PER_PRODUCT),
+            waiting: Semaphore::new(WAITING_MAX),
+            cache,
+            database,
+            bus,
+        }
+    }
+
+    /// Reads something of one product that no cache answers, which may take long, when it is its turn. Many who ask for one product leave those fast who
+    /// ask for others: so many read at once, and whoever waits is no load, and gives its slot back. That one product takes too long is no failure of the
+    /// service, which would close it to everybody.
+    pub(crate) async fn read_of_product<T>(
+        &self,
+        call: &Call,
+        product_id: Uuid,
+        read: impl Future<Output = Result<T, lastro_database::Error>>,
+    ) -> Result<T, Error> {
+        let _turn = self.read_turn(call, product_id).await?;
+        let busy = || Problem::crowded("this product takes too long to read; ask again later");
+        let by = call.deadline.checked_sub(READ_MARGIN).unwrap_or(call.deadline).min(Instant::now() + READ_MAX);
+        match timeout_at(by, read).await {
+            Ok(Err(error)) if matches!(error.kind, Kind::Conflict | Kind::Cancelled) => {
+                tracing::warn!(%error, product = %product_id, "a product takes too long to read");
+                Err(busy().into())
+            }
+            Ok(read) => Ok(read?),
+            Err(_) => Err(busy().into()),
+        }
+    }
+
+    async fn read_turn(&self, call: &Call, product_id: Uuid) -> Result<OwnedSemaphorePermit, Problem> {
+        let busy = || Problem::crowded("too many reads of this product are under way; ask for fewer at once");
+        let now = Instant::now();
+        if let Some(turn) = self.reads.take(product_id, now).await {
+            return Ok(turn);
+        }
+        let _waiting = self.waiting.try_acquire().map_err(|_| busy())?;
+        call.slot.release();
+        let by = call.deadline.checked_sub(READ_MARGIN).unwrap_or(call.deadline).min(now + READ_WAIT);
+        self.reads.take(product_id, by).await.ok_or_else(busy)
+    }
+}
+
+/// Waits for a batch. Its work is its own: a caller that leaves does not cancel a commit in flight.
+async fn stored<T>(call: &Call, work: impl Future<Output = Result<T, Refused>>) -> Result<T, Refused> {
+    let by = call.deadline.min(Instant::now() + STORE_MAX);
+    timeout_at(by, work).await.unwrap_or(Err(Refused::Unavailable))
+}
+
+/// A price: more than zero, and at most 10^15 minor units, so that an order of many pieces is within 64 bits.
+fn read_price(money: Option<&Money>) -> Result<Amount, Problem> {
+    const PRICE_MAX: i64 = 1_000_000_000_000_000;
+    let money = money.ok_or_else(|| Problem::field("price", "is required"))?;
+    let currency = Currency::from_code(&money.currency_code)
+        .ok_or_else(|| Problem::field("price.currency_code", format!("{:?} is no ISO 4217 currency", money.currency_code)))?;
+    let minor = lastro_money::parse(&money.amount, currency).map_err(|error| Problem::field("price.amount", error.to_string()))?;
+    if minor <= Minor::ZERO {
+        return Err(Problem::field("price.amount", "must be more than zero"));
+    }
+    if minor.get() > PRICE_MAX {
+        return Err(Problem::field("price.amount", format!("must be at most {}", Amount::new(Minor::new(PRICE_MAX), currency))));
+    }
+    Ok(Amount::new(minor, currency))
+}
+
+/// That the merchant's account exists, and takes the price's currency: transactions knows.
+async fn confirm_merchant(app: &App, call: &Call, account_id: Uuid, currency: Currency) -> Result<(), Error> {
+    let request = ConfirmAccountRequest { account_id: account_id.to_string(), currency_code: currency.code().to_owned() };
+    let confirmed = app.transactions.clone().confirm_account(call.request(request)).await.map_err(|status| Error::Transactions(Box::new(status)))?;
+    let confirmed = confirmed.into_inner();
+    if !confirmed.exists || confirmed.is_closed {
+        return Err(Error::AccountNotFound);
+    }
+    if !confirmed.is_in_currency {
+        return Err(Problem::field("price.currency_code", format!("{currency} is not the currency of the merchant's account")).into());
+    }
+    Ok(())
+}
+
+/// A UUID in a message, which validation has checked.
+fn id(text: &str, field: &str) -> Result<Uuid, Problem> {
+    Uuid::parse_str(text).map_err(|_| Problem::field(field, "must be a UUID"))
+}

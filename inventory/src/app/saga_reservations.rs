@@ -1,0 +1,66 @@
+//! What a saga asks of stock: each step with its undo. An undo of what was never made leaves a tombstone, and whoever has lost its lease is refused.
+
+use lastro_mesh::call::Call;
+use uuid::Uuid;
+
+use super::reserve_stock::{Wanted, reserve};
+use super::{App, stored};
+use crate::Error;
+use crate::batches::{NewReservation, NewResolution, Refused};
+use crate::domain::reservation::{State, Verb, reservation_id};
+use crate::store::reservations::{self, Reservation};
+use crate::store::sagas::{self, SagaEpoch};
+
+/// Which reservation of which saga, and with which epoch.
+pub struct SagaStep {
+    pub saga: SagaEpoch,
+    pub step: String,
+}
+
+/// Keeps pieces. Refused where an undo was faster, or has been made since.
+pub async fn saga_reserve(app: &App, call: &Call, wanted: Wanted) -> Result<Reservation, Error> {
+    if let (Some(saga), Some(_)) = (wanted.fence, find(app, wanted.namespace, &wanted.name).await?) {
+        // A repetition is answered with what is stored, without a batch that would judge the epoch.
+        fence(app, saga).await?;
+    }
+    let made = reserve(app, call, wanted).await?;
+    match made.reservation.state {
+        State::Released | State::Returned => Err(Error::SagaCancelled),
+        State::Reserved | State::Confirmed | State::Expired => Ok(made.reservation),
+    }
+}
+
+/// Confirms, releases or returns what the step keeps. To release or return what is not there leaves a tombstone.
+pub async fn saga_resolve(app: &App, call: &Call, of: SagaStep, verb: Verb) -> Result<Reservation, Error> {
+    let reservation = match find(app, of.saga.id, &of.step).await? {
+        Some(reservation) => reservation,
+        None if verb == Verb::Confirm => return Err(Error::ReservationNotFound),
+        None => {
+            let tombstone = NewReservation {
+                id: reservation_id(of.saga.id, &of.step),
+                namespace: of.saga.id,
+                name: of.step,
+                call_id: Uuid::now_v7(),
+                request_hash: None,
+                items: Vec::new(),
+                ttl_us: 0,
+                fence: Some(of.saga),
+                correlation_id: call.correlation_id.to_string(),
+            };
+            // Where the do was faster after all, that is what is undone.
+            stored(call, app.batches.reserve(tombstone)).await?.reservation
+        }
+    };
+    let new = NewResolution { fence: Some(of.saga), ..NewResolution::of(&reservation, verb, call.correlation_id.to_string()) };
+    Ok(stored(call, app.batches.resolve(new)).await?.reservation)
+}
+
+async fn find(app: &App, saga_id: Uuid, step: &str) -> Result<Option<Reservation>, Error> {
+    Ok(reservations::by_ids(app.database.writer(), &[reservation_id(saga_id, step)]).await?.pop())
+}
+
+/// Raises the saga's epoch, and refuses one that is lower.
+async fn fence(app: &App, saga: SagaEpoch) -> Result<(), Error> {
+    let highest = sagas::raise(app.database.writer(), &[saga]).await?.pop().map_or(0, |found| found.epoch);
+    if highest > saga.epoch { Err(Refused::StaleEpoch.into()) } else { Ok(()) }
+}
