@@ -7,6 +7,7 @@ mod events;
 mod everything;
 mod fairness;
 mod gateway;
+mod inventory;
 mod load;
 mod pgbench;
 mod raw;
@@ -42,7 +43,7 @@ struct Options {
     /// Accounts that transfers move money between.
     #[arg(long, default_value_t = 10_000)]
     accounts: usize,
-    /// Only this part: transfers, callers, idle, reads, pages, gateway, money, waiting, fairness, events, embedded, stack, against.
+    /// Only this part: transfers, callers, idle, reads, pages, gateway, money, inventory, waiting, fairness, events, embedded, stack, against.
     #[arg(long)]
     only: Option<String>,
     /// Another lastro, to measure beside this one in turns: transfers, reads, pages and idle latency, on the same PostgreSQL.
@@ -121,6 +122,9 @@ async fn main() -> Result<()> {
     }
     if wants("money") {
         everything::measure(&bench.rich, options.rounds, span).await?;
+    }
+    if wants("inventory") {
+        inventory::measure(&bench, options.rounds, span).await?;
     }
     if wants("waiting") {
         waiting::measure(&bench, options.rounds, span).await?;

@@ -51,6 +51,12 @@ impl Error {
         Self { kind: Kind::Other, ..self }
     }
 
+    /// One that says no more than that, for tests.
+    #[cfg(test)]
+    pub(crate) fn of_kind(kind: Kind) -> Self {
+        Self { kind, source: "as it was told".into() }
+    }
+
     /// The same for somebody else, when several waited for one statement.
     pub fn copy(&self) -> Self {
         Self { kind: self.kind, source: self.source.to_string().into() }

@@ -143,3 +143,6 @@ impl<C: Committer> Inner<C> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -243,10 +243,6 @@ impl Decided {
                 }
             }
         }
-        let cause = Cause { correlation_id: &new.correlation_id, reservation_id: &new.name, expired: false };
-        for item in &items {
-            self.happen_to(item, Happening::Reserved(item.quantity), &cause)?;
-        }
         let reservation = Reservation {
             id: new.id,
             namespace: new.namespace,
@@ -259,6 +255,10 @@ impl Decided {
             create_time_us: self.now_us,
             update_time_us: self.now_us,
         };
+        let cause = Cause { correlation_id: &new.correlation_id, reservation_id: &reservation.full_name(), expired: false };
+        for item in &reservation.items {
+            self.happen_to(item, Happening::Reserved(item.quantity), &cause)?;
+        }
         Ok(Some(Outcome::Reserved(reservation)))
     }
 
@@ -294,7 +294,7 @@ impl Decided {
         if reservation.items.iter().any(|item| !self.stock.contains_key(&item.stock_id)) {
             return Ok(None);
         }
-        let cause = Cause { correlation_id: &new.correlation_id, reservation_id: &reservation.name.clone(), expired: state == State::Expired };
+        let cause = Cause { correlation_id: &new.correlation_id, reservation_id: &reservation.full_name(), expired: state == State::Expired };
         for item in &reservation.items {
             let happening = match stocks {
                 Stocks::Released => Happening::Released(item.quantity),

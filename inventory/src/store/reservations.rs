@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{for_update, hash};
-use crate::domain::reservation::State;
+use crate::domain::reservation::{PUBLIC, State};
 use crate::domain::stock::stock_id;
 
 /// A reservation, as it is stored.
@@ -30,6 +30,11 @@ pub struct Reservation {
 }
 
 impl Reservation {
+    /// What events call it: its name, after the saga that it belongs to.
+    pub fn full_name(&self) -> String {
+        if self.namespace == PUBLIC { self.name.clone() } else { format!("{}/{}", self.namespace, self.name) }
+    }
+
     /// The products of its items.
     pub fn products(&self) -> Vec<Uuid> {
         self.items.iter().map(|item| item.product_id).collect()

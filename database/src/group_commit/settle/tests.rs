@@ -1,0 +1,205 @@
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::group_commit::{GroupCommit, Key, Limits, Locks};
+use crate::{Error, Kind};
+
+const LIMITS: Limits = Limits { batch_max: 100, batch_size_max: 100, queue_max: 200, at_once: 1 };
+
+/// What a caller is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Told {
+    Done(u32),
+    Stored(u32),
+}
+
+/// Enters a number under a key.
+struct Enter {
+    key: String,
+    number: u32,
+    callers: Vec<oneshot::Sender<Result<Told, Refusal>>>,
+}
+
+impl Work for Enter {
+    fn id(&self) -> Uuid {
+        Uuid::from_u128(u128::from(self.number))
+    }
+
+    fn key(&self) -> Option<Key<'_>> {
+        Some((Uuid::nil(), &self.key))
+    }
+
+    fn keys(&self) -> Vec<Key<'_>> {
+        vec![(Uuid::nil(), &self.key)]
+    }
+
+    fn absorb(&mut self, other: Self) {
+        self.callers.extend(other.callers);
+    }
+
+    fn goes_alone(&self) -> bool {
+        false
+    }
+
+    fn is_abandoned(&self) -> bool {
+        self.callers.iter().all(oneshot::Sender::is_closed)
+    }
+
+    fn refuse(self, refusal: Refusal) {
+        self.callers.into_iter().for_each(|caller| drop(caller.send(Err(refusal))));
+    }
+}
+
+/// A store in memory, whose attempts fail as they are told to.
+#[derive(Default)]
+struct Book {
+    entered: Mutex<HashMap<String, u32>>,
+    /// The keys of each attempt, and how it locked.
+    attempts: Mutex<Vec<(Vec<String>, Lock)>>,
+    /// How the next attempts fail, whatever they hold.
+    failures: Mutex<Vec<Kind>>,
+    /// What somebody else has locked until an attempt waits for it.
+    locked: Mutex<Vec<String>>,
+}
+
+impl Committer for Book {
+    type Work = Enter;
+    type Outcome = (String, u32);
+    type Heed = u32;
+    type Detour = ();
+    type Stored = (String, u32);
+
+    fn locks(&self, work: &Enter) -> Locks {
+        std::iter::once(work.id()).collect()
+    }
+
+    fn size(&self, _: &Enter) -> usize {
+        1
+    }
+
+    async fn attempt(&self, jobs: &[Job<Enter>], how: &How<u32>) -> Result<Vec<Option<(String, u32)>>, Failure<()>> {
+        tokio::task::yield_now().await;
+        self.attempts.lock().expect("no panic").push((jobs.iter().map(|job| job.work.key.clone()).collect(), how.lock));
+        if let Some(kind) = self.failures.lock().expect("no panic").pop() {
+            return Err(Error::of_kind(kind).into());
+        }
+        if jobs.iter().any(|job| job.work.key == "detour") && how.heed == 0 {
+            return Err(Failure::Detour(()));
+        }
+        if jobs.iter().any(|job| job.work.key == "poison") {
+            return Err(Error::of_kind(Kind::Other).into());
+        }
+        let mut entered = self.entered.lock().expect("no panic");
+        if jobs.iter().any(|job| entered.contains_key(&job.work.key)) {
+            return Err(Error::of_kind(Kind::Unique).into());
+        }
+        let locked = self.locked.lock().expect("no panic");
+        let outcome = |job: &Job<Enter>| {
+            let is_locked = locked.contains(&job.work.key) && how.lock == Lock::Skip;
+            (!is_locked).then(|| {
+                entered.insert(job.work.key.clone(), job.work.number);
+                (job.work.key.clone(), job.work.number)
+            })
+        };
+        Ok(jobs.iter().map(outcome).collect())
+    }
+
+    async fn detour(&self, (): (), how: &mut How<u32>, _: Instant) {
+        how.heed += 1;
+    }
+
+    fn answer(&self, work: Enter, (_, number): (String, u32)) {
+        work.callers.into_iter().for_each(|caller| drop(caller.send(Ok(Told::Done(number)))));
+    }
+
+    async fn stored(&self, keys: &[Key<'_>], _: bool) -> Result<Vec<(String, u32)>, Error> {
+        let entered = self.entered.lock().expect("no panic");
+        Ok(keys.iter().filter_map(|(_, key)| Some(((*key).to_owned(), *entered.get(*key)?))).collect())
+    }
+
+    fn key_of((key, _): &(String, u32)) -> Key<'_> {
+        (Uuid::nil(), key)
+    }
+
+    fn answer_stored(&self, work: Enter, stored: Vec<(String, u32)>) {
+        let number = stored[0].1;
+        work.callers.into_iter().for_each(|caller| drop(caller.send(Ok(Told::Stored(number)))));
+    }
+
+    fn note_keys((key, _): &(String, u32), mut note: impl FnMut(Key<'_>)) {
+        note((Uuid::nil(), key));
+    }
+}
+
+/// Has all of these entered at once, in one batch; what their callers are told, and what was attempted.
+async fn enter(book: Book, requests: &[(&str, u32)]) -> (Vec<Result<Told, Refusal>>, Arc<Book>) {
+    let book = Arc::new(book);
+    let commit = GroupCommit::new(book.clone(), LIMITS);
+    let submitted =
+        requests.iter().map(|(key, number)| commit.submit(1, |reply| Enter { key: (*key).to_owned(), number: *number, callers: vec![reply] }));
+    let stop = CancellationToken::new();
+    let ends = async {
+        let told = futures_util::future::join_all(submitted).await;
+        stop.cancel();
+        told
+    };
+    let (told, ()) = tokio::join!(ends, commit.run_batches(true, stop.clone()));
+    (told, book)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_together_is_one_transaction_and_equal_keys_are_one() {
+    let (told, book) = enter(Book::default(), &[("b", 1), ("a", 2), ("b", 3)]).await;
+    assert_eq!(told, [Ok(Told::Done(1)), Ok(Told::Done(2)), Ok(Told::Done(1))], "the first one's request is what is stored");
+    assert_eq!(*book.attempts.lock().expect("no panic"), [(vec!["a".to_owned(), "b".to_owned()], Lock::Skip)], "sorted by key");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_exists_is_answered_and_the_rest_goes_on() {
+    let book = Book { entered: Mutex::new(HashMap::from([("b".to_owned(), 7)])), ..Book::default() };
+    let (told, book) = enter(book, &[("a", 1), ("b", 2), ("c", 3)]).await;
+    assert_eq!(told, [Ok(Told::Done(1)), Ok(Told::Stored(7)), Ok(Told::Done(3))]);
+    assert_eq!(book.attempts.lock().expect("no panic").len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_one_at_fault_is_found_and_keeps_nobody() {
+    let requests: Vec<(String, u32)> =
+        (0..17).map(|number| if number == 5 { ("poison".to_owned(), 5) } else { (format!("{number}"), number) }).collect();
+    let borrowed: Vec<(&str, u32)> = requests.iter().map(|(key, number)| (key.as_str(), *number)).collect();
+    let (told, book) = enter(Book::default(), &borrowed).await;
+    for (number, told) in (0..).zip(told) {
+        assert_eq!(told, if number == 5 { Err(Refusal::Broken) } else { Ok(Told::Done(number)) });
+    }
+    assert!(book.attempts.lock().expect("no panic").len() <= 11, "by halves");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_may_succeed_later_is_tried_again_and_told_in_time() {
+    let book = Book { failures: Mutex::new(vec![Kind::Conflict, Kind::Unavailable]), ..Book::default() };
+    let (told, book) = enter(book, &[("a", 1)]).await;
+    assert_eq!((told, book.attempts.lock().expect("no panic").len()), (vec![Ok(Told::Done(1))], 3));
+    let since = Instant::now();
+    let (told, _) = enter(Book { failures: Mutex::new(vec![Kind::Unavailable; 1000]), ..Book::default() }, &[("a", 1)]).await;
+    assert_eq!(told, [Err(Refusal::Unavailable)]);
+    assert!((TRY_FOR - PAUSE_MAX..=TRY_FOR).contains(&since.elapsed()), "{:?}", since.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_others_have_locked_is_waited_for_and_keeps_nobody() {
+    let book = Book { locked: Mutex::new(vec!["b".to_owned()]), ..Book::default() };
+    let (told, book) = enter(book, &[("a", 1), ("b", 2)]).await;
+    assert_eq!(told, [Ok(Told::Done(1)), Ok(Told::Done(2))]);
+    let attempts = book.attempts.lock().expect("no panic").clone();
+    assert_eq!(attempts, [(vec!["a".to_owned(), "b".to_owned()], Lock::Skip), (vec!["b".to_owned()], Lock::Wait)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_detour_is_heeded_by_the_next_attempt() {
+    let (told, book) = enter(Book::default(), &[("detour", 1)]).await;
+    assert_eq!((told, book.attempts.lock().expect("no panic").len()), (vec![Ok(Told::Done(1))], 2));
+}
