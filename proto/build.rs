@@ -352,13 +352,20 @@ fn write_methods(pool: &DescriptorPool, out: &Path) -> Result<()> {
             };
             let (path_fields, query) = rest_fields(&method, &http_path, &body)?;
             let access = access(&method)?;
+            let shared = option("shared").and_then(|value| value.as_bool()).unwrap_or_default();
+            ensure!(
+                rest.key.is_empty() || method.input().get_field_by_name(&rest.key).is_some(),
+                "{}: {} is to be its key, and is no field of its request",
+                method.full_name(),
+                rest.key
+            );
             // IDEMPOTENCY_UNKNOWN is 0.
             let retry_safe =
                 method.method_descriptor_proto().options.as_ref().is_some_and(|options| options.idempotency_level.unwrap_or_default() != 0);
             writeln!(
                 table,
-                "    Method {{ service: {:?}, name: {:?}, path: \"/{}/{}\", access: {access}, http_method: {http_method:?}, http_path: {http_path:?}, \
-                 success: Success::{}, takes_idempotency_key: {}, takes_wait: {}, waits_outside: {}, reasons: &{:?}, streams: {}, retry_safe: {retry_safe}, \
+                "    Method {{ service: {:?}, name: {:?}, path: \"/{}/{}\", access: {access}, shared: {shared}, http_method: {http_method:?}, http_path: {http_path:?}, \
+                 success: Success::{}, takes_idempotency_key: {}, key: {:?}, takes_wait: {}, waits_outside: {}, reasons: &{:?}, streams: {}, retry_safe: {retry_safe}, \
                  takes_body: {}, path_fields: &{path_fields:?}, query: &[{query}], input: {:?}, class: Class::{class}, \
                  request_bytes_max: {}, body_bytes_max: {} }},",
                 service.full_name(),
@@ -367,6 +374,7 @@ fn write_methods(pool: &DescriptorPool, out: &Path) -> Result<()> {
                 method.name(),
                 rest.success_variant(),
                 rest.takes_idempotency_key,
+                rest.key,
                 rest.takes_wait,
                 rest.waits_outside,
                 rest.reasons,

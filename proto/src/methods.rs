@@ -14,6 +14,8 @@ pub struct Method {
     pub path: &'static str,
     /// Who may call it.
     pub access: Access,
+    /// Whether what it reads or changes is nobody's own: everybody who may call it sees the same.
+    pub shared: bool,
     /// `POST`, or empty where REST does not offer it.
     pub http_method: &'static str,
     /// Path template of the REST route, or empty.
@@ -22,6 +24,8 @@ pub struct Method {
     pub success: Success,
     /// Whether the header `Idempotency-Key` may carry the idempotency key.
     pub takes_idempotency_key: bool,
+    /// The field of the request that is the idempotency key itself, or empty.
+    pub key: &'static str,
     /// Whether the header `Prefer` may say for how long to wait.
     pub takes_wait: bool,
     /// Whether somebody outside is waited for in the call.

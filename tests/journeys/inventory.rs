@@ -247,7 +247,7 @@ pub async fn reservations_keep_pieces(world: &World) -> Result<()> {
     is_reserved(&made, 201, "RESERVED");
     let kept: Vec<(&Value, &Value)> = made.body["items"].as_array().into_iter().flatten().map(|item| (&item["storeId"], &item["quantity"])).collect();
     assert_eq!(kept, [(&json!("b"), &json!(8)), (&json!("a"), &json!(2)), (&json!("a"), &json!(2))], "{made:?}");
-    assert_eq!(made.header("location"), format!("/api/v1/inventory/reservations/{}", format!("{key} 1").replace(' ', "%20")));
+    assert_eq!(made.header("location"), format!("/api/v1/reservations/{}", format!("{key} 1").replace(' ', "%20")));
     shop.has(&coffee, &[("a", 5, 2), ("b", 8, 8)]).await?;
     // The same again, at whichever replica, is what was made, although there would not be enough for another one.
     for _ in 0..8 {
@@ -273,7 +273,7 @@ pub async fn reservations_keep_pieces(world: &World) -> Result<()> {
     is_reserved(&shop.resolve("release", &format!("{key} 3")).await?, 200, "RELEASED");
     is_reserved(&shop.resolve("release", &format!("{key} 3")).await?, 200, "RELEASED");
     refused(&shop.resolve("confirm", &format!("{key} 3")).await?, 409, "RESERVATION_RELEASED");
-    let read = shop.api.get(&format!("/api/v1/inventory/reservations/{}", format!("{key} 3").replace(' ', "%20")), Some(&shop.administrator)).await?;
+    let read = shop.api.get(&format!("/api/v1/reservations/{}", format!("{key} 3").replace(' ', "%20")), Some(&shop.administrator)).await?;
     is_reserved(&read, 200, "RELEASED");
     // One whose time is over is dead at once, whether or not that is written, and what it kept is there for others.
     is_reserved(&shop.reserve(&format!("{key} 4"), json!([{ "productId": coffee, "quantity": 3 }]), Some("1s")).await?, 201, "RESERVED");
@@ -319,7 +319,7 @@ pub async fn bad_reservations_are_named(world: &World) -> Result<()> {
     for verb in ["confirm", "release"] {
         refused(&shop.resolve(verb, &none).await?, 404, "RESERVATION_NOT_FOUND");
     }
-    refused(&shop.api.get(&format!("/api/v1/inventory/reservations/{none}"), Some(&shop.administrator)).await?, 404, "RESERVATION_NOT_FOUND");
+    refused(&shop.api.get(&format!("/api/v1/reservations/{none}"), Some(&shop.administrator)).await?, 404, "RESERVATION_NOT_FOUND");
     let someone = shop.api.someone().await?;
     let body = json!({ "reservationId": "n", "items": [item(1)] });
     refused(&shop.api.post("/api/v1/inventory/reserve", Some(&someone.token), body).await?, 403, "PERMISSION_MISSING");
