@@ -47,8 +47,8 @@ pub trait Work: Send + Sync + Sized + 'static {
     /// All idempotency keys that it would use.
     fn keys(&self) -> Vec<Key<'_>>;
 
-    /// Takes over those who wait for a request with the same key.
-    fn absorb(&mut self, other: Self);
+    /// Takes over those who wait for a request with the same key; gives back what it cannot take over.
+    fn absorb(&mut self, other: Self) -> Option<Self>;
 
     /// Whether it must have a batch of its own, because its refusal undoes the whole batch.
     fn goes_alone(&self) -> bool;

@@ -35,6 +35,8 @@ use crate::cache::StockCache;
 
 /// Reads of one product that no cache answers, of the past and of events, at once; what comes then waits for its turn.
 const READS_PER_PRODUCT: usize = 4;
+/// Of all products: half of the connections, so that changes and reads of now have theirs.
+const READS_MAX: usize = 8;
 /// Those that wait, of all products.
 const WAITING_MAX: usize = 1_000;
 /// How long they wait, how long they read, and what is left of their deadline to answer.
@@ -52,6 +54,7 @@ pub struct App {
     pub(crate) cache: Arc<StockCache>,
     pub(crate) batches: Batches,
     reads: Turns<Uuid>,
+    all_reads: Semaphore,
     waiting: Semaphore,
 }
 
@@ -63,6 +66,7 @@ impl App {
             batches: Batches::new(database.clone(), bus.clone(), cache.clone()),
             transactions: OwnersServiceClient::new(transactions),
             reads: Turns::new(READS_PER_PRODUCT),
+            all_reads: Semaphore::new(READS_MAX),
             waiting: Semaphore::new(WAITING_MAX),
             cache,
             database,
@@ -82,6 +86,10 @@ impl App {
         let _turn = self.read_turn(call, product_id).await?;
         let busy = || Problem::crowded("this product takes too long to read; ask again later");
         let by = call.deadline.checked_sub(READ_MARGIN).unwrap_or(call.deadline).min(Instant::now() + READ_MAX);
+        let read = async {
+            let _place = self.all_reads.acquire().await;
+            read.await
+        };
         match timeout_at(by, read).await {
             Ok(Err(error)) if matches!(error.kind, Kind::Conflict | Kind::Cancelled) => {
                 tracing::warn!(%error, product = %product_id, "a product takes too long to read");

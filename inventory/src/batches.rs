@@ -81,7 +81,8 @@ impl Batches {
             return work::answer_reservation(stored, new.call_id, new.request_hash.as_ref());
         }
         let (id, call_id, request_hash) = (new.id, new.call_id, new.request_hash);
-        let answer = self.0.submit(1, |reply| Work::reserve(new, reply)).await;
+        let locks = new.items.iter().map(|item| item.stocks.len()).sum();
+        let answer = self.0.submit(places(locks), |reply| Work::reserve(new, reply)).await;
         // As for adjustments.
         match answer {
             Err(refused) if refused.is_of_stock() => match self.0.committer().stored(&[(id, work::RESERVATION)], true).await {
@@ -97,7 +98,7 @@ impl Batches {
 
     /// Confirms, releases or returns what is kept, or ends it because its time is over.
     pub async fn resolve(&self, new: NewResolution) -> Result<Made, Refused> {
-        self.0.submit(1, |reply| Work::Resolve { new, reply }).await
+        self.0.submit(places(new.stocks.len()), |reply| Work::Resolve { new, reply }).await
     }
 
     /// Commits what is asked for, until told to stop.
@@ -118,23 +119,40 @@ impl Batches {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(EXPIRE_EVERY) => {}
             }
-            if let Err(error) = self.expire().await {
-                tracing::warn!(%error, "reservations that have run out cannot be ended now");
+            loop {
+                match self.expire().await {
+                    // As long as there are more than are ended at once.
+                    Ok(ended) if ended >= EXPIRE_AT_ONCE as usize && !stop.is_cancelled() => {}
+                    Ok(_) => break,
+                    Err(error) => {
+                        tracing::warn!(%error, "reservations that have run out cannot be ended now");
+                        break;
+                    }
+                }
             }
         }
     }
 
     /// They go through the queue as everything does, so that batches beside each other lock nothing twice.
-    async fn expire(&self) -> Result<(), Error> {
+    async fn expire(&self) -> Result<usize, Error> {
         let found = reservations::expired(self.0.committer().database.reader(), clock::now_us(), EXPIRE_AT_ONCE).await?;
         let ended = found.iter().map(|one| self.resolve(NewResolution::of(one, Verb::Expire, "expiry".to_owned())));
+        let mut count = 0;
         for (one, ended) in found.iter().zip(futures_util::future::join_all(ended).await) {
-            if let Err(refused) = ended {
-                tracing::warn!(reservation = %one.id, ?refused, "a reservation that has run out cannot be ended now; it is tried again");
+            match ended {
+                Ok(_) => count += 1,
+                Err(refused) => {
+                    tracing::warn!(reservation = %one.id, ?refused, "a reservation that has run out cannot be ended now; it is tried again");
+                }
             }
         }
-        Ok(())
+        Ok(count)
     }
+}
+
+/// What locks much takes more places of those who wait.
+const fn places(locks: usize) -> usize {
+    1 + locks / 64
 }
 
 /// What attempts of a batch have found out: how often what had run out was ended first.
@@ -169,7 +187,7 @@ impl Committer for Keeper {
 
     async fn detour(&self, detour: ExpiredFirst, how: &mut How<Heed>, give_up: Instant) {
         how.heed.expired_first = if Instant::now() >= give_up { EXPIRED_FIRST_MAX } else { how.heed.expired_first + 1 };
-        if let Err(error) = self.end_expired(detour.expired_by_us).await {
+        if let Err(error) = self.end_expired(detour.expired_by_us, give_up).await {
             tracing::warn!(%error, "reservations that have run out cannot be ended now");
         }
     }

@@ -37,7 +37,7 @@ const TOLD_WITHIN: Duration = Duration::from_millis(50);
 /// Between attempts to reach Redis.
 const PAUSE: Duration = Duration::from_millis(250);
 /// A connection that has gone silent looks like one on which nothing is announced: after so long another one is opened.
-const LISTEN_MAX: Duration = Duration::from_secs(60);
+const LISTEN_MAX: Duration = Duration::from_secs(10);
 
 /// The stock of a product, by the name of the store.
 pub type ProductStock = Vec<(String, Stock)>;
@@ -97,7 +97,12 @@ impl StockCache {
         Arc::new(Self {
             database,
             entries: moka::future::Cache::builder().max_capacity(ENTRIES).time_to_live(LIVES).build(),
-            forgotten: moka::sync::Cache::builder().max_capacity(FORGOTTEN).time_to_live(FORGOTTEN_FOR).build(),
+            forgotten: moka::sync::Cache::builder()
+                .max_capacity(FORGOTTEN)
+                .time_to_live(FORGOTTEN_FOR)
+                // What was forgotten last is what counts.
+                .eviction_policy(moka::policy::EvictionPolicy::lru())
+                .build(),
             count: AtomicU64::new(1),
             heard_from: AtomicU64::new(0),
             others: match bus {
@@ -112,6 +117,12 @@ impl StockCache {
     /// The stock of a product; None where there is no such product.
     pub async fn get(&self, product_id: Uuid) -> Result<Option<Arc<ProductStock>>, Error> {
         if self.others.as_ref().is_some_and(|others| !others.hears.load(Ordering::Relaxed)) {
+            // Those that come at the same time share one query, of which nothing is kept.
+            let loaded = self.entries.try_get_with(product_id, self.load_alone(product_id)).await.map_err(|error: Arc<Error>| error.copy())?;
+            self.entries.invalidate(&product_id).await;
+            if self.is_fresh(product_id, &loaded) {
+                return Ok(loaded.stock);
+            }
             return self.query(product_id).await;
         }
         for _ in 0..ATTEMPTS {
@@ -153,6 +164,11 @@ impl StockCache {
             let _ = others.shared.fill(product_id, &looked, &to_bytes(stock.as_deref())).await;
         }
         Ok(Entry { stock, since })
+    }
+
+    async fn load_alone(&self, product_id: Uuid) -> Result<Entry, Error> {
+        let since = self.count.load(Ordering::SeqCst);
+        Ok(Entry { stock: self.query(product_id).await?, since })
     }
 
     async fn query(&self, product_id: Uuid) -> Result<Option<Arc<ProductStock>>, Error> {
@@ -211,10 +227,9 @@ impl StockCache {
                 }
             }
             let message: Vec<u8> = some.iter().flat_map(|id| id.as_bytes().iter().copied()).collect();
-            let told = match others.shared.forget(&some).await {
-                Ok(()) => announcer.announce(&message).await,
-                Err(error) => Err(error),
-            };
+            // Before others are told, since they may look there at once; and told they are, also where that cannot be.
+            let emptied = others.shared.forget(&some).await;
+            let told = announcer.announce(&message).await.and(emptied);
             if let Err(error) = told {
                 tracing::debug!(%error, "other replicas cannot be told now which stock has changed");
                 tokio::select! {
@@ -246,12 +261,19 @@ impl StockCache {
         }
     }
 
+    /// Whatever is kept may be of the past from now on.
+    fn hear_no_more(&self, others: &Others) {
+        if others.hears.swap(false, Ordering::SeqCst) {
+            self.heard_from.store(self.count.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        }
+    }
+
     async fn hear(&self, others: &Others) {
         let mut announcements = match others.redis.announcements(CHANNEL).await {
             Ok(announcements) => announcements,
             Err(error) => {
                 tracing::debug!(%error, "what other replicas have changed cannot be heard now; nothing is cached");
-                others.hears.store(false, Ordering::Relaxed);
+                self.hear_no_more(others);
                 return sleep(PAUSE).await;
             }
         };
@@ -266,7 +288,7 @@ impl StockCache {
                     self.forget_here(&ids.iter().map(|id| Uuid::from_bytes(*id)).collect::<Vec<_>>());
                 }
                 Ok(None) => {
-                    others.hears.store(false, Ordering::Relaxed);
+                    self.hear_no_more(others);
                     return;
                 }
                 Err(_) => return,

@@ -109,14 +109,16 @@ impl From<Error> for Problem {
             }
             Error::ReservationNotFound => Self::new(&reasons::RESERVATION_NOT_FOUND, text),
             Error::SagaCancelled => Self::new(&reasons::SAGA_CANCELLED, text),
-            Error::ChangedMeanwhile => Self::new(&UNAVAILABLE, text),
+            Error::ChangedMeanwhile => Self::crowded(text),
             Error::IdempotencyKeyReused => Self::new(&reasons::IDEMPOTENCY_KEY_REUSED, text),
             Error::Transactions(status) => {
                 tracing::warn!(error = %status.message(), code = ?status.code(), "transactions could not be asked");
                 Self::new(&UNAVAILABLE, "the merchant's account cannot be confirmed right now").because_of("transactions")
             }
             // The callers are many, and the service is well.
-            Error::Database(error) if error.kind == lastro_database::Kind::Crowded => Self::crowded("too many reads at once"),
+            Error::Database(error) if error.kind == lastro_database::Kind::Crowded || error.is_of_full_pool() => {
+                Self::crowded("too many reads at once")
+            }
             Error::Database(error) if error.is_transient() => {
                 tracing::warn!(%error, "the database is busy or away");
                 Self::new(&UNAVAILABLE, "the database is busy or away")

@@ -200,6 +200,9 @@ pub async fn stock_is_adjusted(world: &World) -> Result<()> {
     let body = |version: i64, key: &str| json!({ "storeId": "rio", "quantity": 1, "externalId": key, "expectedVersion": version });
     let stale = shop.adjust_if(product, body(1, &format!("{key} v1"))).await?;
     refused(&stale, 409, "VERSION_CONFLICT");
+    // Nor does it come into a store where it is not.
+    let nowhere = json!({ "storeId": "nowhere", "quantity": 1, "externalId": format!("{key} nowhere at 5"), "expectedVersion": 5 });
+    refused(&shop.adjust_if(product, nowhere).await?, 409, "VERSION_CONFLICT");
     // What was made with the version that it had then is made.
     let versioned = json!({ "storeId": "sao-paulo", "quantity": 1, "externalId": format!("{key} once"), "expectedVersion": 1 });
     let once = shop.adjust_if(product, versioned.clone()).await?;

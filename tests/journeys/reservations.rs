@@ -168,6 +168,23 @@ async fn what_sagas_ask_for(stack: &Stack) -> Result<()> {
     one.release(ReleaseRequest { call: call(&fifth, 7) }).await?;
     assert_eq!(reason(one.release(ReleaseRequest { call: call(&fifth, 6) }).await.expect_err("stale")), "STALE_EPOCH");
     assert_eq!(reason(one.confirm(ConfirmRequest { call: call(&saga(), 1) }).await.expect_err("nothing")), "RESERVATION_NOT_FOUND");
+    // All of it is brought back or nothing: where one store has no room, no other one gets anything, however often that is tried.
+    let (sixth, tea) = (saga(), shop.another().await?);
+    assert_eq!(shop.adjust(&tea, "a", 5, &format!("{tea} a")).await?.status, 200);
+    let both = [&shop.product, &tea].map(|product| SagaItem { product_id: product.clone(), store_id: "a".to_owned(), quantity: 5 });
+    one.reserve(ReserveRequest { call: call(&sixth, 1), items: both.to_vec(), ttl: None }).await?;
+    one.confirm(ConfirmRequest { call: call(&sixth, 1) }).await?;
+    for (number, pieces) in [1_000_000_000, 1_000_000_000, 147_483_647].into_iter().enumerate() {
+        assert_eq!(shop.adjust(&tea, "a", pieces, &format!("{tea} {number}")).await?.status, 200);
+    }
+    for _ in 0..3 {
+        assert_eq!(reason(one.r#return(ReturnRequest { call: call(&sixth, 1) }).await.expect_err("no room")), "STOCK_OVERFLOW");
+    }
+    shop.has(&shop.product, &[("a", 5, 0)]).await?;
+    assert_eq!(shop.adjust(&tea, "a", -5, &format!("{tea} room")).await?.status, 200);
+    assert_eq!(two.r#return(ReturnRequest { call: call(&sixth, 1) }).await?.into_inner().state(), State::Returned);
+    shop.has(&shop.product, &[("a", 10, 0)]).await?;
+    shop.has(&tea, &[("a", 2_147_483_647, 0)]).await?;
     // The policy lets nobody else call.
     for who in ["gateway", "edge", "transactions"] {
         let mut other = ReservationsServiceClient::new(to_replica(stack, "inventory-1", who).await?);

@@ -37,19 +37,19 @@ pub(super) async fn run<C: Committer>(
     let mut drop_abandoned = interval(DROP_EVERY);
     drop_abandoned.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while open || !waiting.is_empty() || !in_flight.is_empty() {
-        let worth = running.iter().map(|batch| batch.jobs).max().unwrap_or_default();
-        if running.len() < at_once && !waiting.is_empty() && waiting.len() >= worth {
+        let committing = || running.iter().filter(|batch| !batch.waits);
+        let worth = committing().map(|batch| batch.jobs).max().unwrap_or_default();
+        // Those that only wait for locks are no load.
+        if committing().count() < at_once && !waiting.is_empty() && waiting.len() >= worth {
             let batch = take_disjoint(&*inner.committer, &inner.limits, &mut waiting, &locked);
             if !batch.is_empty() {
-                let mut locks: Vec<Uuid> = batch.iter().flat_map(|job| inner.committer.locks(&job.work)).collect();
-                locks.sort_unstable();
-                locks.dedup();
+                let locks = locks_of(&*inner.committer, batch.iter().map(|job| &job.work));
                 locked.extend(&locks);
                 let jobs = batch.len();
                 // Its own task: a defect in one batch must not end the queue. Its callers are told UNAVAILABLE then.
                 let id = in_flight.spawn(settle::run(inner.clone(), batch)).id();
                 inner.in_flight.store(running.len() + 1, Ordering::Relaxed);
-                running.push(InFlight { id, jobs, locks });
+                running.push(InFlight { id, jobs, locks, waits: false });
                 continue;
             }
         }
@@ -60,17 +60,23 @@ pub(super) async fn run<C: Committer>(
                 waiting.extend(arrived.drain(..));
             }
             Some(ended) = in_flight.join_next_with_id() => {
-                let id = match ended {
-                    Ok((id, ())) => id,
+                let (id, left) = match ended {
+                    Ok(ended) => ended,
                     Err(error) => {
                         tracing::error!("a batch panicked");
-                        error.id()
+                        (error.id(), Vec::new())
                     }
                 };
                 for ended in running.extract_if(.., |batch| batch.id == id) {
                     for lock in ended.locks {
                         locked.remove(&lock);
                     }
+                }
+                if !left.is_empty() {
+                    let (jobs, locks) = (left.len(), locks_of(&*inner.committer, left.iter().map(|job| &job.work)));
+                    locked.extend(&locks);
+                    let id = in_flight.spawn(settle::wait(inner.clone(), left)).id();
+                    running.push(InFlight { id, jobs, locks, waits: true });
                 }
                 inner.in_flight.store(running.len(), Ordering::Relaxed);
                 inner.batch_ended.notify_waiters();
@@ -85,6 +91,16 @@ struct InFlight {
     id: tokio::task::Id,
     jobs: usize,
     locks: Vec<Uuid>,
+    /// Whether it waits for locks that somebody else has.
+    waits: bool,
+}
+
+/// What some work locks, each once.
+fn locks_of<'a, C: Committer>(committer: &C, work: impl Iterator<Item = &'a C::Work>) -> Vec<Uuid> {
+    let mut locks: Vec<Uuid> = work.flat_map(|work| committer.locks(work)).collect();
+    locks.sort_unstable();
+    locks.dedup();
+    locks
 }
 
 /// Takes the jobs that lock nothing that a batch in flight has locked, nor what a job locks that waits before them: a job that is passed over keeps its

@@ -22,12 +22,19 @@ const PAUSE_MAX: Duration = Duration::from_millis(200);
 /// Before what others have locked is tried again.
 const LOCK_PAUSE: Duration = Duration::from_millis(5);
 
-/// Commits a batch and answers its callers.
+/// Commits a batch and answers its callers. Gives back the jobs whose locks somebody else has: they wait apart, so that the others of the batch, and what
+/// comes after those, do not wait along.
 #[allow(clippy::vec_box, reason = "as they were taken from the queue")]
-pub(super) async fn run<C: Committer>(inner: Arc<Inner<C>>, batch: Vec<Box<Job<C::Work>>>) {
+pub(super) async fn run<C: Committer>(inner: Arc<Inner<C>>, batch: Vec<Box<Job<C::Work>>>) -> Vec<Job<C::Work>> {
     let (started, jobs) = (Instant::now(), batch.len());
-    inner.settle(group(batch)).await;
+    let waiting = inner.settle(group(batch), Lock::Skip).await;
     inner.committer.note_batch(jobs, started.elapsed());
+    waiting
+}
+
+/// Commits jobs that wait for their locks, as long as they may.
+pub(super) async fn wait<C: Committer>(inner: Arc<Inner<C>>, jobs: Vec<Job<C::Work>>) -> Vec<Job<C::Work>> {
+    inner.settle(jobs, Lock::Wait).await
 }
 
 /// Sorted by key, so that two replicas insert in the same order and never wait for each other in a circle; those with one key become one.
@@ -39,7 +46,12 @@ fn group<W: Work>(mut jobs: Vec<Box<Job<W>>>) -> Vec<Job<W>> {
     for job in jobs {
         let job = Job { _place: None, ..*job };
         match groups.last_mut() {
-            Some(last) if last.work.key().is_some() && last.work.key() == job.work.key() => last.work.absorb(job.work),
+            // What it cannot take over goes by itself.
+            Some(last) if last.work.key().is_some() && last.work.key() == job.work.key() => {
+                let Job { work, locked_by, .. } = job;
+                let left = last.work.absorb(work);
+                groups.extend(left.map(|work| Job { work, locked_by, _place: None }));
+            }
             _ => groups.push(job),
         }
     }
@@ -51,14 +63,18 @@ fn refuse_all<W: Work>(jobs: Vec<Job<W>>, refusal: Refusal) {
 }
 
 impl<C: Committer> Inner<C> {
-    fn settle(&self, mut jobs: Vec<Job<C::Work>>) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+    /// Begun without waiting for locks, it gives back the jobs that lack theirs; begun with waiting, it gives back none.
+    fn settle(&self, mut jobs: Vec<Job<C::Work>>, begun: Lock) -> Pin<Box<dyn Future<Output = Vec<Job<C::Work>>> + Send + '_>> {
         Box::pin(async move {
             let (mut give_up, mut pauses) = (Instant::now() + TRY_FOR, PAUSES.build());
-            let mut how = How { lock: Lock::Skip, heed: C::Heed::default() };
+            let mut how = How { lock: begun, heed: C::Heed::default() };
             while !jobs.is_empty() {
                 let error = match self.committer.attempt(&jobs, &how).await {
                     Ok(outcomes) => {
                         jobs = self.answer(jobs, outcomes);
+                        if begun == Lock::Skip {
+                            return jobs;
+                        }
                         // What is left waits for locks that others have.
                         how.lock = Lock::Wait;
                         give_up = jobs.iter().map(|job| job.locked_by).max().unwrap_or(give_up);
@@ -68,7 +84,8 @@ impl<C: Committer> Inner<C> {
                             }
                             continue;
                         }
-                        return refuse_all(jobs, Refusal::Unavailable);
+                        refuse_all(jobs, Refusal::Unavailable);
+                        return Vec::new();
                     }
                     Err(Failure::Detour(detour)) => {
                         self.committer.detour(detour, &mut how, give_up).await;
@@ -92,15 +109,18 @@ impl<C: Committer> Inner<C> {
                     tokio::time::sleep(pause).await;
                 } else if error.is_transient() {
                     tracing::warn!(%error, jobs = jobs.len(), "a batch could not be committed");
-                    return refuse_all(jobs, Refusal::Unavailable);
+                    refuse_all(jobs, Refusal::Unavailable);
+                    return Vec::new();
                 } else if jobs.len() > 1 {
                     let second = jobs.split_off(jobs.len() / 2);
-                    self.settle(jobs).await;
-                    return self.settle(second).await;
+                    let mut waiting = self.settle(jobs, begun).await;
+                    waiting.extend(self.settle(second, begun).await);
+                    return waiting;
                 } else if let Some(culprit) = jobs.pop() {
-                    return self.committer.park(culprit, &error).await;
+                    self.committer.park(culprit, &error).await;
                 }
             }
+            Vec::new()
         })
     }
 

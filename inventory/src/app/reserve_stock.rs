@@ -12,6 +12,7 @@ use super::{App, id, stored};
 use crate::Error;
 use crate::batches::{AskedItem, Made, NewReservation, Refused};
 use crate::domain::reservation::{PUBLIC, reservation_id};
+use crate::domain::stock::stock_id;
 use crate::store::sagas::SagaEpoch;
 use crate::store::stock;
 
@@ -62,9 +63,9 @@ pub async fn reserve(app: &App, call: &Call, wanted: Wanted) -> Result<Made, Err
         let stores = app.cache.get(product_id).await?;
         let stores = stores.ok_or_else(|| Error::ProductNotFound { field: Some(format!("items[{index}].product_id")) })?;
         // One that has never had anything is not locked, and has nothing.
-        let is_asked_for = |store_id: &String| item.store_id.as_ref().is_none_or(|asked| asked == store_id);
-        let stores = stores.iter().map(|(store_id, _)| store_id.clone()).filter(is_asked_for).collect();
-        asked.push(AskedItem { product_id, stores, quantity: item.quantity });
+        let is_asked_for = |store_id: &&String| item.store_id.as_ref().is_none_or(|asked| asked == *store_id);
+        let stocks = stores.iter().map(|(store_id, _)| store_id).filter(is_asked_for).map(|store_id| stock_id(product_id, store_id)).collect();
+        asked.push(AskedItem { product_id, stocks, quantity: item.quantity });
     }
     let new = |items: Vec<AskedItem>| NewReservation {
         id: reservation_id(wanted.namespace, &wanted.name),
@@ -85,9 +86,9 @@ pub async fn reserve(app: &App, call: &Call, wanted: Wanted) -> Result<Made, Err
             for (item, wanted) in complete.iter_mut().zip(&wanted.items) {
                 let is_asked_for = |store_id: &&String| wanted.store_id.as_ref().is_none_or(|asked| asked == *store_id);
                 let stores = known.iter().filter(|(product_id, _)| *product_id == item.product_id).map(|(_, store_id)| store_id);
-                item.stores = stores.filter(is_asked_for).cloned().collect();
+                item.stocks = stores.filter(is_asked_for).map(|store_id| stock_id(item.product_id, store_id)).collect();
             }
-            let is_same = complete.iter().zip(&asked).all(|(now, then)| now.stores.len() == then.stores.len());
+            let is_same = complete.iter().zip(&asked).all(|(now, then)| now.stocks.len() == then.stocks.len());
             if is_same { Err(Refused::OutOfStock(short).into()) } else { Ok(stored(call, app.batches.reserve(new(complete))).await?) }
         }
         made => Ok(made?),

@@ -19,11 +19,16 @@ pub struct SagaStep {
 
 /// Keeps pieces. Refused where an undo was faster, or has been made since.
 pub async fn saga_reserve(app: &App, call: &Call, wanted: Wanted) -> Result<Reservation, Error> {
-    if let (Some(saga), Some(_)) = (wanted.fence, find(app, wanted.namespace, &wanted.name).await?) {
+    let saga = wanted.fence;
+    if let (Some(saga), Some(_)) = (saga, find(app, wanted.namespace, &wanted.name).await?) {
         // A repetition is answered with what is stored, without a batch that would judge the epoch.
         fence(app, saga).await?;
     }
     let made = reserve(app, call, wanted).await?;
+    // Somebody else has made it meanwhile: whoever comes with a lower epoch from now on is refused all the same.
+    if let (true, Some(saga)) = (made.replayed, saga) {
+        fence(app, saga).await?;
+    }
     match made.reservation.state {
         State::Released | State::Returned => Err(Error::SagaCancelled),
         State::Reserved | State::Confirmed | State::Expired => Ok(made.reservation),
@@ -34,7 +39,10 @@ pub async fn saga_reserve(app: &App, call: &Call, wanted: Wanted) -> Result<Rese
 pub async fn saga_resolve(app: &App, call: &Call, of: SagaStep, verb: Verb) -> Result<Reservation, Error> {
     let reservation = match find(app, of.saga.id, &of.step).await? {
         Some(reservation) => reservation,
-        None if verb == Verb::Confirm => return Err(Error::ReservationNotFound),
+        None if verb == Verb::Confirm => {
+            fence(app, of.saga).await?;
+            return Err(Error::ReservationNotFound);
+        }
         None => {
             let tombstone = NewReservation {
                 id: reservation_id(of.saga.id, &of.step),

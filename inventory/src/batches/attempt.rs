@@ -7,12 +7,13 @@ use lastro_database::{Error, Kind, Transaction};
 use lastro_events::event::Event;
 use lastro_mesh::clock;
 use sea_orm::{ConnectionTrait as _, DbBackend};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::work::{AskedItem, NewAdjustment, NewReservation, NewResolution, Outcome, Refused, Short, Work};
 use super::{EXPIRE_AT_ONCE, ExpiredFirst, Keeper};
 use crate::domain::reservation::{Move, State, Stocks, Verb, allocate, moved};
-use crate::domain::stock::{self, Happening, Stock, stock_id};
+use crate::domain::stock::{self, Happening, Stock};
 use crate::store::adjustments::{self, Adjustment};
 use crate::store::reservations::{self, Item, Reservation};
 use crate::store::sagas::{self, SagaEpoch};
@@ -42,34 +43,56 @@ impl Keeper {
         for index in order {
             outcomes[index] = decided.decide(&jobs[index].work)?;
         }
-        if expired_first && decided.is_short && !reservations::expired(&tx, decided.now_us, 1).await?.is_empty() {
-            tx.rollback().await.map_err(Error::from)?;
-            return Err(Failure::Detour(ExpiredFirst { expired_by_us: decided.now_us }));
+        if decided.is_short && !reservations::expired(&tx, decided.now_us, 1).await?.is_empty() {
+            if expired_first {
+                tx.rollback().await.map_err(Error::from)?;
+                return Err(Failure::Detour(ExpiredFirst { expired_by_us: decided.now_us }));
+            }
+            // More have run out than could be ended: nobody knows whether there is enough.
+            for outcome in &mut outcomes {
+                if matches!(outcome, Some(Outcome::Refused(Refused::OutOfStock(_)))) {
+                    *outcome = Some(Outcome::Refused(Refused::Crowded));
+                }
+            }
         }
         let Some(mark) = decided.write(&tx, &outcomes).await? else {
             // Epochs that were raised stay so, whatever became of what was asked for.
             tx.commit().await.map_err(Error::from)?;
             return Ok(outcomes);
         };
-        match tx.commit().await.map_err(Error::from) {
-            Err(error) if error.kind == Kind::Unavailable => read_back(|| self.is_written(mark), error).await?,
-            committed => committed?,
-        }
-        self.bus.wake(STOCK_EVENTS.topic);
+        let committed = match tx.commit().await.map_err(Error::from) {
+            Err(error) if error.kind == Kind::Unavailable => read_back(|| self.is_written(mark), error).await,
+            committed => committed,
+        };
+        // Also where nobody knows whether it is written.
         self.cache.forget(&decided.changed_products());
+        committed?;
+        self.bus.wake(STOCK_EVENTS.topic);
         Ok(outcomes)
     }
 
-    /// Ends reservations that have run out, all or none of them.
-    pub(super) async fn end_expired(&self, by_us: i64) -> Result<(), Error> {
-        let found = reservations::expired(self.database.reader(), by_us, EXPIRE_AT_ONCE).await?;
+    /// Ends reservations that have run out, page by page; those that somebody else has locked are left to that one.
+    pub(super) async fn end_expired(&self, by_us: i64, give_up: Instant) -> Result<(), Error> {
+        while Instant::now() < give_up {
+            let found = reservations::expired(self.database.writer(), by_us, EXPIRE_AT_ONCE).await?;
+            let ended = self.end(&found).await?;
+            if found.len() < EXPIRE_AT_ONCE as usize || ended == 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// In one transaction; how many.
+    async fn end(&self, found: &[Reservation]) -> Result<usize, Error> {
         let work = |one: &Reservation| {
             let (reply, _) = tokio::sync::oneshot::channel();
             Job::of(Work::Resolve { new: NewResolution::of(one, Verb::Expire, "expiry".to_owned()), reply })
         };
         let jobs: Vec<Job<Work>> = found.iter().map(work).collect();
-        match Box::pin(self.attempt_all(&jobs, Lock::Wait, false)).await {
-            Ok(_) | Err(Failure::Detour(_)) => Ok(()),
+        match Box::pin(self.attempt_all(&jobs, Lock::Skip, false)).await {
+            Ok(outcomes) => Ok(outcomes.iter().flatten().count()),
+            Err(Failure::Detour(_)) => Ok(0),
             Err(Failure::KeyExists(error) | Failure::Database(error)) => Err(error),
         }
     }
@@ -78,7 +101,7 @@ impl Keeper {
     async fn is_written(&self, mark: Mark) -> Result<bool, Error> {
         let on = self.database.writer();
         match mark {
-            Mark::Event { stock_id, event_id } => stocks::has_event(on, stock_id, event_id).await,
+            Mark::Event { stock_id, version, event_id } => stocks::has_event(on, stock_id, version, event_id).await,
             Mark::Reservation { id, call_id } => reservations::is_made_by(on, id, call_id).await,
         }
     }
@@ -87,7 +110,7 @@ impl Keeper {
 /// Something that a batch has generated, by which its COMMIT is known.
 #[derive(Clone, Copy)]
 enum Mark {
-    Event { stock_id: Uuid, event_id: Uuid },
+    Event { stock_id: Uuid, version: i64, event_id: Uuid },
     Reservation { id: Uuid, call_id: Uuid },
 }
 
@@ -149,10 +172,15 @@ fn sorted(ids: impl Iterator<Item = Uuid>) -> Vec<Uuid> {
     ids
 }
 
+/// Whether an adjustment brings its product into its store, where it is not yet: only what adds to nothing does.
+fn is_to_be_made(new: &NewAdjustment) -> bool {
+    new.quantity > 0 && new.expected_version.is_none_or(|version| version == 0)
+}
+
 /// Brings products into stores where adjustments add to them; the products that are in too many already.
 async fn make_missing(tx: &Transaction, jobs: &[Job<Work>], rows: &mut Vec<StockRow>, lock: Lock) -> Result<Vec<Uuid>, Error> {
     let missing = |job: &Job<Work>| match &job.work {
-        Work::Adjust { new, .. } if new.quantity > 0 && rows.iter().all(|row| row.id != new.stock_id) => Some(new.clone()),
+        Work::Adjust { new, .. } if is_to_be_made(new) && rows.iter().all(|row| row.id != new.stock_id) => Some(new.clone()),
         Work::Adjust { .. } | Work::Reserve { .. } | Work::Resolve { .. } => None,
     };
     let mut new: Vec<NewAdjustment> = jobs.iter().filter_map(missing).collect();
@@ -205,7 +233,7 @@ impl Decided {
         let stock = match self.stock.get(&new.stock_id) {
             Some(row) => row.stock,
             // It is not there, and nothing is taken from what is not there; or somebody has locked it.
-            None if new.quantity < 0 && self.is_complete => Stock::default(),
+            None if self.is_complete && !is_to_be_made(new) => Stock::default(),
             None => return Ok(None),
         };
         if new.expected_version.is_some_and(|expected| expected != stock.version) {
@@ -266,8 +294,7 @@ impl Decided {
     fn share(&self, asked: &[AskedItem]) -> Option<Result<Vec<Item>, Vec<Short>>> {
         let (mut items, mut short) = (Vec::new(), Vec::new());
         for (index, item) in asked.iter().enumerate() {
-            let rows: Vec<&StockRow> =
-                item.stores.iter().map(|store_id| self.stock.get(&stock_id(item.product_id, store_id))).collect::<Option<_>>()?;
+            let rows: Vec<&StockRow> = item.stocks.iter().map(|id| self.stock.get(id)).collect::<Option<_>>()?;
             let available: Vec<(&str, i64)> = rows.iter().map(|row| (row.store_id.as_str(), row.stock.available())).collect();
             match allocate(&available, item.quantity) {
                 Some(shares) => items.extend(shares.into_iter().map(|(place, quantity)| Item {
@@ -295,16 +322,19 @@ impl Decided {
             return Ok(None);
         }
         let cause = Cause { correlation_id: &new.correlation_id, reservation_id: &reservation.full_name(), expired: state == State::Expired };
+        let happening = |item: &Item| match stocks {
+            Stocks::Released => Happening::Released(item.quantity),
+            Stocks::Committed => Happening::Committed(item.quantity),
+            Stocks::Returned => Happening::Returned(item.quantity),
+        };
+        // All or none: each is judged before anything happens. A reservation has each stock once.
+        let overflows =
+            |item: &Item| self.stock.get(&item.stock_id).is_some_and(|row| row.stock.after(happening(item)) == Err(stock::Refused::Overflow));
+        if reservation.items.iter().any(overflows) {
+            return Ok(Some(Outcome::Refused(Refused::Overflow)));
+        }
         for item in &reservation.items {
-            let happening = match stocks {
-                Stocks::Released => Happening::Released(item.quantity),
-                Stocks::Committed => Happening::Committed(item.quantity),
-                Stocks::Returned => Happening::Returned(item.quantity),
-            };
-            if stocks == Stocks::Returned && self.stock[&item.stock_id].stock.after(happening) == Err(stock::Refused::Overflow) {
-                return Ok(Some(Outcome::Refused(Refused::Overflow)));
-            }
-            self.happen_to(item, happening, &cause)?;
+            self.happen_to(item, happening(item), &cause)?;
         }
         (reservation.state, reservation.update_time_us) = (state, self.now_us);
         self.reservations.insert(reservation.id, reservation.clone());
@@ -350,7 +380,7 @@ impl Decided {
         stocks::update(tx, &changed).await?;
         STOCK_EVENTS.insert(tx, &self.events).await?;
         stocks::insert_snapshots(tx, &self.snapshots).await?;
-        let of_event = self.events.first().map(|event| Mark::Event { stock_id: event.aggregate_id, event_id: event.id });
+        let of_event = self.events.first().map(|event| Mark::Event { stock_id: event.aggregate_id, version: event.version, event_id: event.id });
         Ok(of_event.or_else(|| reserved.first().map(|one| Mark::Reservation { id: one.id, call_id: one.call_id })))
     }
 

@@ -7,7 +7,6 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use crate::domain::reservation::{State, Verb};
-use crate::domain::stock::stock_id;
 use crate::store::adjustments::Adjustment;
 use crate::store::reservations::Reservation;
 use crate::store::sagas::SagaEpoch;
@@ -78,8 +77,8 @@ impl NewReservation {
 #[derive(Debug, Clone)]
 pub struct AskedItem {
     pub product_id: Uuid,
-    /// The stores that they may come from.
-    pub stores: Vec<String>,
+    /// What they may come from: the stock of each store.
+    pub stocks: Vec<Uuid>,
     pub quantity: i64,
 }
 
@@ -221,8 +220,8 @@ impl Work {
         match self {
             Self::Adjust { new, .. } => smallvec![new.stock_id],
             Self::Reserve { new, .. } => {
-                let of_item = |item: &AskedItem| item.stores.iter().map(|store_id| stock_id(item.product_id, store_id)).collect::<Vec<_>>();
-                std::iter::once(new.id).chain(new.items.iter().flat_map(of_item)).chain(new.fence.map(|fence| fence.id)).collect()
+                let of_items = new.items.iter().flat_map(|item| item.stocks.iter().copied());
+                std::iter::once(new.id).chain(of_items).chain(new.fence.map(|fence| fence.id)).collect()
             }
             Self::Resolve { new, .. } => {
                 std::iter::once(new.reservation_id).chain(new.stocks.iter().copied()).chain(new.fence.map(|fence| fence.id)).collect()
@@ -234,10 +233,7 @@ impl Work {
     pub fn stocks(&self) -> Locks {
         match self {
             Self::Adjust { new, .. } => smallvec![new.stock_id],
-            Self::Reserve { new, .. } => {
-                let of_item = |item: &AskedItem| item.stores.iter().map(|store_id| stock_id(item.product_id, store_id)).collect::<Vec<_>>();
-                new.items.iter().flat_map(of_item).collect()
-            }
+            Self::Reserve { new, .. } => new.items.iter().flat_map(|item| item.stocks.iter().copied()).collect(),
             Self::Resolve { new, .. } => new.stocks.clone(),
         }
     }
@@ -253,12 +249,8 @@ impl Work {
 
     fn refuse_as(self, refused: &Refused) {
         match self {
-            Self::Adjust { new, callers } => {
-                callers.into_iter().for_each(|(_, hash, reply)| drop(reply.send(Err(of_its_own(refused, hash == Some(new.request_hash))))));
-            }
-            Self::Reserve { new, callers } => {
-                callers.into_iter().for_each(|(_, hash, reply)| drop(reply.send(Err(of_its_own(refused, hash == new.request_hash)))));
-            }
+            Self::Adjust { callers, .. } => callers.into_iter().for_each(|(.., reply)| drop(reply.send(Err(refused.clone())))),
+            Self::Reserve { callers, .. } => callers.into_iter().for_each(|(.., reply)| drop(reply.send(Err(refused.clone())))),
             Self::Resolve { reply, .. } => drop(reply.send(Err(refused.clone()))),
         }
     }
@@ -290,11 +282,6 @@ impl Work {
             (work, _) => work.refuse_as(&Refused::Unavailable),
         }
     }
-}
-
-/// Whoever asked for something else with the same key was not judged.
-fn of_its_own(refused: &Refused, is_same: bool) -> Refused {
-    if is_same { refused.clone() } else { Refused::Unavailable }
 }
 
 /// What a caller is told whose key belongs to an adjustment.
@@ -333,16 +320,20 @@ impl group_commit::Work for Work {
         self.key().into_iter().collect()
     }
 
-    fn absorb(&mut self, other: Self) {
+    /// What asks for the same. What asks for something else with the same key is judged by itself.
+    fn absorb(&mut self, other: Self) -> Option<Self> {
         match (self, other) {
-            (Self::Adjust { callers, .. }, Self::Adjust { callers: more, .. }) => callers.extend(more),
-            // Those of one saga are judged by their epochs, and one that leaves a tombstone is none that asks for pieces.
+            (Self::Adjust { new, callers }, Self::Adjust { new: other, callers: more }) if new.request_hash == other.request_hash => {
+                callers.extend(more);
+                None
+            }
             (Self::Reserve { new, callers }, Self::Reserve { new: other, callers: more })
-                if new.fence == other.fence && new.request_hash.is_some() == other.request_hash.is_some() =>
+                if new.fence == other.fence && new.request_hash == other.request_hash =>
             {
                 callers.extend(more);
+                None
             }
-            (_, other) => other.refuse_as(&Refused::Unavailable),
+            (_, other) => Some(other),
         }
     }
 

@@ -89,13 +89,13 @@ pub async fn make(on: &impl ConnectionTrait, new: &[(Uuid, Uuid, &str)]) -> Resu
     insert_rows(on, "stock", &columns, "ON CONFLICT DO NOTHING", new.iter().map(row).collect()).await.map(|_| ())
 }
 
-/// How many stores a product is in.
+/// How many stores a product is in: something has happened to it there.
 pub async fn count_stores(on: &impl ConnectionTrait, product_id: Uuid) -> Result<i64, Error> {
     #[derive(FromQueryResult)]
     struct Count {
         count: i64,
     }
-    let sql = "SELECT count(*) AS count FROM stock WHERE product_id = $1";
+    let sql = "SELECT count(*) AS count FROM stock WHERE product_id = $1 AND version > 0";
     Ok(one::<Count>(on, sql, [product_id.into()]).await?.map_or(0, |found| found.count))
 }
 
@@ -209,13 +209,12 @@ pub async fn events(database: &Database, id: Uuid, from_version: i64, limit: u32
     STOCK_EVENTS.stream_from(database, id, from_version, limit).await
 }
 
-/// Whether a stock has an event.
-pub async fn has_event(on: &impl ConnectionTrait, id: Uuid, event_id: Uuid) -> Result<bool, Error> {
+/// Whether a stock has an event at this place.
+pub async fn has_event(on: &impl ConnectionTrait, id: Uuid, version: i64, event_id: Uuid) -> Result<bool, Error> {
     #[derive(FromQueryResult)]
     struct Found {
-        #[allow(dead_code, reason = "that there is one says all")]
-        version: i64,
+        id: Uuid,
     }
-    let sql = "SELECT version FROM stock_events WHERE aggregate_id = $1 AND id = $2";
-    Ok(one::<Found>(on, sql, [id.into(), event_id.into()]).await?.is_some())
+    let sql = "SELECT id FROM stock_events WHERE aggregate_id = $1 AND version = $2";
+    Ok(one::<Found>(on, sql, [id.into(), version.into()]).await?.is_some_and(|found| found.id == event_id))
 }

@@ -202,11 +202,13 @@ impl group_commit::Work for Work {
         }
     }
 
-    fn absorb(&mut self, other: Self) {
+    fn absorb(&mut self, other: Self) -> Option<Self> {
         match (self, other) {
-            (Self::Create { callers, .. }, Self::Create { callers: more, .. }) => callers.extend(more),
-            // Only what has a key alone has the same key as another one.
-            (_, other) => other.refuse_as(Refused::Unavailable),
+            (Self::Create { callers, .. }, Self::Create { callers: more, .. }) => {
+                callers.extend(more);
+                None
+            }
+            (_, other) => Some(other),
         }
     }
 

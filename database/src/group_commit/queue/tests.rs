@@ -28,7 +28,9 @@ impl Work for Request {
         Vec::new()
     }
 
-    fn absorb(&mut self, _: Self) {}
+    fn absorb(&mut self, other: Self) -> Option<Self> {
+        Some(other)
+    }
 
     fn goes_alone(&self) -> bool {
         self.alone

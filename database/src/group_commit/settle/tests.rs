@@ -37,8 +37,9 @@ impl Work for Enter {
         vec![(Uuid::nil(), &self.key)]
     }
 
-    fn absorb(&mut self, other: Self) {
+    fn absorb(&mut self, other: Self) -> Option<Self> {
         self.callers.extend(other.callers);
+        None
     }
 
     fn goes_alone(&self) -> bool {
@@ -64,6 +65,8 @@ struct Book {
     failures: Mutex<Vec<Kind>>,
     /// What somebody else has locked until an attempt waits for it.
     locked: Mutex<Vec<String>>,
+    /// Whether it is locked for ever.
+    stuck: bool,
 }
 
 impl Committer for Book {
@@ -99,7 +102,7 @@ impl Committer for Book {
         }
         let locked = self.locked.lock().expect("no panic");
         let outcome = |job: &Job<Enter>| {
-            let is_locked = locked.contains(&job.work.key) && how.lock == Lock::Skip;
+            let is_locked = locked.contains(&job.work.key) && (self.stuck || how.lock == Lock::Skip);
             (!is_locked).then(|| {
                 entered.insert(job.work.key.clone(), job.work.number);
                 (job.work.key.clone(), job.work.number)
@@ -196,6 +199,33 @@ async fn what_others_have_locked_is_waited_for_and_keeps_nobody() {
     assert_eq!(told, [Ok(Told::Done(1)), Ok(Told::Done(2))]);
     let attempts = book.attempts.lock().expect("no panic").clone();
     assert_eq!(attempts, [(vec!["a".to_owned(), "b".to_owned()], Lock::Skip), (vec!["b".to_owned()], Lock::Wait)]);
+}
+
+/// One waits for its lock for ever; those that lock the same wait behind it, and nobody else does.
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_lock_keeps_nobody_else() {
+    let book = Arc::new(Book { stuck: true, locked: Mutex::new(vec!["b".to_owned()]), ..Book::default() });
+    let commit = GroupCommit::new(book.clone(), LIMITS);
+    let submit = |key: &str, number: u32| {
+        let key = key.to_owned();
+        commit.submit(1, move |reply| Enter { key, number, callers: vec![reply] })
+    };
+    let stop = CancellationToken::new();
+    let callers = async {
+        let since = Instant::now();
+        let first = futures_util::future::join(submit("b", 2), submit("a", 1));
+        let later = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let told = submit("c", 3).await;
+            (told, since.elapsed())
+        };
+        let ((stuck, along), (later, took)) = futures_util::future::join(first, later).await;
+        assert_eq!((along, later), (Ok(Told::Done(1)), Ok(Told::Done(3))));
+        assert!(took < Duration::from_millis(200), "{took:?}");
+        assert_eq!(stuck, Err(Refusal::Unavailable));
+        stop.cancel();
+    };
+    tokio::join!(callers, commit.run_batches(true, stop.clone()));
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,27 +2,42 @@
 //! any time, and it never answers an entry that was made before it was last made worthless.
 //!
 //! Each entry is a hash of `value`, `of` and `mark`. Making it worthless sets another `mark`; an entry counts only if it was made `of` the mark that stands.
-//! Whoever fills the cache names the mark that it had seen before it read what the entry is made of, so that one that reads slowly fills in nothing old.
+//! Whoever looks finds a mark, or sets one; and whoever fills the cache names the mark that it had seen before it read what the entry is made of. One that
+//! reads slowly fills in nothing old: where that mark does not stand any more, nothing is filled in.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
-use redis::aio::ConnectionManager;
-use redis::{AsyncCommands as _, Client};
-use tokio::sync::OnceCell;
+use redis::aio::MultiplexedConnection;
+use redis::{Client, Script};
+use tokio::sync::Mutex;
 use uuid::Uuid;
 
-use super::COMMAND_TIMEOUT;
+use super::{COMMAND_TIMEOUT, connect};
 use crate::bus::BusError;
 
-/// How long a mark outlives its entry. Whoever fills the cache takes less.
-const MARK_SECONDS: i64 = 60;
+/// Its value where it counts, and its mark; one is made where there is none.
+static LOOK: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "local found = redis.call('HMGET', KEYS[1], 'value', 'of', 'mark') \
+         if not found[3] then redis.call('HSET', KEYS[1], 'mark', ARGV[1]) redis.call('EXPIRE', KEYS[1], ARGV[2]) return {false, ARGV[1]} end \
+         if found[2] == found[3] then return {found[1], found[3]} end \
+         return {false, found[3]}",
+    )
+});
+static FILL: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "if redis.call('HGET', KEYS[1], 'mark') == ARGV[1] then \
+         redis.call('HSET', KEYS[1], 'value', ARGV[2], 'of', ARGV[1]) redis.call('EXPIRE', KEYS[1], ARGV[3]) end",
+    )
+});
 
-/// The way to it. Connects when first used.
+/// The way to it. Connects when first used, and anew after an error.
 pub struct SharedCache {
     client: Client,
     prefix: &'static str,
-    seconds: i64,
-    connection: OnceCell<ConnectionManager>,
+    seconds: u64,
+    connection: Mutex<Option<MultiplexedConnection>>,
 }
 
 /// What was found.
@@ -34,17 +49,24 @@ pub struct Looked {
 
 impl SharedCache {
     pub(super) fn new(client: &Client, prefix: &'static str, lives: Duration) -> Self {
-        let seconds = i64::try_from(lives.as_secs()).unwrap_or(i64::MAX);
-        Self { client: client.clone(), prefix, seconds, connection: OnceCell::new() }
+        Self { client: client.clone(), prefix, seconds: lives.as_secs(), connection: Mutex::new(None) }
     }
 
-    async fn connection(&self) -> Result<ConnectionManager, BusError> {
-        let config = redis::aio::ConnectionManagerConfig::new()
-            .set_connection_timeout(Some(COMMAND_TIMEOUT))
-            .set_response_timeout(Some(COMMAND_TIMEOUT))
-            .set_number_of_retries(0);
-        let connect = || ConnectionManager::new_with_config(self.client.clone(), config);
-        Ok(self.connection.get_or_try_init(connect).await?.clone())
+    /// A command on the connection. One that fails takes the connection along: it may have gone silent.
+    async fn run<T>(&self, command: impl AsyncFnOnce(&mut MultiplexedConnection) -> redis::RedisResult<T>) -> Result<T, BusError> {
+        let connection = {
+            let mut held = self.connection.lock().await;
+            match &*held {
+                Some(connection) => connection.clone(),
+                None => held.insert(connect(&self.client, COMMAND_TIMEOUT).await?).clone(),
+            }
+        };
+        let mut connection = connection;
+        let done = command(&mut connection).await;
+        if done.is_err() {
+            *self.connection.lock().await = None;
+        }
+        Ok(done?)
     }
 
     fn key(&self, id: Uuid) -> String {
@@ -53,33 +75,24 @@ impl SharedCache {
 
     /// Looks an entry up.
     pub async fn look(&self, id: Uuid) -> Result<Looked, BusError> {
-        let found: (Option<Vec<u8>>, Option<Vec<u8>>, Option<Vec<u8>>) =
-            self.connection().await?.hmget(self.key(id), &["value", "of", "mark"]).await?;
-        let (value, of, mark) = found;
-        let mark = mark.unwrap_or_default();
-        Ok(Looked { value: value.filter(|_| of.is_some_and(|of| of == mark)), mark })
+        let new_mark = Uuid::new_v4();
+        let (value, mark): (Option<Vec<u8>>, Vec<u8>) = self
+            .run(async |connection| LOOK.key(self.key(id)).arg(new_mark.as_bytes().as_slice()).arg(2 * self.seconds).invoke_async(connection).await)
+            .await?;
+        Ok(Looked { value, mark })
     }
 
     /// Fills an entry in that was made after it was looked up.
     pub async fn fill(&self, id: Uuid, looked: &Looked, value: &[u8]) -> Result<(), BusError> {
-        let mut connection = self.connection().await?;
-        let mut commands = redis::pipe();
-        commands.hset_multiple(self.key(id), &[("value", value), ("of", looked.mark.as_slice())]).ignore();
-        commands.expire(self.key(id), self.seconds).ignore();
-        let () = commands.query_async(&mut connection).await?;
-        Ok(())
+        self.run(async |connection| FILL.key(self.key(id)).arg(&looked.mark).arg(value).arg(self.seconds).invoke_async(connection).await).await
     }
 
     /// Makes entries worthless.
     pub async fn forget(&self, ids: &[Uuid]) -> Result<(), BusError> {
-        let mut connection = self.connection().await?;
         let mut commands = redis::pipe();
         for id in ids {
-            commands.hdel(self.key(*id), "value").ignore();
-            commands.hset(self.key(*id), "mark", Uuid::new_v4().as_bytes()).ignore();
-            commands.expire(self.key(*id), MARK_SECONDS).ignore();
+            commands.del(self.key(*id)).ignore();
         }
-        let () = commands.query_async(&mut connection).await?;
-        Ok(())
+        self.run(async |connection| commands.query_async(connection).await).await
     }
 }
