@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use futures_util::StreamExt as _;
 use hdrhistogram::Histogram;
 use lastro_proto::inventory::v1::inventory_service_client::InventoryServiceClient;
 use lastro_proto::inventory::v1::{GetStockRequest, ReserveItem, ReserveStockRequest};
@@ -74,15 +75,12 @@ impl Catalogue {
                 let price = json!({ "currencyCode": "BRL", "amount": "1.00" });
                 let body = json!({ "name": format!("product {number}"), "description": "", "price": price, "merchantAccountId": account });
                 let product = rest.post("/api/v1/products", Some(token), body).await?.text("id")?;
-                for _ in 0..1 {
-                    let body = json!({ "storeId": "a", "quantity": PIECES, "externalId": format!("{product} a") });
-                    let stocked = rest.post(&format!("/api/v1/inventory/{product}/stock"), Some(token), body).await?;
-                    ensure!(stocked.status == 200, "{stocked:?}");
-                }
+                let body = json!({ "storeId": "a", "quantity": PIECES, "externalId": format!("{product} a") });
+                let stocked = rest.post(&format!("/api/v1/inventory/{product}/stock"), Some(token), body).await?;
+                ensure!(stocked.status == 200, "{stocked:?}");
                 Ok(product)
             }
         });
-        use futures_util::StreamExt as _;
         let products = futures_util::stream::iter(made).buffered(32).collect::<Vec<Result<String>>>().await.into_iter().collect::<Result<_>>()?;
         let mut channels = Vec::new();
         for _ in 0..CONNECTIONS {

@@ -71,16 +71,7 @@ impl From<Error> for Problem {
             }
             Error::InvalidCredentials => Self::new(&reasons::INVALID_CREDENTIALS, text),
             Error::InvalidRefreshToken => Self::new(&reasons::INVALID_REFRESH_TOKEN, text),
-            // The callers are many, and the service is well.
-            Error::Database(error) if error.kind == lastro_database::Kind::Crowded => Self::crowded("too many reads at once"),
-            Error::Database(error) if error.is_transient() => {
-                tracing::warn!(%error, "the database is busy or away");
-                Self::new(&UNAVAILABLE, "the database is busy or away")
-            }
-            Error::Database(error) => {
-                tracing::error!(%error, "the database refused");
-                Self::new(&INTERNAL, "internal error")
-            }
+            Error::Database(error) => lastro_service::database_problem(&error),
             Error::Crypto(error) => {
                 tracing::error!(%error, "cryptography failed");
                 Self::new(&INTERNAL, "internal error")

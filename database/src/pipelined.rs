@@ -25,8 +25,8 @@ pub type Pool = managed::Pool<Manager>;
 /// A connection on loan from the pool.
 pub type Pooled = managed::Object<Manager>;
 
-/// Three batches in flight, a worker, and one to spare.
-pub(crate) const FOR_BATCHES: usize = 5;
+/// Three batches in flight, two that wait for locks, a worker, and one to spare.
+pub(crate) const FOR_BATCHES: usize = 7;
 /// Single reads at once: of two loaders, so that one whose table is locked does not starve the other.
 pub(crate) const FOR_READS: usize = 2 * IN_FLIGHT_MAX;
 /// Pages of lists that are read at once.

@@ -50,12 +50,10 @@ pub async fn insert_rows(
     if rows.is_empty() {
         return Ok(0);
     }
-    if rows.iter().any(|row| row.len() != columns.len()) {
-        return Err(Error::corrupt(format!("a row for {table} that has not as many values as there are columns")));
-    }
+    check_width(table, columns, &rows)?;
     let names = columns.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
     if tx.get_database_backend() == DbBackend::Postgres {
-        let arrays = (1..).zip(columns).map(|(place, (_, of))| format!("${place}::{}", of.array().1)).collect::<Vec<_>>().join(", ");
+        let arrays = array_places(columns);
         let value = |(name, of): &(&str, Type)| match of {
             Type::OptionalUuid => format!("NULLIF(u.{name}, '{}'::uuid)", Uuid::nil()),
             _ => format!("u.{name}"),
@@ -66,9 +64,7 @@ pub async fn insert_rows(
     }
     let (mut changed, mut rows) = (0, rows.into_iter());
     while let Some(size) = CHUNKS.into_iter().find(|size| *size <= rows.len()) {
-        let place = |row: usize, column: usize| format!("${}", row * columns.len() + column + 1);
-        let row = |row: usize| format!("({})", (0..columns.len()).map(|column| place(row, column)).collect::<Vec<_>>().join(", "));
-        let values = (0..size).map(row).collect::<Vec<_>>().join(", ");
+        let values = value_places(columns.len(), size);
         // `WHERE true`, since SQLite would take ON of a conflict for that of a join.
         let sql = format!("INSERT INTO {table} ({names}) SELECT * FROM (VALUES {values}) WHERE true {conflict}");
         changed += execute(tx, &sql, rows.by_ref().take(size).flatten()).await?;
@@ -88,25 +84,40 @@ pub async fn update_rows(
     if rows.is_empty() {
         return Ok(0);
     }
-    if rows.iter().any(|row| row.len() != columns.len()) {
-        return Err(Error::corrupt(format!("a row for {table} that has not as many values as there are columns")));
-    }
+    check_width(table, columns, &rows)?;
     if tx.get_database_backend() == DbBackend::Postgres {
         let names = columns.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
-        let arrays = (1..).zip(columns).map(|(place, (_, of))| format!("${place}::{}", of.array().1)).collect::<Vec<_>>().join(", ");
+        let arrays = array_places(columns);
         let sql = format!("UPDATE {table} AS t SET {set} FROM unnest({arrays}) AS u ({names}) WHERE {condition}");
         return execute(tx, &sql, arrays_of(columns.iter().map(|(_, of)| *of), rows)).await;
     }
     let (mut changed, mut rows) = (0, rows.into_iter());
     let names = (1..).zip(columns).map(|(place, (name, _))| format!("column{place} AS {name}")).collect::<Vec<_>>().join(", ");
     while let Some(size) = CHUNKS.into_iter().find(|size| *size <= rows.len()) {
-        let place = |row: usize, column: usize| format!("${}", row * columns.len() + column + 1);
-        let row = |row: usize| format!("({})", (0..columns.len()).map(|column| place(row, column)).collect::<Vec<_>>().join(", "));
-        let values = (0..size).map(row).collect::<Vec<_>>().join(", ");
+        let values = value_places(columns.len(), size);
         let sql = format!("UPDATE {table} AS t SET {set} FROM (SELECT {names} FROM (VALUES {values})) AS u WHERE {condition}");
         changed += execute(tx, &sql, rows.by_ref().take(size).flatten()).await?;
     }
     Ok(changed)
+}
+
+fn check_width(table: &str, columns: &[(&str, Type)], rows: &[Vec<Value>]) -> Result<(), Error> {
+    if rows.iter().all(|row| row.len() == columns.len()) {
+        return Ok(());
+    }
+    Err(Error::corrupt(format!("a row for {table} that has not as many values as there are columns")))
+}
+
+/// `$1::uuid[], $2::bigint[]`: an array for each column.
+fn array_places(columns: &[(&str, Type)]) -> String {
+    (1..).zip(columns).map(|(place, (_, of))| format!("${place}::{}", of.array().1)).collect::<Vec<_>>().join(", ")
+}
+
+/// `($1, $2), ($3, $4)`: so many rows of so many values.
+fn value_places(columns: usize, rows: usize) -> String {
+    let place = |row: usize, column: usize| format!("${}", row * columns + column + 1);
+    let row = |row: usize| format!("({})", (0..columns).map(|column| place(row, column)).collect::<Vec<_>>().join(", "));
+    (0..rows).map(row).collect::<Vec<_>>().join(", ")
 }
 
 /// One array for each column.

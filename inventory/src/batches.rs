@@ -16,11 +16,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-pub use self::work::{Adjusted, AskedItem, Made, NewAdjustment, NewReservation, NewResolution, Refused, Short, adjustment_id};
+pub use self::work::{AskedItem, Made, NewAdjustment, NewReservation, NewResolution, Refused, Short, adjustment_id};
 use self::work::{Outcome, Stored, Work};
 use crate::cache::StockCache;
 use crate::domain::reservation::Verb;
-use crate::store::{adjustments, reservations};
+use crate::store::adjustments::{self, Adjustment};
+use crate::store::reservations;
 
 /// At once on PostgreSQL: as of transactions, docs/PERFORMANCE.md.
 const LIMITS: Limits = Limits { batch_max: 256, batch_size_max: 1024, queue_max: 8_192, at_once: 3 };
@@ -51,7 +52,7 @@ impl Batches {
     }
 
     /// Adds pieces to a store, or takes some away.
-    pub async fn adjust(&self, new: NewAdjustment) -> Result<Adjusted, Refused> {
+    pub async fn adjust(&self, new: NewAdjustment) -> Result<Adjustment, Refused> {
         if self.0.may_exist(new.key())
             && let Some(Stored::Adjustment(stored)) = self.0.look_up(new.key()).await?
         {
@@ -59,14 +60,10 @@ impl Batches {
         }
         let (id, request_hash) = (new.id, new.request_hash);
         let answer = self.0.submit(1, |reply| Work::adjust(new, reply)).await;
-        // It was judged as a new one. Where it is made already, at another replica or by a COMMIT whose answer was lost, that is what is answered.
         match answer {
-            Err(refused) if refused.is_of_stock() => match self.0.committer().stored(&[(id, work::ADJUSTMENT)], true).await {
-                Ok(stored) => match stored.into_iter().next() {
-                    Some(Stored::Adjustment(stored)) => work::answer_adjustment(stored, &request_hash),
-                    _ => Err(refused),
-                },
-                Err(_) => Err(Refused::Unavailable),
+            Err(refused) if refused.is_of_stock() => match self.made_already((id, work::ADJUSTMENT), refused).await? {
+                Stored::Adjustment(stored) => work::answer_adjustment(stored, &request_hash),
+                Stored::Reservation(_) => Err(Refused::Broken),
             },
             answer => answer,
         }
@@ -83,17 +80,20 @@ impl Batches {
         let (id, call_id, request_hash) = (new.id, new.call_id, new.request_hash);
         let locks = new.items.iter().map(|item| item.stocks.len()).sum();
         let answer = self.0.submit(places(locks), |reply| Work::reserve(new, reply)).await;
-        // As for adjustments.
         match answer {
-            Err(refused) if refused.is_of_stock() => match self.0.committer().stored(&[(id, work::RESERVATION)], true).await {
-                Ok(stored) => match stored.into_iter().next() {
-                    Some(Stored::Reservation(stored)) => work::answer_reservation(stored, call_id, request_hash.as_ref()),
-                    _ => Err(refused),
-                },
-                Err(_) => Err(Refused::Unavailable),
+            Err(refused) if refused.is_of_stock() => match self.made_already((id, work::RESERVATION), refused).await? {
+                Stored::Reservation(stored) => work::answer_reservation(stored, call_id, request_hash.as_ref()),
+                Stored::Adjustment(_) => Err(Refused::Broken),
             },
             answer => answer,
         }
+    }
+
+    /// What was refused was judged as a new request. Where it is made already, at another replica or by a COMMIT whose answer was lost, that is what counts;
+    /// else it stays refused.
+    async fn made_already(&self, key: Key<'_>, refused: Refused) -> Result<Stored, Refused> {
+        let stored = self.0.committer().stored(&[key], true).await.map_err(|_| Refused::Unavailable)?;
+        stored.into_iter().next().ok_or(refused)
     }
 
     /// Confirms, releases or returns what is kept, or ends it because its time is over.

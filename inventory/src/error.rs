@@ -115,18 +115,7 @@ impl From<Error> for Problem {
                 tracing::warn!(error = %status.message(), code = ?status.code(), "transactions could not be asked");
                 Self::new(&UNAVAILABLE, "the merchant's account cannot be confirmed right now").because_of("transactions")
             }
-            // The callers are many, and the service is well.
-            Error::Database(error) if error.kind == lastro_database::Kind::Crowded || error.is_of_full_pool() => {
-                Self::crowded("too many reads at once")
-            }
-            Error::Database(error) if error.is_transient() => {
-                tracing::warn!(%error, "the database is busy or away");
-                Self::new(&UNAVAILABLE, "the database is busy or away")
-            }
-            Error::Database(error) => {
-                tracing::error!(%error, "the database refused");
-                Self::new(&INTERNAL, "internal error")
-            }
+            Error::Database(error) => lastro_service::database_problem(&error),
         }
     }
 }

@@ -4,6 +4,7 @@
 
 pub mod events;
 mod jobs;
+mod problem;
 mod settings;
 
 use std::collections::HashMap;
@@ -18,6 +19,7 @@ use lastro_migrations::Migrator;
 use tonic::service::Routes;
 
 pub use jobs::Job;
+pub use problem::database_problem;
 pub use settings::{Read as ReadSettings, Settings, SettingsGroup};
 
 /// What is done once, such as starting a service.

@@ -18,6 +18,8 @@ type Locked = foldhash::HashSet<Uuid>;
 
 /// What callers have given up is dropped so often while nothing can be committed, and makes room for others.
 const DROP_EVERY: Duration = Duration::from_millis(250);
+/// Batches that wait for locks at once: each has a connection meanwhile. What else waits for locks then goes with the next of them.
+const WAITING_AT_ONCE: usize = 2;
 /// Jobs that are looked at for one batch, as a multiple of its jobs. Those behind them wait for a later one.
 const LOOK_AT: usize = 4;
 
@@ -32,11 +34,18 @@ pub(super) async fn run<C: Committer>(
     let (mut waiting, mut arrived) = (VecDeque::new(), Vec::new());
     let (mut in_flight, mut running, mut open) = (JoinSet::new(), Vec::<InFlight>::new(), true);
     let mut locked = Locked::default();
+    let mut parked = Parked { jobs: Vec::new(), locks: Vec::new() };
     // Where an earlier run panicked, its batches have ended with it.
     inner.in_flight.store(0, Ordering::Relaxed);
     let mut drop_abandoned = interval(DROP_EVERY);
     drop_abandoned.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while open || !waiting.is_empty() || !in_flight.is_empty() {
+        if !parked.jobs.is_empty() && running.iter().filter(|batch| batch.waits).count() < WAITING_AT_ONCE {
+            let Parked { jobs: left, locks } = std::mem::replace(&mut parked, Parked { jobs: Vec::new(), locks: Vec::new() });
+            let jobs = left.len();
+            let id = in_flight.spawn(settle::wait(inner.clone(), left)).id();
+            running.push(InFlight { id, jobs, locks, waits: true });
+        }
         let committing = || running.iter().filter(|batch| !batch.waits);
         let worth = committing().map(|batch| batch.jobs).max().unwrap_or_default();
         // Those that only wait for locks are no load.
@@ -72,18 +81,23 @@ pub(super) async fn run<C: Committer>(
                         locked.remove(&lock);
                     }
                 }
-                if !left.is_empty() {
-                    let (jobs, locks) = (left.len(), locks_of(&*inner.committer, left.iter().map(|job| &job.work)));
-                    locked.extend(&locks);
-                    let id = in_flight.spawn(settle::wait(inner.clone(), left)).id();
-                    running.push(InFlight { id, jobs, locks, waits: true });
-                }
+                // They keep what they lock, so that nobody passes them.
+                let locks = locks_of(&*inner.committer, left.iter().map(|job| &job.work));
+                locked.extend(&locks);
+                parked.locks.extend(locks);
+                parked.jobs.extend(left);
                 inner.in_flight.store(running.len(), Ordering::Relaxed);
                 inner.batch_ended.notify_waiters();
             }
             _ = drop_abandoned.tick(), if !waiting.is_empty() => waiting.retain(|job| !job.work.is_abandoned()),
         }
     }
+}
+
+/// Jobs whose locks somebody else has, until a batch of them begins to wait, and what they lock.
+struct Parked<W> {
+    jobs: Vec<Job<W>>,
+    locks: Vec<Uuid>,
 }
 
 /// A batch that is being committed.

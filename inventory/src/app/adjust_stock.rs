@@ -37,9 +37,9 @@ pub async fn adjust_stock(app: &App, call: &Call, caller: &Caller, request: Adju
         correlation_id: call.correlation_id.to_string(),
     };
     match stored(call, app.batches.adjust(new)).await {
-        Ok(adjusted) => {
+        Ok(adjustment) => {
             app.cache.told(&[product_id]).await;
-            Ok(adjusted.adjustment)
+            Ok(adjustment)
         }
         Err(Refused::OutOfStock(short)) => {
             let available = short.first().map_or(0, |short| short.available);

@@ -10,7 +10,7 @@ use crate::Error;
 use crate::cache::ProductStock;
 use crate::store::{products, stock};
 
-/// In all stores, or in one. What is asked for now comes from the cache.
+/// In all stores, or in one. The stock of this moment comes from the cache.
 pub async fn get_stock(
     app: &App,
     call: &Call,

@@ -6,6 +6,7 @@ use smallvec::{SmallVec, smallvec};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
+use crate::domain::derived_id;
 use crate::domain::reservation::{State, Verb};
 use crate::store::adjustments::Adjustment;
 use crate::store::reservations::Reservation;
@@ -44,9 +45,7 @@ pub fn adjustment_id(owner_id: Uuid, external_id: &str) -> Uuid {
     hash.update(b"lastro adjustment 1\0");
     hash.update(owner_id);
     hash.update(external_id);
-    let mut bytes = [0; 16];
-    bytes.copy_from_slice(&hash.finalize()[..16]);
-    uuid::Builder::from_custom_bytes(bytes).into_uuid()
+    derived_id(hash)
 }
 
 /// Pieces that are to be kept.
@@ -101,12 +100,6 @@ impl NewResolution {
         let stocks = reservation.items.iter().map(|item| item.stock_id).collect();
         Self { reservation_id: reservation.id, stocks, call_id: Uuid::now_v7(), verb, fence: None, correlation_id }
     }
-}
-
-/// An adjustment that is made, by this call or an earlier one.
-#[derive(Debug, Clone)]
-pub struct Adjusted {
-    pub adjustment: Adjustment,
 }
 
 /// A reservation as it stands, and whether an earlier call made it.
@@ -164,7 +157,7 @@ type OneCaller<T> = (Uuid, Option<[u8; 32]>, oneshot::Sender<Result<T, Refused>>
 
 /// Something that waits for its batch.
 pub enum Work {
-    Adjust { new: NewAdjustment, callers: SmallVec<[OneCaller<Adjusted>; 1]> },
+    Adjust { new: NewAdjustment, callers: SmallVec<[OneCaller<Adjustment>; 1]> },
     Reserve { new: NewReservation, callers: SmallVec<[OneCaller<Made>; 1]> },
     Resolve { new: NewResolution, reply: oneshot::Sender<Result<Made, Refused>> },
 }
@@ -205,7 +198,7 @@ impl Stored {
 }
 
 impl Work {
-    pub fn adjust(new: NewAdjustment, reply: oneshot::Sender<Result<Adjusted, Refused>>) -> Self {
+    pub fn adjust(new: NewAdjustment, reply: oneshot::Sender<Result<Adjustment, Refused>>) -> Self {
         let callers = smallvec![(new.call_id, Some(new.request_hash), reply)];
         Self::Adjust { new, callers }
     }
@@ -285,8 +278,8 @@ impl Work {
 }
 
 /// What a caller is told whose key belongs to an adjustment.
-pub fn answer_adjustment(adjustment: Adjustment, hash: &[u8; 32]) -> Result<Adjusted, Refused> {
-    if adjustment.request_hash == *hash { Ok(Adjusted { adjustment }) } else { Err(Refused::KeyReused) }
+pub fn answer_adjustment(adjustment: Adjustment, hash: &[u8; 32]) -> Result<Adjustment, Refused> {
+    if adjustment.request_hash == *hash { Ok(adjustment) } else { Err(Refused::KeyReused) }
 }
 
 /// What a caller is told whose key belongs to a reservation. One that leaves a tombstone is told of whatever is there.

@@ -3,7 +3,7 @@
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-use super::stock::derived;
+use super::derived_id;
 
 /// What has become of a reservation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,7 +91,7 @@ pub fn reservation_id(namespace: Uuid, name: &str) -> Uuid {
     hash.update(b"lastro reservation 1\0");
     hash.update(namespace);
     hash.update(name);
-    derived(hash)
+    derived_id(hash)
 }
 
 #[cfg(test)]

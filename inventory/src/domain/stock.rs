@@ -3,6 +3,8 @@
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
+use super::derived_id;
+
 /// Pieces that a store may count: what an answer's 32 bits hold.
 pub const PIECES_MAX: i64 = i32::MAX as i64;
 
@@ -97,14 +99,7 @@ pub fn stock_id(product_id: Uuid, store_id: &str) -> Uuid {
     hash.update(b"lastro stock 1\0");
     hash.update(product_id);
     hash.update(store_id);
-    derived(hash)
-}
-
-/// The first 16 bytes of a hash, as a UUIDv8.
-pub(super) fn derived(hash: Sha256) -> Uuid {
-    let mut bytes = [0; 16];
-    bytes.copy_from_slice(&hash.finalize()[..16]);
-    uuid::Builder::from_custom_bytes(bytes).into_uuid()
+    derived_id(hash)
 }
 
 #[cfg(test)]

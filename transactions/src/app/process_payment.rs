@@ -17,7 +17,7 @@ use crate::domain::operation::{Movement, Operation, OperationLeg, Settlement, Ty
 use crate::domain::payment::{CardToken, payment_key};
 use crate::domain::submission::{Leg, Money, read_amount};
 use crate::pipeline::{Accepted, NewOperation, Purpose};
-use crate::store::{operations, provider_calls as provider_calls_of};
+use crate::store::{operations, provider_calls as stored_calls};
 use crate::{Error, contract};
 
 /// What is asked for, as it was said.
@@ -77,7 +77,7 @@ pub async fn may_ask_provider(app: &App, caller: &Caller) -> Result<(), Error> {
         return Err(Error::NoPaymentProvider);
     }
     // Those that begin at the same time are as few as there are turns.
-    if provider_calls_of::count_open(app.database.writer(), caller.id).await? >= OPEN_CALLS_MAX {
+    if stored_calls::count_open(app.database.writer(), caller.id).await? >= OPEN_CALLS_MAX {
         return Err(Error::TooManyOpenPayments(OPEN_CALLS_MAX));
     }
     Ok(())

@@ -19,7 +19,7 @@ use crate::domain::operation::{Hold, Operation, State, Type};
 use crate::domain::payment::{is_by_card, refund_movement};
 use crate::domain::submission::{Money, check_key, read_amount};
 use crate::pipeline::{Accepted, Culprit, NewOperation, Purpose, Refused};
-use crate::store::{operations, provider_calls as provider_calls_of};
+use crate::store::{operations, provider_calls as stored_calls};
 use crate::{Error, contract};
 
 /// What is held for a refund ends by the provider's answer, and not by itself: 2100-01-01, Unix microseconds.
@@ -73,7 +73,7 @@ pub async fn refund_payment(app: &Arc<App>, call: &Call, caller: &Caller, reques
 async fn provider_of(app: &App, caller: &Caller, payment: &Operation) -> Result<Arc<str>, Error> {
     may_ask_provider(app, caller).await?;
     let provider = app.provider.as_ref().ok_or(Error::NoPaymentProvider)?;
-    let paid_through = provider_calls_of::charge(app.database.writer(), payment.id).await?.provider;
+    let paid_through = stored_calls::charge(app.database.writer(), payment.id).await?.provider;
     if !paid_through.is_empty() && *paid_through != *provider.name { Err(Error::OtherPaymentProvider) } else { Ok(provider.name.clone()) }
 }
 

@@ -228,6 +228,34 @@ async fn who_waits_for_a_lock_keeps_nobody_else() {
     tokio::join!(callers, commit.run_batches(true, stop.clone()));
 }
 
+/// Many wait for locks: so many batches of them at once, and the rest goes together.
+#[tokio::test(start_paused = true)]
+async fn those_that_wait_are_few_batches() {
+    let keys: Vec<String> = (0..20).map(|number| format!("k{number:02}")).collect();
+    let book = Arc::new(Book { stuck: true, locked: Mutex::new(keys.clone()), ..Book::default() });
+    let commit = GroupCommit::new(book.clone(), LIMITS);
+    let stop = CancellationToken::new();
+    let callers = async {
+        let submitted = (0..).zip(&keys).map(|(number, key)| {
+            let commit = &commit;
+            async move {
+                tokio::time::sleep(Duration::from_millis(10 * u64::from(number))).await;
+                commit.submit(1, |reply| Enter { key: key.clone(), number, callers: vec![reply] }).await
+            }
+        });
+        let told = futures_util::future::join_all(submitted).await;
+        assert!(told.iter().all(|told: &Result<Told, Refusal>| *told == Err(Refusal::Unavailable)), "{told:?}");
+        stop.cancel();
+    };
+    tokio::join!(callers, commit.run_batches(true, stop.clone()));
+    let attempts = book.attempts.lock().expect("no panic").clone();
+    let mut together: Vec<Vec<String>> = attempts.into_iter().filter(|(_, lock)| *lock == Lock::Wait).map(|(keys, _)| keys).collect();
+    together.dedup();
+    together.sort();
+    together.dedup();
+    assert!(together.len() <= 4, "{together:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_detour_is_heeded_by_the_next_attempt() {
     let (told, book) = enter(Book::default(), &[("detour", 1)]).await;
