@@ -11,7 +11,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Committer, Inner, Job, Work as _, settle};
+use super::{Committer, Inner, Job, Work, settle};
 
 /// What batches have locked. Ids are our own, so that nobody chooses them for their hashes.
 type Locked = foldhash::HashSet<Uuid>;
@@ -34,14 +34,15 @@ pub(super) async fn run<C: Committer>(
     let (mut waiting, mut arrived) = (VecDeque::new(), Vec::new());
     let (mut in_flight, mut running, mut open) = (JoinSet::new(), Vec::<InFlight>::new(), true);
     let mut locked = Locked::default();
-    let mut parked = Parked { jobs: Vec::new(), locks: Vec::new() };
+    let mut parked: VecDeque<Parked<C::Work>> = VecDeque::new();
     // Where an earlier run panicked, its batches have ended with it.
     inner.in_flight.store(0, Ordering::Relaxed);
     let mut drop_abandoned = interval(DROP_EVERY);
     drop_abandoned.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    while open || !waiting.is_empty() || !in_flight.is_empty() {
-        if !parked.jobs.is_empty() && running.iter().filter(|batch| batch.waits).count() < WAITING_AT_ONCE {
-            let Parked { jobs: left, locks } = std::mem::replace(&mut parked, Parked { jobs: Vec::new(), locks: Vec::new() });
+    while open || !waiting.is_empty() || !in_flight.is_empty() || !parked.is_empty() {
+        if running.iter().filter(|batch| batch.waits).count() < WAITING_AT_ONCE
+            && let Some(Parked { jobs: left, locks }) = parked.pop_front()
+        {
             let jobs = left.len();
             let id = in_flight.spawn(settle::wait(inner.clone(), left)).id();
             running.push(InFlight { id, jobs, locks, waits: true });
@@ -81,11 +82,12 @@ pub(super) async fn run<C: Committer>(
                         locked.remove(&lock);
                     }
                 }
-                // They keep what they lock, so that nobody passes them.
-                let locks = locks_of(&*inner.committer, left.iter().map(|job| &job.work));
-                locked.extend(&locks);
-                parked.locks.extend(locks);
-                parked.jobs.extend(left);
+                if !left.is_empty() {
+                    // They keep what they lock, so that nobody passes them.
+                    let locks = locks_of(&*inner.committer, left.iter().map(|job| &job.work));
+                    locked.extend(&locks);
+                    park(&mut parked, Parked { jobs: left, locks }, inner.limits.batch_max);
+                }
                 inner.in_flight.store(running.len(), Ordering::Relaxed);
                 inner.batch_ended.notify_waiters();
             }
@@ -98,6 +100,18 @@ pub(super) async fn run<C: Committer>(
 struct Parked<W> {
     jobs: Vec<Job<W>>,
     locks: Vec<Uuid>,
+}
+
+/// Adds jobs that wait for their locks to the last batch that will, or makes another one. What must have a batch of its own has one here, too.
+fn park<W: Work>(parked: &mut VecDeque<Parked<W>>, more: Parked<W>, batch_max: usize) {
+    let goes_alone = |batch: &Parked<W>| batch.jobs.iter().any(|job| job.work.goes_alone());
+    match parked.back_mut() {
+        Some(last) if !goes_alone(last) && !goes_alone(&more) && last.jobs.len() + more.jobs.len() <= batch_max => {
+            last.jobs.extend(more.jobs);
+            last.locks.extend(more.locks);
+        }
+        _ => parked.push_back(more),
+    }
 }
 
 /// A batch that is being committed.

@@ -21,6 +21,9 @@ const PAUSES: ExponentialBuilder =
 const PAUSE_MAX: Duration = Duration::from_millis(200);
 /// Before what others have locked is tried again.
 const LOCK_PAUSE: Duration = Duration::from_millis(5);
+/// So often those that wait for locks are tried without waiting, each time those whose locks are free: what is waited for afterwards is locked for long, and
+/// whoever waits for it holds the locks of all that goes along.
+const SKIPS: u32 = 20;
 
 /// Commits a batch and answers its callers. Gives back the jobs whose locks somebody else has: they wait apart, so that the others of the batch, and what
 /// comes after those, do not wait along.
@@ -67,7 +70,8 @@ impl<C: Committer> Inner<C> {
     fn settle(&self, mut jobs: Vec<Job<C::Work>>, begun: Lock) -> Pin<Box<dyn Future<Output = Vec<Job<C::Work>>> + Send + '_>> {
         Box::pin(async move {
             let (mut give_up, mut pauses) = (Instant::now() + TRY_FOR, PAUSES.build());
-            let mut how = How { lock: begun, heed: C::Heed::default() };
+            let mut how = How { lock: Lock::Skip, heed: C::Heed::default() };
+            let mut passes = 0;
             while !jobs.is_empty() {
                 let error = match self.committer.attempt(&jobs, &how).await {
                     Ok(outcomes) => {
@@ -76,7 +80,8 @@ impl<C: Committer> Inner<C> {
                             return jobs;
                         }
                         // What is left waits for locks that others have.
-                        how.lock = Lock::Wait;
+                        passes += 1;
+                        how.lock = if passes < SKIPS { Lock::Skip } else { Lock::Wait };
                         give_up = jobs.iter().map(|job| job.locked_by).max().unwrap_or(give_up);
                         if Instant::now() < give_up {
                             if !jobs.is_empty() {

@@ -96,6 +96,10 @@ impl From<Error> for Stop {
 impl Settler {
     /// One transaction for all jobs.
     pub(super) async fn attempt_as(&self, jobs: &[Job<Work>], plan: Plan<'_>) -> Result<Vec<Option<Outcome>>, Failure<Detour>> {
+        // That some are refused together undoes the whole batch: alone, or not at all.
+        if jobs.len() > 1 && jobs.iter().any(|job| job.work.goes_alone()) {
+            return Err(Error::corrupt("operations that go together, in a batch with others").into());
+        }
         let mut ledger = Ledger::begin(&self.database).await?;
         let mut subjects: Vec<Uuid> = jobs.iter().flat_map(|job| job.work.subjects()).collect();
         subjects.sort_unstable();
