@@ -67,6 +67,8 @@ struct Book {
     locked: Mutex<Vec<String>>,
     /// Whether it is locked for ever.
     stuck: bool,
+    /// How long an attempt takes.
+    takes: Duration,
 }
 
 impl Committer for Book {
@@ -85,7 +87,7 @@ impl Committer for Book {
     }
 
     async fn attempt(&self, jobs: &[Job<Enter>], how: &How<u32>) -> Result<Vec<Option<(String, u32)>>, Failure<()>> {
-        tokio::task::yield_now().await;
+        tokio::time::sleep(self.takes).await;
         assert!(jobs.len() == 1 || !jobs.iter().any(|job| job.work.goes_alone()), "what goes alone has a batch of its own");
         self.attempts.lock().expect("no panic").push((jobs.iter().map(|job| job.work.key.clone()).collect(), how.lock));
         if let Some(kind) = self.failures.lock().expect("no panic").pop() {
@@ -251,6 +253,21 @@ async fn what_goes_alone_waits_alone() {
         }
     };
     tokio::join!(callers, commit.run_batches(true, stop.clone()));
+}
+
+/// Told to stop while the only batch is under way, of which one will have to wait for its lock: that one is answered still.
+#[tokio::test(start_paused = true)]
+async fn what_has_to_wait_is_answered_before_a_stop() {
+    let book = Arc::new(Book { locked: Mutex::new(vec!["a".to_owned()]), takes: Duration::from_millis(10), ..Book::default() });
+    let commit = GroupCommit::new(book.clone(), LIMITS);
+    let stop = CancellationToken::new();
+    let stops = async {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        stop.cancel();
+    };
+    let submitted = commit.submit(1, |reply| Enter { key: "a".to_owned(), number: 1, callers: vec![reply] });
+    let (told, (), ()): (Result<Told, Refusal>, _, _) = tokio::join!(submitted, commit.run_batches(true, stop.clone()), stops);
+    assert_eq!(told, Ok(Told::Done(1)));
 }
 
 /// Many wait for locks: so many batches of them at once, and the rest goes together.
