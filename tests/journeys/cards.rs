@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use futures_util::future::join_all;
-use lastro_tests::payment_provider::{Fault, key};
+use lastro_tests::payment_provider::{Fault, key, refund_key};
 use lastro_tests::{PaymentProvider, Server};
 use libtest_mimic::Trial;
 use sea_orm::{ConnectionTrait as _, Statement};
@@ -206,7 +206,8 @@ async fn a_restored_ledger_charges_nobody_again(provider: &PaymentProvider) -> R
     }
     let after = provider.book();
     assert_eq!(before.keys().collect::<std::collections::BTreeSet<_>>(), after.keys().collect(), "nothing was done that had not been");
-    let [charge, back] = [("charges", key("charge", &ana.id, "lastro:payment:o1")), ("refunds", key("refund", &shop.id, "k1"))]
+    let charge_key = key("charge", &ana.id, "lastro:payment:o1");
+    let [charge, back] = [("charges", charge_key.clone()), ("refunds", refund_key(&shop.id, "k1", &charge_key))]
         .map(|(kind, key)| after.get(&(kind.to_owned(), key)).map(|done| done.times));
     assert_eq!((charge, back), (Some(3), Some(2)), "the same keys again: {after:?}");
     Ok(())

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use futures_util::future::{join_all, try_join_all};
 use lastro_mesh::clock;
 use lastro_tests::client::Someone;
-use lastro_tests::payment_provider::{Fault, key};
+use lastro_tests::payment_provider::{Fault, key, refund_key};
 use lastro_tests::{Answer, Api, PaymentProvider, Postgres, Server};
 use libtest_mimic::Trial;
 use rand::rngs::StdRng;
@@ -325,15 +325,15 @@ async fn check_books(rig: &Rig, (ana, shop): (&Someone, &Someone), sales: &[Sale
     for sale in sales {
         let stands = payment(rig, &ana.token, sale).await?;
         ensure!(stands.text("id")? == sale.payment_id, "{}: one payment for one order: {stands:?}", sale.order);
-        let state = stands.text("state")?;
-        let at_provider = done("charges", &key("charge", &ana.id, &format!("lastro:payment:{}", sale.order)));
+        let (state, charge_key) = (stands.text("state")?, key("charge", &ana.id, &format!("lastro:payment:{}", sale.order)));
+        let at_provider = done("charges", &charge_key);
         ensure!(["CAPTURED", "REFUNDED"].contains(&state.as_str()) == (at_provider == "DONE"), "{}: {at_provider} there, {stands:?}", sale.order);
         ensure!((state == "DECLINED") == (at_provider == "DECLINED"), "{}: {at_provider} there, {stands:?}", sale.order);
         ensure!(sale.approved == (at_provider == "DONE"), "{}: by its token", sale.order);
         charges += 1;
         for refund in stands.body["refunds"].as_array().into_iter().flatten() {
             let part = PARTS.iter().position(|amount| refund["amount"]["amount"] == *amount).context("an amount that was asked for")?;
-            let at_provider = done("refunds", &key("refund", &shop.id, &format!("{}-{part}", sale.order)));
+            let at_provider = done("refunds", &refund_key(&shop.id, &format!("{}-{part}", sale.order), &charge_key));
             ensure!((refund["state"] == "COMPLETED") == (at_provider == "DONE"), "{}: {at_provider} there, {refund}", sale.order);
             ensure!((refund["state"] == "DECLINED") == (at_provider == "DECLINED"), "{}: {at_provider} there, {refund}", sale.order);
             refunds += 1;

@@ -66,10 +66,20 @@ pub struct Done {
     pub times: usize,
 }
 
-/// The key of an order, as docs/PROVIDER.md has it: of a `charge`, a `refund`, or what is to `give back` a charge.
+/// The key of an order, as docs/PROVIDER.md has it: of a `charge`, or what is to `give back` a charge.
 pub fn key(purpose: &str, owner_id: &str, external_id: &str) -> String {
     let owner_id: uuid::Uuid = owner_id.parse().unwrap_or_default();
-    let hash = Sha256::digest([b"lastro payment provider 1\0", purpose.as_bytes(), b"\0", owner_id.as_bytes(), external_id.as_bytes()].concat());
+    key_of(&[b"lastro payment provider 1\0", purpose.as_bytes(), b"\0", owner_id.as_bytes(), external_id.as_bytes()])
+}
+
+/// The key of a refund, which is of its charge, too.
+pub fn refund_key(owner_id: &str, external_id: &str, charge: &str) -> String {
+    let [owner_id, charge] = [owner_id, charge].map(|id| id.parse::<uuid::Uuid>().unwrap_or_default());
+    key_of(&[b"lastro payment provider 1\0refund\0", owner_id.as_bytes(), external_id.as_bytes(), b"\0", charge.as_bytes()])
+}
+
+fn key_of(parts: &[&[u8]]) -> String {
+    let hash = Sha256::digest(parts.concat());
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&hash[..16]);
     (bytes[6], bytes[8]) = (bytes[6] & 0x0f | 0x80, bytes[8] & 0x3f | 0x80);

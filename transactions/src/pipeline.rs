@@ -16,6 +16,7 @@ use std::sync::Arc;
 use lastro_database::group_commit::{GroupCommit, Limits};
 use lastro_database::{Database, Error};
 use lastro_events::bus::Bus;
+use lastro_mesh::clock;
 use metrics::{Histogram, histogram};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -29,7 +30,7 @@ use crate::EVENTS;
 use crate::changes::Changes;
 use crate::provider::Answer;
 use crate::store::ledger::Writes;
-use crate::store::operations;
+use crate::store::operations::{self, Named};
 use crate::store::provider_calls::Call;
 
 /// Legs to a batch, so that operations of many legs do not make it too long for those of one. At once on PostgreSQL: while one batch is flushed, the next
@@ -159,9 +160,14 @@ impl Pipeline {
         conclude::run(self.settler(), stop).await;
     }
 
-    /// Releases holds that have run out by now, as far as they can be at once.
-    pub async fn release_expired(&self) {
-        expiry::release_now(self.settler()).await;
+    /// Releases holds that have run out and name these accounts, as far as they can be released at once. Whether there were any.
+    pub async fn release_expired(&self, named: Named) -> Result<bool, Error> {
+        // Looked for without taking part in what batches wait for: whoever asks again and again costs a look into an index.
+        let expired = operations::expired_naming(self.settler().database.reader(), named, clock::now_us()).await?;
+        if !expired.is_empty() {
+            expiry::release_these(self.settler(), &expired).await;
+        }
+        Ok(!expired.is_empty())
     }
 
     /// Releases holds that have run out, until told to stop.

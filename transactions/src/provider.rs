@@ -48,7 +48,8 @@ pub enum OrderKind {
 
 /// The key of an order: a UUIDv8 (RFC 9562) of SHA-256 over what is asked for, and the transaction's owner and key. It is the same again for the same
 /// order of the same payer in a ledger that was restored from a backup, so that the provider, who remembers, charges nobody a second time.
-pub fn key(kind: CallKind, owner_id: Uuid, external_id: &str) -> Uuid {
+/// A refund's is of its charge, too: the key of a merchant's refund may be that of another one in a ledger that was restored.
+pub fn key(kind: CallKind, owner_id: Uuid, external_id: &str, charge: Option<Uuid>) -> Uuid {
     let purpose = match kind {
         CallKind::Charge => "charge",
         CallKind::Refund => "refund",
@@ -60,6 +61,10 @@ pub fn key(kind: CallKind, owner_id: Uuid, external_id: &str) -> Uuid {
     hash.update(b"\0");
     hash.update(owner_id);
     hash.update(external_id);
+    if let Some(charge) = charge {
+        hash.update(b"\0");
+        hash.update(charge);
+    }
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&hash.finalize()[..16]);
     uuid::Builder::from_custom_bytes(bytes).into_uuid()
@@ -190,13 +195,14 @@ mod tests {
     #[test]
     fn keys_are_of_what_is_asked_for() {
         let (ana, bob) = (Uuid::from_u128(1), Uuid::from_u128(2));
-        let one = key(CallKind::Charge, ana, "lastro:payment:o1");
-        assert_eq!(one, key(CallKind::Charge, ana, "lastro:payment:o1"));
+        let one = key(CallKind::Charge, ana, "lastro:payment:o1", None);
+        assert_eq!(one, key(CallKind::Charge, ana, "lastro:payment:o1", None));
         assert_eq!((one.get_version_num(), one.get_variant()), (8, uuid::Variant::RFC4122));
+        assert_ne!(key(CallKind::Refund, ana, "r", Some(one)), key(CallKind::Refund, ana, "r", Some(Uuid::from_u128(3))));
         for other in [
-            key(CallKind::GiveBack, ana, "lastro:payment:o1"),
-            key(CallKind::Charge, bob, "lastro:payment:o1"),
-            key(CallKind::Charge, ana, "lastro:payment:o2"),
+            key(CallKind::GiveBack, ana, "lastro:payment:o1", None),
+            key(CallKind::Charge, bob, "lastro:payment:o1", None),
+            key(CallKind::Charge, ana, "lastro:payment:o2", None),
         ] {
             assert_ne!(one, other);
         }

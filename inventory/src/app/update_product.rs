@@ -1,5 +1,6 @@
 //! Changes a product.
 
+use lastro_database::group_commit::Lock;
 use lastro_mesh::call::Call;
 use lastro_mesh::clock;
 use lastro_proto::inventory::v1::UpdateProductRequest;
@@ -21,7 +22,7 @@ pub async fn update_product(app: &App, call: &Call, request: UpdateProductReques
         confirm_merchant(app, call, account, price.unwrap_or(seen.price).currency()).await?;
     }
     let tx = app.database.begin().await?;
-    let before = products::lock(&tx, product_id).await?.ok_or(Error::ProductNotFound { field: None })?;
+    let before = products::lock(&tx, product_id, Lock::Wait).await?.ok_or(Error::ProductNotFound { field: None })?;
     // Whoever changed one of the two meanwhile was confirmed with the other one as it was.
     if (price.is_some() || merchant_account_id.is_some())
         && (before.merchant_account_id != seen.merchant_account_id || before.price.currency() != seen.price.currency())

@@ -20,6 +20,8 @@ use crate::store::sagas::{self, SagaEpoch};
 use crate::store::stock::{Cause, SNAPSHOT_EVERY, STOCK_EVENTS, StockRow, record};
 use crate::store::{products, stock as stocks};
 
+/// Reservations that have run out and are looked at where somebody lacks pieces.
+const EXPIRED_LOOKED_AT: u32 = 1_000;
 /// Stores that one product may be in.
 const STORES_MAX: i64 = 100;
 
@@ -43,7 +45,7 @@ impl Keeper {
         for index in order {
             outcomes[index] = decided.decide(&jobs[index].work)?;
         }
-        if decided.is_short && !reservations::expired(&tx, decided.now_us, 1).await?.is_empty() {
+        if decided.is_short(&tx).await? {
             if expired_first {
                 tx.rollback().await.map_err(Error::from)?;
                 return Err(Failure::Detour(ExpiredFirst { expired_by_us: decided.now_us }));
@@ -75,12 +77,28 @@ impl Keeper {
     pub(super) async fn end_expired(&self, by_us: i64, give_up: Instant) -> Result<(), Error> {
         while Instant::now() < give_up {
             let found = reservations::expired(self.database.writer(), by_us, EXPIRE_AT_ONCE).await?;
-            let ended = self.end(&found).await?;
+            let ended = match self.end(&found).await {
+                // One that cannot be ended does not keep the others.
+                Err(error) if !error.is_transient() => self.end_one_by_one(&found).await?,
+                ended => ended?,
+            };
             if found.len() < EXPIRE_AT_ONCE as usize || ended == 0 {
                 break;
             }
         }
         Ok(())
+    }
+
+    async fn end_one_by_one(&self, found: &[Reservation]) -> Result<usize, Error> {
+        let mut ended = 0;
+        for one in found {
+            match self.end(std::slice::from_ref(one)).await {
+                Ok(count) => ended += count,
+                Err(error) if error.is_transient() => return Err(error),
+                Err(error) => tracing::error!(%error, reservation = %one.id, "a reservation that has run out cannot be ended"),
+            }
+        }
+        Ok(ended)
     }
 
     /// In one transaction; how many.
@@ -128,18 +146,21 @@ struct Decided {
     events: Vec<Event>,
     snapshots: Vec<(Uuid, Stock, i64)>,
     now_us: i64,
-    /// Somebody was refused for lack of pieces.
-    is_short: bool,
+    /// Products that somebody was refused for lack of.
+    short: Vec<Uuid>,
     /// Nothing was left out because somebody else has locked it: what is missing is not there.
     is_complete: bool,
 }
 
 /// Locks sagas, reservations and stock, each in the order of their ids; stock that is not there yet is made.
 async fn lock_all(tx: &Transaction, jobs: &[Job<Work>], lock: Lock) -> Result<Decided, Error> {
+    let sagas: Vec<Uuid> = sorted(jobs.iter().filter_map(|job| job.work.fence()).map(|saga| saga.id));
+    let busy = if lock == Lock::Skip { sagas::locked_by_others(tx, &sagas).await? } else { Vec::new() };
     let mut asked: BTreeMap<Uuid, i64> = BTreeMap::new();
     for SagaEpoch { id, epoch } in jobs.iter().filter_map(|job| job.work.fence()) {
         asked.entry(id).and_modify(|known| *known = epoch.max(*known)).or_insert(epoch);
     }
+    asked.retain(|id, _| !busy.contains(id));
     let asked: Vec<SagaEpoch> = asked.into_iter().map(|(id, epoch)| SagaEpoch { id, epoch }).collect();
     let epochs = sagas::raise(tx, &asked).await?.into_iter().map(|one| (one.id, one.epoch)).collect();
     let resolved = |job: &Job<Work>| match &job.work {
@@ -160,7 +181,7 @@ async fn lock_all(tx: &Transaction, jobs: &[Job<Work>], lock: Lock) -> Result<De
         events: Vec::new(),
         snapshots: Vec::new(),
         now_us: 0,
-        is_short: false,
+        short: Vec::new(),
         is_complete: lock == Lock::Wait || tx.get_database_backend() == DbBackend::Sqlite,
     })
 }
@@ -195,8 +216,10 @@ async fn make_missing(tx: &Transaction, jobs: &[Job<Work>], rows: &mut Vec<Stock
     let mut full = Vec::new();
     let mut made: Vec<&NewAdjustment> = Vec::new();
     for one in &new {
-        // One at a time brings a product into new stores.
-        products::lock(tx, one.product_id).await?;
+        // One at a time brings a product into new stores; where somebody else has it, what is to be added waits.
+        if products::lock(tx, one.product_id, lock).await?.is_none() {
+            continue;
+        }
         let with_those = made.iter().filter(|made| made.product_id == one.product_id).count() as i64;
         if stocks::count_stores(tx, one.product_id).await? + with_those >= STORES_MAX {
             full.push(one.stock_id);
@@ -213,16 +236,29 @@ async fn make_missing(tx: &Transaction, jobs: &[Job<Work>], rows: &mut Vec<Stock
 
 impl Decided {
     fn decide(&mut self, work: &Work) -> Result<Option<Outcome>, Error> {
-        if let Some(fence) = work.fence()
-            && self.epochs.get(&fence.id).is_some_and(|highest| *highest > fence.epoch)
-        {
-            return Ok(Some(Outcome::Refused(Refused::StaleEpoch)));
+        if let Some(fence) = work.fence() {
+            match self.epochs.get(&fence.id) {
+                Some(highest) if *highest > fence.epoch => return Ok(Some(Outcome::Refused(Refused::StaleEpoch))),
+                Some(_) => {}
+                // Somebody else has the saga.
+                None => return Ok(None),
+            }
         }
         match work {
             Work::Adjust { new, .. } => self.adjust(new),
             Work::Reserve { new, .. } => self.reserve(new),
             Work::Resolve { new, .. } => self.resolve(new),
         }
+    }
+
+    /// Whether somebody lacks pieces that are kept by reservations which have run out.
+    async fn is_short(&self, tx: &Transaction) -> Result<bool, Error> {
+        if self.short.is_empty() {
+            return Ok(false);
+        }
+        let expired = reservations::expired(tx, self.now_us, EXPIRED_LOOKED_AT).await?;
+        // Where there are more than are looked at, nobody knows.
+        Ok(expired.len() >= EXPIRED_LOOKED_AT as usize || expired.iter().flat_map(|one| &one.items).any(|item| self.short.contains(&item.product_id)))
     }
 
     fn adjust(&mut self, new: &NewAdjustment) -> Result<Option<Outcome>, Error> {
@@ -243,7 +279,7 @@ impl Decided {
         let after = match stock.after(happening) {
             Ok(after) => after,
             Err(stock::Refused::OutOfStock { available }) => {
-                self.is_short = true;
+                self.short.push(new.product_id);
                 return refused(Refused::OutOfStock(vec![Short { index: 0, product_id: new.product_id, available }]));
             }
             Err(stock::Refused::Overflow) => return refused(Refused::Overflow),
@@ -266,7 +302,7 @@ impl Decided {
                 None => return Ok(None),
                 Some(Ok(shared)) => items = shared,
                 Some(Err(short)) => {
-                    self.is_short = true;
+                    self.short.extend(short.iter().map(|one| one.product_id));
                     return Ok(Some(Outcome::Refused(Refused::OutOfStock(short))));
                 }
             }

@@ -1,15 +1,16 @@
 //! The table `products`.
 
+use lastro_database::group_commit::Lock;
 use lastro_database::{Error, Transaction, all, execute, one};
 use lastro_events::{EventStore, NewEvent};
 use lastro_mesh::page::Page;
 use lastro_money::{Amount, Currency, Minor};
 use lastro_proto::inventory::events::v1::{ProductCreated, ProductEvent, ProductState, ProductUpdated, product_event};
 use prost::Message as _;
-use sea_orm::{ConnectionTrait, DbBackend, FromQueryResult, Value};
+use sea_orm::{ConnectionTrait, FromQueryResult, Value};
 use uuid::Uuid;
 
-use super::hash;
+use super::{for_update, hash};
 use crate::domain::product::Product;
 
 /// What inventory tells of products.
@@ -123,10 +124,9 @@ pub async fn get(on: &impl ConnectionTrait, id: Uuid) -> Result<Option<Product>,
     one::<Row>(on, &format!("{SELECT} WHERE id = $1"), [id.into()]).await?.map(Row::read).transpose()
 }
 
-/// Locks a product until the transaction ends; as it is then.
-pub async fn lock(tx: &Transaction, id: Uuid) -> Result<Option<Product>, Error> {
-    let for_update = if tx.get_database_backend() == DbBackend::Postgres { " FOR UPDATE" } else { "" };
-    one::<Row>(tx, &format!("{SELECT} WHERE id = $1{for_update}"), [id.into()]).await?.map(Row::read).transpose()
+/// Locks a product until the transaction ends; as it is then. None where there is none, or where it is left out because somebody else has locked it.
+pub async fn lock(tx: &Transaction, id: Uuid, lock: Lock) -> Result<Option<Product>, Error> {
+    one::<Row>(tx, &format!("{SELECT} WHERE id = $1{}", for_update(tx, lock)), [id.into()]).await?.map(Row::read).transpose()
 }
 
 /// The product that its creator added with this key, and the hash of what it asked for.

@@ -2,7 +2,7 @@
 
 use lastro_database::Error;
 use lastro_database::rows::{Type, all_of_ids, insert_rows};
-use sea_orm::{ConnectionTrait, FromQueryResult};
+use sea_orm::{ConnectionTrait, DbBackend, FromQueryResult};
 use uuid::Uuid;
 
 /// A saga, and an epoch of it.
@@ -10,6 +10,20 @@ use uuid::Uuid;
 pub struct SagaEpoch {
     pub id: Uuid,
     pub epoch: i64,
+}
+
+/// Of these sagas, those that somebody else has locked at this moment. The others stay locked until the end of the transaction, as far as they are there.
+pub async fn locked_by_others(on: &impl ConnectionTrait, ids: &[Uuid]) -> Result<Vec<Uuid>, Error> {
+    #[derive(FromQueryResult)]
+    struct Found {
+        id: Uuid,
+    }
+    if ids.is_empty() || on.get_database_backend() == DbBackend::Sqlite {
+        return Ok(Vec::new());
+    }
+    let locked: Vec<Found> = all_of_ids(on, "SELECT id FROM sagas WHERE id {ids} ORDER BY id FOR UPDATE SKIP LOCKED", ids, []).await?;
+    let there: Vec<Found> = all_of_ids(on, "SELECT id FROM sagas WHERE id {ids}", ids, []).await?;
+    Ok(there.into_iter().map(|found| found.id).filter(|id| locked.iter().all(|found| found.id != *id)).collect())
 }
 
 /// Raises the epochs of sagas, which must be sorted by id and each be there once; what they are then. In a transaction they stay locked until its end.

@@ -11,7 +11,7 @@ use super::get_account::get_account;
 use super::update_account::lock;
 use crate::store::account_events::Cause;
 use crate::store::accounts::{self, AccountWithBalance};
-use crate::store::operations;
+use crate::store::operations::{self, Named};
 use crate::{ACCOUNT_EVENTS, Error};
 
 /// For its owner, or an administrator. What slips in later is REJECTED at settlement, since it finds the account closed.
@@ -22,8 +22,7 @@ pub async fn close_account(app: &App, call: &Call, caller: &Caller, id: &str) ->
     }
     match close(app, call, seen.account.id).await {
         // A hold is dead when its time is over, whether or not its release is written yet.
-        Err(Error::AccountNotEmpty | Error::AccountInUse) => {
-            app.pipeline.release_expired().await;
+        Err(Error::AccountNotEmpty | Error::AccountInUse) if app.pipeline.release_expired(Named::Account(seen.account.id)).await? => {
             close(app, call, seen.account.id).await
         }
         closed => closed,

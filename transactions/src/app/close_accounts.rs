@@ -7,7 +7,8 @@ use super::App;
 use crate::ACCOUNT_EVENTS;
 use crate::Error;
 use crate::store::account_events::Cause;
-use crate::store::{accounts, operations, users};
+use crate::store::operations::{self, Named};
+use crate::store::{accounts, users};
 
 /// Refused while one of them has money, or is named by an operation that is not settled yet, or while deposits of others wait for what the user reports. What slips in later is REJECTED at settlement, since
 /// it finds the account closed.
@@ -15,10 +16,7 @@ pub async fn close_accounts(app: &App, call: &Call, user_id: &str) -> Result<(),
     let user_id = Uuid::parse_str(user_id).map_err(|_| Error::OwnerNotAllowed)?;
     match close_all(app, call, user_id).await {
         // As for one account: a hold whose time is over keeps nobody.
-        Err(Error::UserHasMoney) => {
-            app.pipeline.release_expired().await;
-            close_all(app, call, user_id).await
-        }
+        Err(Error::UserHasMoney) if app.pipeline.release_expired(Named::AccountsOf(user_id)).await? => close_all(app, call, user_id).await,
         closed => closed,
     }
 }

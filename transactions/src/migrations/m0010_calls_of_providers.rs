@@ -1,5 +1,5 @@
 //! Calls to a payment provider stay when they have ended, each with who was asked and for whom: a refund goes to the provider that was paid through, one
-//! provider's orders never go to another one, and what was given back leaves a trace.
+//! provider's orders never go to another one, and what was given back leaves a trace. Older replicas are stopped before: they would ask with other keys.
 
 use lastro_migrations::{Dialect, run_statements};
 use sea_orm_migration::prelude::*;

@@ -289,7 +289,9 @@ impl<'a> Decided<'a> {
             Purpose::Refund { provider: Some(provider), .. } if is_refund => (CallKind::Refund, provider, None),
             Purpose::Plain | Purpose::Charge { .. } | Purpose::Refund { .. } => return,
         };
-        let key = provider::key(kind, operation.owner_id, &operation.external_id);
+        let payment = operation.original_id.and_then(|id| self.subjects.get(&id)).map(|subject| &subject.claimed.operation);
+        let charge = payment.map(|payment| provider::key(CallKind::Charge, payment.owner_id, &payment.external_id, None));
+        let key = provider::key(kind, operation.owner_id, &operation.external_id, charge);
         let (provider, correlation_id) = (provider.clone(), new.correlation_id.clone());
         self.calls.push(NewCall { operation_id: operation.id, kind, key, provider, owner_id: operation.owner_id, card_token, correlation_id });
     }

@@ -203,7 +203,7 @@ impl Settler {
 
 /// With the key of giving it back.
 fn give_back(charge: &Operation) -> (Uuid, Uuid) {
-    (charge.id, provider::key(CallKind::GiveBack, charge.owner_id, &charge.external_id))
+    (charge.id, provider::key(CallKind::GiveBack, charge.owner_id, &charge.external_id, None))
 }
 
 const fn end_of(answer: &Answer) -> CallEnd {

@@ -76,9 +76,9 @@ pub async fn release_on(settler: &Settler, accounts: &[Uuid], expired_by_us: i64
     }
 }
 
-/// Releases holds that have run out by now, wherever they are.
-pub async fn release_now(settler: &Settler) {
-    if let Err(error) = settler.release(Among::All, clock::now_us(), SWEEP_ROUNDS).await {
+/// Releases these holds, which have run out.
+pub async fn release_these(settler: &Settler, holds: &[Uuid]) {
+    if let Err(error) = settler.release(Among::These(holds), clock::now_us(), 1).await {
         tracing::warn!(%error, "holds that have run out cannot be released now");
     }
 }

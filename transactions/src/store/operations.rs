@@ -133,6 +133,37 @@ async fn any_open(tx: &Transaction, accounts: &str, of: Uuid) -> Result<bool, Er
     Ok(found.is_some_and(|found| !found.id.is_nil()))
 }
 
+/// Holds that have run out, are not released yet, and name accounts: the one with this id, or all of a user. At most 200.
+pub async fn expired_naming(on: &impl ConnectionTrait, named: Named, now_us: i64) -> Result<Vec<Uuid>, Error> {
+    #[derive(FromQueryResult)]
+    struct Found {
+        id: Uuid,
+    }
+    let (accounts, of) = match named {
+        Named::Account(id) => ("SELECT id FROM accounts WHERE id = $1", id),
+        Named::AccountsOf(owner_id) => ("SELECT id FROM accounts WHERE owner_id = $1", owner_id),
+    };
+    // As `any_open`: looks into the indexes of what is not completed.
+    let expired = "o.state <> 4 AND o.state IN (1, 2, 3, 8) AND o.state = 3 AND o.hold_expire_us <= $2";
+    let arms = [
+        format!("SELECT o.id FROM operations o WHERE o.source_account_id IN ({accounts}) AND {expired}"),
+        format!("SELECT o.id FROM operations o WHERE o.destination_account_id IN ({accounts}) AND {expired}"),
+        format!(
+            "SELECT o.id FROM operation_parties p JOIN operations o ON o.id = p.operation_id \
+             WHERE p.stored_open AND p.party_id IN ({accounts}) AND {expired}"
+        ),
+    ];
+    let found: Vec<Found> = all(on, &format!("{} LIMIT 200", arms.join(" UNION ")), [of.into(), now_us.into()]).await?;
+    Ok(found.into_iter().map(|found| found.id).collect())
+}
+
+/// Which accounts are meant.
+#[derive(Debug, Clone, Copy)]
+pub enum Named {
+    Account(Uuid),
+    AccountsOf(Uuid),
+}
+
 /// Whether an operation that is not settled yet names an account of a user.
 pub async fn any_open_of_owner(tx: &Transaction, owner_id: Uuid) -> Result<bool, Error> {
     any_open(tx, "SELECT id FROM accounts WHERE owner_id = $1", owner_id).await

@@ -11,10 +11,14 @@ use std::time::Duration;
 use redis::aio::MultiplexedConnection;
 use redis::{Client, Script};
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{COMMAND_TIMEOUT, connect};
 use crate::bus::BusError;
+
+/// Before a connection is tried again that could not be had.
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// Its value where it counts, and its mark; one is made where there is none.
 static LOOK: LazyLock<Script> = LazyLock::new(|| {
@@ -37,7 +41,14 @@ pub struct SharedCache {
     client: Client,
     prefix: &'static str,
     seconds: u64,
-    connection: Mutex<Option<MultiplexedConnection>>,
+    connection: Mutex<Connection>,
+}
+
+/// The connection, or when there was none to be had.
+#[derive(Default)]
+struct Connection {
+    open: Option<MultiplexedConnection>,
+    failed: Option<Instant>,
 }
 
 /// What was found.
@@ -49,24 +60,39 @@ pub struct Looked {
 
 impl SharedCache {
     pub(super) fn new(client: &Client, prefix: &'static str, lives: Duration) -> Self {
-        Self { client: client.clone(), prefix, seconds: lives.as_secs(), connection: Mutex::new(None) }
+        Self { client: client.clone(), prefix, seconds: lives.as_secs(), connection: Mutex::default() }
     }
 
-    /// A command on the connection. One that fails takes the connection along: it may have gone silent.
+    /// A command on the connection. One to which there is no answer takes the connection along: it may have gone silent.
     async fn run<T>(&self, command: impl AsyncFnOnce(&mut MultiplexedConnection) -> redis::RedisResult<T>) -> Result<T, BusError> {
-        let connection = {
-            let mut held = self.connection.lock().await;
-            match &*held {
-                Some(connection) => connection.clone(),
-                None => held.insert(connect(&self.client, COMMAND_TIMEOUT).await?).clone(),
-            }
-        };
-        let mut connection = connection;
+        let mut connection = self.open().await?;
         let done = command(&mut connection).await;
-        if done.is_err() {
-            *self.connection.lock().await = None;
+        if done.as_ref().is_err_and(|error| error.is_io_error() || error.is_timeout() || error.is_connection_dropped()) {
+            *self.connection.lock().await = Connection { open: None, failed: Some(Instant::now()) };
         }
         Ok(done?)
+    }
+
+    /// Whoever finds somebody else connecting, or that it failed a moment ago, does without: nobody waits in a row for a Redis that is silent.
+    async fn open(&self) -> Result<MultiplexedConnection, BusError> {
+        let away = || BusError::Unexpected("no connection to the shared cache".to_owned());
+        let mut held = self.connection.try_lock().map_err(|_| away())?;
+        if let Some(open) = &held.open {
+            return Ok(open.clone());
+        }
+        if held.failed.is_some_and(|failed| failed.elapsed() < AGAIN_AFTER) {
+            return Err(away());
+        }
+        match connect(&self.client, COMMAND_TIMEOUT).await {
+            Ok(open) => {
+                *held = Connection { open: Some(open.clone()), failed: None };
+                Ok(open)
+            }
+            Err(error) => {
+                held.failed = Some(Instant::now());
+                Err(error)
+            }
+        }
     }
 
     fn key(&self, id: Uuid) -> String {
