@@ -1,6 +1,7 @@
 //! The contracts of Lastro, generated from `proto/lastro/**/*.proto`: messages with their JSON, clients, servers, validation,
 //! what REST offers, the OpenAPI document, the table of methods, and the registry of reasons that errors carry.
 
+pub mod card;
 pub mod json;
 pub mod methods;
 pub mod permissions;

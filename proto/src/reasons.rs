@@ -94,6 +94,14 @@ lastro_mesh::reasons! {
     RESERVATION_RELEASED: FailedPrecondition, 409, Caller, "The reservation was released already";
     /// The time of the reservation is over.
     RESERVATION_EXPIRED: FailedPrecondition, 409, Caller, "The reservation has expired";
+    /// There is no such order, or it is somebody else's.
+    ORDER_NOT_FOUND: NotFound, 404, Caller, "There is no such order";
+    /// The product is not sold at this moment.
+    PRODUCT_INACTIVE: FailedPrecondition, 409, Caller, "The product is not sold now";
+    /// What is asked for does not follow from the order's status.
+    ORDER_STATUS_CONFLICT: FailedPrecondition, 409, Caller, "The order's status does not allow it";
+    /// Nothing of the saga is left to be done, or to be undone.
+    SAGA_FINISHED: FailedPrecondition, 409, Caller, "The saga has ended";
     /// The saga has undone the step, before or after it was made.
     SAGA_CANCELLED: FailedPrecondition, 409, Caller, "The saga has undone this step";
     /// Whoever calls has lost its lease on the saga.
@@ -122,6 +130,8 @@ pub mod rejections {
     pub const ACCOUNT_CLOSED: &str = "ACCOUNT_CLOSED";
     /// The source account is frozen.
     pub const ACCOUNT_FROZEN: &str = "ACCOUNT_FROZEN";
+    /// The saga of an order has cancelled its payment.
+    pub const SAGA_CANCELLED: &str = "SAGA_CANCELLED";
     /// The payment provider has declined a charge, and not said why.
     pub const PAYMENT_DECLINED: &str = "PAYMENT_DECLINED";
     /// The provider that was to settle it has reported that it failed, and not why.

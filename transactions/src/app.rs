@@ -19,6 +19,7 @@ pub mod provider_calls;
 pub mod refund_payment;
 pub mod resolve_hold;
 pub mod reverse_transaction;
+pub mod saga_payments;
 mod submit;
 pub mod update_account;
 pub mod watch_transaction;
@@ -31,6 +32,7 @@ use lastro_database::Database;
 use lastro_database::batch_loader::BatchLoader;
 use lastro_events::Topic;
 use lastro_events::bus::Bus;
+use lastro_events::changes::{Change, Changes, Versions};
 use lastro_mesh::call::Call;
 use lastro_mesh::clock;
 use lastro_mesh::identity::{Revocations, User as Caller};
@@ -46,7 +48,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
-use crate::changes::Changes;
 use crate::domain::account::Account;
 use crate::domain::operation::Operation;
 use crate::pipeline::Pipeline;
@@ -222,6 +223,13 @@ impl App {
 
     fn note_cleared(&self, currency: Currency) {
         self.cleared.lock().unwrap_or_else(PoisonError::into_inner).insert(currency);
+    }
+}
+
+/// Of operations.
+impl Versions for App {
+    async fn versions(&self, ids: &[Uuid]) -> Result<Vec<Change>, lastro_database::Error> {
+        store::operations::versions(self.database.reader(), ids).await
     }
 }
 

@@ -71,6 +71,7 @@ pub fn submitted_of(operation: &Operation) -> Vec<u8> {
         external: operation.settlement == Settlement::External,
         hold: operation.hold.is_some(),
         original_id: text(operation.original_id),
+        description: operation.description.clone(),
         legs,
         refunded_minor: operation.refunded.iter().flatten().map(|part| part.get()).collect(),
         ..wire::Submitted::default()

@@ -101,6 +101,12 @@ pub enum Error {
     /// No more wait for the provider.
     #[error("{0} of your payments and refunds by card wait for the payment provider; send more when it has answered some of them")]
     TooManyOpenPayments(i64),
+    /// The saga has cancelled its payment.
+    #[error("the saga has cancelled its payment")]
+    SagaCancelled,
+    /// Somebody has called with a higher epoch of the saga.
+    #[error("somebody has called with a higher epoch of this saga; whoever calls has lost its lease")]
+    StaleEpoch,
     /// No operation of this provider has the key.
     #[error("nothing was reported under this key, and no transaction has it")]
     OperationNotFound,
@@ -148,6 +154,8 @@ impl From<Refused> for Error {
             Refused::Unavailable | Refused::ResolvedMeanwhile => Self::LedgerUnavailable,
             Refused::Broken => Self::LedgerBroken,
             Refused::AlreadyReversed => Self::AlreadyReversed,
+            Refused::StaleEpoch => Self::StaleEpoch,
+            Refused::SagaCancelled => Self::SagaCancelled,
             Refused::HoldExpired => Self::HoldExpired,
             Refused::NotCaptured(reason) => Self::NotCaptured(reason),
             // Told by whoever asked for a refund, who knows its currency.
@@ -233,6 +241,8 @@ impl From<Error> for Problem {
             Error::TooManyRefunds(_) => Self::new(&reasons::TOO_MANY_REFUNDS, text),
             Error::NoPaymentProvider | Error::OtherPaymentProvider => Self::new(&reasons::NOT_OFFERED, text),
             Error::TooManyOpenPayments(_) => Self::new(&reasons::TOO_MANY_OPEN_PAYMENTS, text),
+            Error::SagaCancelled => Self::new(&reasons::SAGA_CANCELLED, text),
+            Error::StaleEpoch => Self::new(&reasons::STALE_EPOCH, text),
             Error::OperationNotFound => Self::new(&reasons::OPERATION_NOT_FOUND, text),
             Error::OperationNotExternal => Self::new(&reasons::OPERATION_NOT_EXTERNAL, text),
             Error::TooManyEvents(_) => Self::new(&reasons::TOO_MANY_EVENTS, text),

@@ -2,6 +2,7 @@
 
 mod accounts;
 mod operations;
+mod order_payments;
 mod owners;
 mod payments;
 mod transaction;
@@ -10,6 +11,7 @@ mod transactions;
 use std::sync::Arc;
 
 use lastro_money::{Currency, Minor};
+use lastro_proto::internal::transactions::v1::order_payments_service_server::OrderPaymentsServiceServer;
 use lastro_proto::internal::transactions::v1::owners_service_server::OwnersServiceServer;
 use lastro_proto::transactions::v1::accounts_service_server::AccountsServiceServer;
 use lastro_proto::transactions::v1::operations_service_server::OperationsServiceServer;
@@ -29,7 +31,9 @@ pub fn public_routes(app: &Arc<App>) -> Routes {
 
 /// As [`public_routes`], with what only services may call.
 pub fn all_routes(app: &Arc<App>) -> Routes {
-    public_routes(app).add_service(OwnersServiceServer::new(owners::Owners(app.clone())))
+    public_routes(app)
+        .add_service(OwnersServiceServer::new(owners::Owners(app.clone())))
+        .add_service(OrderPaymentsServiceServer::new(order_payments::OrderPayments(app.clone())))
 }
 
 fn money(minor: Minor, currency: Currency) -> Option<Money> {

@@ -2,7 +2,6 @@
 //! case), which uses `pipeline`, `store` and the pure rules in `domain`.
 
 mod app;
-mod changes;
 mod consume;
 mod contract;
 mod domain;
@@ -66,7 +65,7 @@ async fn start(given: Given) -> anyhow::Result<Running> {
         Job::helping("calls to the payment provider", &app, |app, stop| async move { app::provider_calls::run(&app, stop).await }),
         Job::essential("revocations", &app, |app, stop| async move { jobs::keep_learning(&app, stop).await }),
         Job::helping("changes for other replicas", &app, |app, stop| async move { app.changes().keep_announcing(stop).await }),
-        Job::essential("changes by other replicas", &app, |app, stop| async move { app.changes().keep_hearing(&app.database, stop).await }),
+        Job::essential("changes by other replicas", &app, |app, stop| async move { app.changes().keep_hearing(&*app, stop).await }),
         Job::helping("owners of operations", &app, |app, stop| async move { jobs::keep_filling_in(&app, stop).await }),
         Job::helping("events of users", &app, |app, stop| async move { consume::run(&app, stop).await }),
     ];

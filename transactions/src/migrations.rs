@@ -10,6 +10,7 @@ mod m0007_operations_that_are_rare;
 mod m0008_legs_holds_and_limits;
 mod m0009_providers_and_payments;
 mod m0010_calls_of_providers;
+mod m0011_sagas;
 
 use sea_orm_migration::prelude::*;
 
@@ -30,6 +31,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0008_legs_holds_and_limits::Migration),
             Box::new(m0009_providers_and_payments::Migration),
             Box::new(m0010_calls_of_providers::Migration),
+            Box::new(m0011_sagas::Migration),
         ]
     }
 }

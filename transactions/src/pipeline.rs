@@ -16,6 +16,7 @@ use std::sync::Arc;
 use lastro_database::group_commit::{GroupCommit, Limits};
 use lastro_database::{Database, Error};
 use lastro_events::bus::Bus;
+use lastro_events::changes::Changes;
 use lastro_mesh::clock;
 use metrics::{Histogram, histogram};
 use tokio::sync::Notify;
@@ -26,12 +27,12 @@ use self::expiry::StuckHolds;
 use self::job::Work;
 pub use self::job::{Accepted, Culprit, NewOperation, NewResolution, Purpose, Refused, Verb, answer_of_all};
 use self::stripes::Stripes;
-use crate::EVENTS;
-use crate::changes::Changes;
 use crate::provider::Answer;
 use crate::store::ledger::Writes;
 use crate::store::operations::{self, Named};
 use crate::store::provider_calls::Call;
+use crate::store::sagas::SagaEpoch;
+use crate::{EVENTS, NAME};
 
 /// Legs to a batch, so that operations of many legs do not make it too long for those of one. At once on PostgreSQL: while one batch is flushed, the next
 /// is decided and a third is written (docs/PERFORMANCE.md has the figures).
@@ -70,7 +71,7 @@ impl Pipeline {
     /// [`run_worker`](Self::run_worker).
     pub fn new(database: Database, bus: Bus) -> Self {
         let settler = Settler {
-            changes: Changes::new(&bus),
+            changes: Changes::new(&bus, NAME),
             database,
             bus,
             unsettled: Notify::new(),
@@ -153,6 +154,16 @@ impl Pipeline {
     /// Ends what a payment provider was asked for, as it has answered. False where that is not to be ended yet.
     pub async fn conclude_call(&self, call: &Call, answer: &Answer) -> Result<bool, Error> {
         self.settler().conclude_call(call, answer).await
+    }
+
+    /// Ends a charge that waits for its provider, for the saga that asked for it. False where the saga has called with a higher epoch.
+    pub async fn cancel_charge(&self, operation_id: Uuid, saga: SagaEpoch, correlation_id: &str) -> Result<bool, Error> {
+        self.settler().cancel_charge(operation_id, saga, correlation_id).await
+    }
+
+    /// Nobody asks the provider any more for a charge that was cancelled.
+    pub async fn end_cancelled_call(&self, operation_id: Uuid) -> Result<(), Error> {
+        self.settler().end_cancelled_call(operation_id).await
     }
 
     /// Applies what providers have reported, and whoever took it could not apply, until told to stop.

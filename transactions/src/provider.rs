@@ -88,12 +88,15 @@ pub enum Failure {
     Unknown(String),
     /// As unknown, and the provider is well: it does not take this one order, and asking again at once changes nothing.
     NotTaken(String),
+    /// What was cancelled has never come to the provider, and does not any more.
+    NeverCame,
 }
 
 impl Failure {
     pub fn text(&self) -> &str {
         match self {
             Self::NotSent(text) | Self::Unknown(text) | Self::NotTaken(text) => text,
+            Self::NeverCame => "it was cancelled, and never came to the provider",
         }
     }
 }

@@ -7,4 +7,5 @@ mod legs;
 pub mod operations;
 pub mod provider_calls;
 pub mod provider_events;
+pub mod sagas;
 pub mod users;

@@ -7,6 +7,7 @@ use lastro_mesh::clock;
 use lastro_mesh::identity::User as Caller;
 use lastro_mesh::status::Problem;
 use lastro_money::Minor;
+use lastro_proto::card::is_card_number;
 use uuid::Uuid;
 
 use super::App;
@@ -17,6 +18,7 @@ use crate::domain::operation::{Movement, Operation, OperationLeg, Settlement, Ty
 use crate::domain::payment::{CardToken, payment_key};
 use crate::domain::submission::{Leg, Money, read_amount};
 use crate::pipeline::{Accepted, NewOperation, Purpose};
+use crate::store::sagas::SagaEpoch;
 use crate::store::{operations, provider_calls as stored_calls};
 use crate::{Error, contract};
 
@@ -42,18 +44,35 @@ pub struct PaymentLeg {
     pub amount: Option<Money>,
 }
 
+/// Whose payment it is, and what it is called.
+pub struct Payer {
+    pub user_id: Uuid,
+    /// The idempotency key of its transaction.
+    pub key: String,
+    pub description: String,
+    /// The saga that pays on the user's behalf.
+    pub saga: Option<SagaEpoch>,
+}
+
 /// The payment as it stands, and whether an earlier call made it.
 pub async fn process_payment(app: &Arc<App>, call: &Call, caller: &Caller, request: PaymentRequest) -> Result<(Payment, bool), Error> {
+    let payer = Payer { user_id: caller.id, key: payment_key(&request.order_id), description: String::new(), saga: None };
+    let Accepted { operation, replayed } = pay(app, call, payer, request).await?;
+    Ok((view(app, call, caller, operation).await?, replayed))
+}
+
+/// Stores a payment, and waits for its outcome as long as the caller does.
+pub async fn pay(app: &Arc<App>, call: &Call, payer: Payer, request: PaymentRequest) -> Result<Accepted, Error> {
     let budget = TimeBudget::of(call);
-    let key = payment_key(&request.order_id);
+    let user_id = payer.user_id;
     let is_charge = request.method == Method::Card;
     // The longest wait first, so that nothing is kept from others meanwhile. What was paid before is answered without, also where cards are not taken any more.
-    let is_new = is_charge && operations::by_keys(app.database.writer(), &[(caller.id, key.as_str())]).await?.is_empty();
-    let provider_turn = if is_new { Some(app.provider_turn(caller.id, budget.store_by).await?) } else { None };
-    let turn = app.legs_turn(caller.id, request.legs.len(), budget.store_by).await?;
-    let new = check(app, call, caller, request).await?;
+    let is_new = is_charge && operations::by_keys(app.database.writer(), &[(user_id, payer.key.as_str())]).await?.is_empty();
+    let provider_turn = if is_new { Some(app.provider_turn(user_id, budget.store_by).await?) } else { None };
+    let turn = app.legs_turn(user_id, request.legs.len(), budget.store_by).await?;
+    let new = check(app, call, payer, request).await?;
     if is_new {
-        may_ask_provider(app, caller).await?;
+        may_ask_provider(app, user_id).await?;
     }
     let Accepted { mut operation, replayed } = budget.stored(app.pipeline.submit(new)).await?;
     drop(turn);
@@ -65,26 +84,26 @@ pub async fn process_payment(app: &Arc<App>, call: &Call, caller: &Caller, reque
     } else if operation.settlement == Settlement::Internal {
         wait_for_outcomes(app, call, &mut [&mut operation], budget.answer_by).await;
     }
-    Ok((view(app, call, caller, operation).await?, replayed))
+    Ok(Accepted { operation, replayed })
 }
 
 /// Calls to the payment provider of one user that have not ended: more would make others wait for theirs, where the provider is slow.
 const OPEN_CALLS_MAX: i64 = 100;
 
 /// That there is a provider, and that it has answered most of what this user asked of it.
-pub async fn may_ask_provider(app: &App, caller: &Caller) -> Result<(), Error> {
+pub async fn may_ask_provider(app: &App, user_id: Uuid) -> Result<(), Error> {
     if app.provider.is_none() {
         return Err(Error::NoPaymentProvider);
     }
     // Those that begin at the same time are as few as there are turns.
-    if stored_calls::count_open(app.database.writer(), caller.id).await? >= OPEN_CALLS_MAX {
+    if stored_calls::count_open(app.database.writer(), user_id).await? >= OPEN_CALLS_MAX {
         return Err(Error::TooManyOpenPayments(OPEN_CALLS_MAX));
     }
     Ok(())
 }
 
 /// Every rule that is judged at the call.
-async fn check(app: &App, call: &Call, caller: &Caller, request: PaymentRequest) -> Result<NewOperation, Error> {
+async fn check(app: &App, call: &Call, payer: Payer, request: PaymentRequest) -> Result<NewOperation, Error> {
     let given = |text: Option<String>| text.filter(|text| !text.is_empty());
     let (account_id, card_token) = (given(request.account_id), given(request.card_token));
     let source = match (request.method, &account_id, &card_token) {
@@ -101,17 +120,17 @@ async fn check(app: &App, call: &Call, caller: &Caller, request: PaymentRequest)
         }
         (Method::Card, None, Some(_)) => None,
     };
-    let legs = check_legs(app, caller, source, &request.legs).await?;
+    let legs = check_legs(app, payer.user_id, source, &request.legs).await?;
     let movement = match <[OperationLeg; 1]>::try_from(legs) {
         Ok([leg]) => Movement::Single(leg),
         Err(legs) => Movement::Legs(legs),
     };
     let provider = app.provider.as_ref().map_or_else(|| "none".into(), |provider| provider.name.clone());
     let purpose = card_token.as_deref().map_or(Purpose::Plain, |token| Purpose::Charge { card_token: CardToken::new(token), provider });
-    Ok(new_payment(call, caller, payment_key(&request.order_id), movement, purpose))
+    Ok(new_payment(call, payer, movement, purpose))
 }
 
-async fn check_legs(app: &App, caller: &Caller, source: Option<Uuid>, asked: &[PaymentLeg]) -> Result<Vec<OperationLeg>, Error> {
+async fn check_legs(app: &App, payer_id: Uuid, source: Option<Uuid>, asked: &[PaymentLeg]) -> Result<Vec<OperationLeg>, Error> {
     let mut legs: Vec<OperationLeg> = Vec::with_capacity(asked.len());
     let mut sum = Minor::ZERO;
     for (index, leg) in asked.iter().enumerate() {
@@ -129,7 +148,7 @@ async fn check_legs(app: &App, caller: &Caller, source: Option<Uuid>, asked: &[P
         }
         sum = sum.checked_add(amount.minor()).ok_or_else(|| Problem::field("legs", "must not be more than 64 bits hold, all together"))?;
         let asked = Leg { source, destination: Some(destination), amount, description: String::new() };
-        legs.push(check_leg(app, caller, &asked, Some(index)).await.map_err(|error| naming_account(error, index))?);
+        legs.push(check_leg(app, payer_id, &asked, Some(index)).await.map_err(|error| naming_account(error, index))?);
     }
     Ok(legs)
 }
@@ -144,46 +163,15 @@ fn naming_account(error: Error, index: usize) -> Error {
     }
 }
 
-/// 13 to 19 digits, however they are grouped, whose last one is the check digit of the others (ISO/IEC 7812-1, annex B).
-fn is_card_number(text: &str) -> bool {
-    let digits: Vec<u32> = text.chars().filter(|letter| !matches!(letter, ' ' | '-')).map_while(|letter| letter.to_digit(10)).collect();
-    let is_all = digits.len() == text.chars().filter(|letter| !matches!(letter, ' ' | '-')).count();
-    let doubled = |(index, digit): (usize, &u32)| {
-        if index % 2 == 0 {
-            *digit
-        } else if *digit > 4 {
-            2 * digit - 9
-        } else {
-            2 * digit
-        }
-    };
-    is_all && (13..=19).contains(&digits.len()) && digits.iter().rev().enumerate().map(doubled).sum::<u32>().is_multiple_of(10)
-}
-
-fn new_payment(call: &Call, caller: &Caller, external_id: String, movement: Movement, purpose: Purpose) -> NewOperation {
+fn new_payment(call: &Call, payer: Payer, movement: Movement, purpose: Purpose) -> NewOperation {
     let card_token = match &purpose {
         Purpose::Charge { card_token, .. } => Some(card_token.reveal()),
         Purpose::Plain | Purpose::Refund { .. } => None,
     };
     let settlement = if card_token.is_some() { Settlement::External } else { Settlement::Internal };
-    let new = Operation::new(Uuid::now_v7(), (caller.id, external_id), Type::Payment, movement, clock::now_us());
-    let mut operation = Operation { settlement, ..new };
+    let new = Operation::new(Uuid::now_v7(), (payer.user_id, payer.key), Type::Payment, movement, clock::now_us());
+    let mut operation = Operation { settlement, description: payer.description, ..new };
     let submitted = contract::submitted_of(&operation);
     operation.request_hash = contract::payment_hash(&submitted, card_token);
-    NewOperation { operation, submitted, correlation_id: call.correlation_id.to_string(), purpose }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_card_number;
-
-    #[test]
-    fn card_numbers_are_told_from_tokens() {
-        for number in ["4111111111111111", "4111 1111 1111 1111", "5500-0000-0000-0004", "340000000000009"] {
-            assert!(is_card_number(number), "{number}");
-        }
-        for token in ["tok_approve", "4111111111111112", "411111111111", "tok_4111111111111111", "", "0190b3a2-7c1e-7d5e-9a3b-2f6c1d0e4b5a"] {
-            assert!(!is_card_number(token), "{token}");
-        }
-    }
+    NewOperation { operation, submitted, correlation_id: call.correlation_id.to_string(), purpose, saga: payer.saga }
 }

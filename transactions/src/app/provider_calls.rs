@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lastro_mesh::call::Call as ApiCall;
+use lastro_mesh::clock;
 use lastro_money::{Amount, Minor};
 use metrics::{counter, gauge};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -26,6 +27,8 @@ const COUNT_EVERY: Duration = Duration::from_secs(5);
 const AT_ONCE: u32 = 32;
 /// Less than the lease of a call.
 const CALL_MAX: Duration = Duration::from_secs(10);
+/// What was sent to the provider has come by then, or never comes.
+const UNDER_WAY_MAX_US: i64 = 60_000_000;
 /// The longest pause between attempts.
 const PAUSE_MAX_US: i64 = 60_000_000;
 
@@ -107,6 +110,10 @@ async fn make_first(app: &App, operation_id: Uuid) {
 /// Makes a call, and writes down what came of it.
 async fn make(app: &App, call: &Call) {
     let made = match timeout(CALL_MAX, ask(app, call)).await {
+        Ok(Ok(Err(Failure::NeverCame))) => match app.pipeline.end_cancelled_call(call.operation_id).await {
+            Ok(()) => return,
+            Err(error) => Err(error.into()),
+        },
         Ok(made) => made,
         Err(_) => Ok(Err(Failure::Unknown(format!("no answer within {} s", CALL_MAX.as_secs())))),
     };
@@ -129,6 +136,8 @@ async fn ask(app: &App, call: &Call) -> Result<Result<Answer, Failure>, Error> {
     let operation = operation.ok_or_else(|| lastro_database::Error::corrupt("a call about nothing"))?;
     // Nothing is moved outside for what the ledger has not agreed to, or has ended already.
     let is_asked_for = match call.kind {
+        // One that a saga has cancelled is not made any more; what has become of it is found out.
+        CallKind::Charge if operation.state == State::Rejected => return find_cancelled(app, provider, call, &operation).await,
         CallKind::Charge => operation.state == State::Waiting,
         CallKind::Refund => operation.state == State::Authorized,
         CallKind::GiveBack => operation.state == State::Rejected,
@@ -138,6 +147,21 @@ async fn ask(app: &App, call: &Call) -> Result<Result<Answer, Failure>, Error> {
     }
     let order = order(app, call, &operation).await?;
     Ok(ask_for(provider, call, &order).await)
+}
+
+/// What has become of a charge that was cancelled while the provider was asked. Where the provider has never seen it, what was sent may be under way.
+async fn find_cancelled(app: &App, provider: &Provider, call: &Call, operation: &Operation) -> Result<Result<Answer, Failure>, Error> {
+    // Whoever stored it has it, has not asked yet, and does not.
+    if !call.is_unknown {
+        return Ok(Err(Failure::NeverCame));
+    }
+    let order = order(app, call, operation).await?;
+    Ok(match provider.find(&order).await {
+        Ok(Some(answer)) => Ok(answer),
+        Ok(None) if clock::now_us() - operation.update_time_us >= UNDER_WAY_MAX_US => Err(Failure::NeverCame),
+        Ok(None) => Err(Failure::Unknown("it was cancelled, and the provider has not seen it".to_owned())),
+        Err(failure) => Err(failure),
+    })
 }
 
 async fn ask_for(provider: &Provider, call: &Call, order: &Order) -> Result<Answer, Failure> {

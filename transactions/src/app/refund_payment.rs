@@ -19,6 +19,7 @@ use crate::domain::operation::{Hold, Operation, State, Type};
 use crate::domain::payment::{is_by_card, refund_movement};
 use crate::domain::submission::{Money, check_key, read_amount};
 use crate::pipeline::{Accepted, Culprit, NewOperation, Purpose, Refused};
+use crate::store::sagas::SagaEpoch;
 use crate::store::{operations, provider_calls as stored_calls};
 use crate::{Error, contract};
 
@@ -46,8 +47,27 @@ pub async fn refund_payment(app: &Arc<App>, call: &Call, caller: &Caller, reques
     if let Some(stored) = operations::by_keys(app.database.writer(), &[(caller.id, &request.external_id)]).await?.pop() {
         return if stored.request_hash == hash { answer(app, call, caller, &payment, &stored, true).await } else { Err(Error::IdempotencyKeyReused) };
     }
-    let provider = if is_by_card(&payment) { Some(provider_of(app, caller, &payment).await?) } else { None };
-    if operations::count_refunds(app.database.writer(), payment.id).await? >= REFUNDS_MAX {
+    let asked = NewRefund { owner_id: caller.id, external_id: request.external_id, amount, request_hash: hash, saga: None };
+    let (refund, replayed) = refund(app, call, asked, &payment).await?;
+    answer(app, call, caller, &payment, &refund, replayed).await
+}
+
+/// A refund that is asked for: whose it is, under which key, and how much, or all that is left.
+pub struct NewRefund {
+    pub owner_id: Uuid,
+    pub external_id: String,
+    pub amount: Option<Amount>,
+    pub request_hash: [u8; 32],
+    /// The saga that asks for it.
+    pub saga: Option<SagaEpoch>,
+}
+
+/// Stores a refund, and asks the payment provider for it where a card has paid. The refund, and whether an earlier call made it.
+pub async fn refund(app: &Arc<App>, call: &Call, asked: NewRefund, payment: &Operation) -> Result<(Operation, bool), Error> {
+    let owner_id = asked.owner_id;
+    let provider = if is_by_card(payment) { Some(provider_of(app, owner_id, payment).await?) } else { None };
+    // A saga takes back what it did, whatever else was refunded.
+    if asked.saga.is_none() && operations::count_refunds(app.database.writer(), payment.id).await? >= REFUNDS_MAX {
         return Err(Error::TooManyRefunds(REFUNDS_MAX));
     }
     match payment.state {
@@ -56,22 +76,22 @@ pub async fn refund_payment(app: &Arc<App>, call: &Call, caller: &Caller, reques
         State::Pending | State::Retrying | State::Waiting | State::Authorized => return Err(Error::PaymentNotCaptured("not decided yet")),
     }
     let budget = TimeBudget::of(call);
-    let new = new_refund(call, caller, &payment, request.external_id, (amount, hash), provider);
-    let provider_turn = if is_by_card(&payment) { Some(app.provider_turn(caller.id, budget.store_by).await?) } else { None };
-    let turn = app.legs_turn(caller.id, payment.movement.legs().len(), budget.store_by).await?;
+    let new = new_refund(call, payment, asked, provider);
+    let provider_turn = if is_by_card(payment) { Some(app.provider_turn(owner_id, budget.store_by).await?) } else { None };
+    let turn = app.legs_turn(owner_id, payment.movement.legs().len(), budget.store_by).await?;
     // All or nothing, as an atomic batch of one: a refund that is refused is not stored, and uses no key.
     let stored = budget.stored_whole(app.pipeline.submit_together(vec![new])).await;
     drop(turn);
-    let Accepted { operation: refund, replayed } = stored.map_err(|refused| refusal(refused, &payment))?.pop().ok_or(Error::LedgerUnavailable)?;
+    let Accepted { operation: refund, replayed } = stored.map_err(|refused| refusal(refused, payment))?.pop().ok_or(Error::LedgerUnavailable)?;
     if refund.state == State::Authorized && !replayed {
         provider_calls::ask_and_wait(app, call, refund.id, provider_turn, budget.answer_by).await;
     }
-    answer(app, call, caller, &payment, &refund, replayed).await
+    Ok((refund, replayed))
 }
 
 /// Who was paid through, which must be who is set up: held money would wait for a provider that nobody asks.
-async fn provider_of(app: &App, caller: &Caller, payment: &Operation) -> Result<Arc<str>, Error> {
-    may_ask_provider(app, caller).await?;
+async fn provider_of(app: &App, owner_id: Uuid, payment: &Operation) -> Result<Arc<str>, Error> {
+    may_ask_provider(app, owner_id).await?;
     let provider = app.provider.as_ref().ok_or(Error::NoPaymentProvider)?;
     let paid_through = stored_calls::charge(app.database.writer(), payment.id).await?.provider;
     if !paid_through.is_empty() && *paid_through != *provider.name { Err(Error::OtherPaymentProvider) } else { Ok(provider.name.clone()) }
@@ -100,25 +120,18 @@ fn currency_of(payment: &Operation) -> Result<lastro_money::Currency, Error> {
     Ok(first.amount.currency())
 }
 
-fn new_refund(
-    call: &Call,
-    caller: &Caller,
-    payment: &Operation,
-    external_id: String,
-    (amount, request_hash): (Option<Amount>, [u8; 32]),
-    provider: Option<Arc<str>>,
-) -> NewOperation {
+fn new_refund(call: &Call, payment: &Operation, asked: NewRefund, provider: Option<Arc<str>>) -> NewOperation {
     // What each leg gives is decided with the payment locked; until then all of them may.
     let whole: Vec<Minor> = payment.movement.legs().iter().map(|leg| leg.amount.minor()).collect();
     let movement = refund_movement(payment, &whole);
     let operation = Operation {
-        request_hash,
+        request_hash: asked.request_hash,
         hold: is_by_card(payment).then_some(Hold { expire_time_us: NEVER_US, captured: None }),
         original_id: Some(payment.id),
-        ..Operation::new(Uuid::now_v7(), (caller.id, external_id), Type::Refund, movement, clock::now_us())
+        ..Operation::new(Uuid::now_v7(), (asked.owner_id, asked.external_id), Type::Refund, movement, clock::now_us())
     };
-    let purpose = Purpose::Refund { amount: amount.map(|amount| amount.minor()), provider };
-    NewOperation { operation, submitted: Vec::new(), correlation_id: call.correlation_id.to_string(), purpose }
+    let purpose = Purpose::Refund { amount: asked.amount.map(|amount| amount.minor()), provider };
+    NewOperation { operation, submitted: Vec::new(), correlation_id: call.correlation_id.to_string(), purpose, saga: asked.saga }
 }
 
 /// Why nothing was refunded.

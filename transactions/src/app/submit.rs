@@ -67,11 +67,11 @@ pub async fn check(app: &App, call: &Call, caller: &Caller, submission: Submissi
         return Err(Problem::field("settlement", "must not be EXTERNAL: only a provider, who reports the outcome, submits such a deposit").into());
     }
     let movement = match &submission.movement {
-        submission::Movement::Single(leg) => Movement::Single(check_leg(app, caller, leg, None).await?),
+        submission::Movement::Single(leg) => Movement::Single(check_leg(app, caller.id, leg, None).await?),
         submission::Movement::Legs(legs) => {
             let mut checked = Vec::with_capacity(legs.len());
             for (index, leg) in legs.iter().enumerate() {
-                checked.push(check_leg(app, caller, leg, Some(index)).await?);
+                checked.push(check_leg(app, caller.id, leg, Some(index)).await?);
             }
             Movement::Legs(checked)
         }
@@ -79,10 +79,10 @@ pub async fn check(app: &App, call: &Call, caller: &Caller, submission: Submissi
     Ok(new_operation(call, caller, submission, movement, None))
 }
 
-/// The source is the caller's own, whoever it is; an account that is not is as good as none.
-pub async fn check_leg(app: &App, caller: &Caller, leg: &submission::Leg, index: Option<usize>) -> Result<OperationLeg, Error> {
+/// The source is the own of whoever pays; an account that is not is as good as none.
+pub async fn check_leg(app: &App, owner_id: Uuid, leg: &submission::Leg, index: Option<usize>) -> Result<OperationLeg, Error> {
     let within = |field: &str| index.map_or_else(|| field.to_owned(), |index| format!("legs[{index}].{field}"));
-    let source = party(app, leg, leg.source, |account| account.owner_id == caller.id, || within("source_account_id"), &within).await?;
+    let source = party(app, leg, leg.source, |account| account.owner_id == owner_id, || within("source_account_id"), &within).await?;
     let destination = party(app, leg, leg.destination, |_| true, || within("destination_account_id"), &within).await?;
     Ok(OperationLeg { source, destination, amount: leg.amount, description: leg.description.clone() })
 }
@@ -127,6 +127,7 @@ pub fn new_operation(call: &Call, caller: &Caller, submission: Submission, movem
         submitted,
         correlation_id: call.correlation_id.to_string(),
         purpose: Purpose::Plain,
+        saga: None,
     }
 }
 

@@ -12,10 +12,10 @@ use uuid::Uuid;
 
 use super::App;
 use super::get_transaction::get_transaction;
-use crate::changes::Follower;
 use crate::contract::state_after;
 use crate::domain::operation::{Operation, State, is_terminal};
 use crate::{EVENTS, Error};
+use lastro_events::changes::Follower;
 
 /// Events that one query reads at most; the next query reads on.
 const CHANGES_AT_ONCE: u32 = 100;

@@ -1,5 +1,8 @@
 //! Why an operation is refused at settlement. An answer, not an error.
 
+/// As of the registry of reasons.
+const SAGA_CANCELLED: &str = "SAGA_CANCELLED";
+
 /// A reason of the registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Rejection {
@@ -40,6 +43,8 @@ pub enum Reason {
     Ledger(Rejection),
     /// By a provider, in its own words.
     Provider(Box<str>),
+    /// The saga that asked for it has cancelled it.
+    Cancelled,
 }
 
 impl Reason {
@@ -48,11 +53,15 @@ impl Reason {
         match self {
             Self::Ledger(rejection) => rejection.name(),
             Self::Provider(reason) => reason,
+            Self::Cancelled => SAGA_CANCELLED,
         }
     }
 
     /// The reason that is stored so. What no rule of the ledger is called, a provider has said.
     pub fn from_name(name: &str) -> Self {
+        if name == SAGA_CANCELLED {
+            return Self::Cancelled;
+        }
         Rejection::from_name(name).map_or_else(|| Self::Provider(name.into()), Self::Ledger)
     }
 }

@@ -51,7 +51,7 @@ impl PaymentsService for Payments {
     }
 }
 
-fn read_money(money: Money) -> submission::Money {
+pub fn read_money(money: Money) -> submission::Money {
     submission::Money { currency_code: money.currency_code, amount: money.amount }
 }
 

@@ -24,6 +24,7 @@ use crate::store::ledger::{
 };
 use crate::store::operations;
 use crate::store::provider_calls::{CallKind, NewCall};
+use crate::store::sagas::{Saga, SagaEpoch};
 
 /// How operations are attempted.
 pub(super) struct Plan<'a> {
@@ -73,6 +74,8 @@ pub(super) struct Decided<'a> {
     pub table: Table<'a>,
     /// Holds that are resolved, and originals that are reversed.
     pub subjects: HashMap<Uuid, Subject>,
+    /// The sagas that ask for something, as far as they are locked.
+    sagas: HashMap<Uuid, Saga>,
     pub events: Vec<Event>,
     pub postings: Vec<(Uuid, crate::domain::ledger::Posting)>,
     pub reversals: Vec<ReversalChange>,
@@ -104,12 +107,13 @@ impl Settler {
         let mut subjects: Vec<Uuid> = jobs.iter().flat_map(|job| job.work.subjects()).collect();
         subjects.sort_unstable();
         subjects.dedup();
-        // Operations before balances, as everybody does.
+        // Sagas before operations before balances, as everybody does.
+        let sagas = ledger.raise_sagas(&sagas_of(jobs), plan.lock).await?.into_iter().map(|saga| (saga.id, saga)).collect();
         let subjects = ledger.lock_operations(&subjects, plan.lock).await?.into_iter().map(Subject::new).collect();
         let balances = if plan.decide { ledger.lock(&settle::accounts(self, jobs), plan.lock).await? } else { Balances::default() };
         let before = marks(&balances);
         // The clock is read when the locks are held: a hold that has run out by then is dead.
-        let mut decided = Decided::new(Table { unsure: &plan.heed.unsure, ..Table::new(balances, &self.stripes, clock::now_us()) }, subjects);
+        let mut decided = Decided::new(Table { unsure: &plan.heed.unsure, ..Table::new(balances, &self.stripes, clock::now_us()) }, subjects, sagas);
         let mut outcomes: Vec<Outcome> = Vec::new();
         outcomes.resize_with(jobs.len(), || Outcome::NotLocked);
         // In the order in which they came.
@@ -164,18 +168,29 @@ impl Settler {
     }
 }
 
+/// The sagas that ask for something, each once with the highest epoch, sorted.
+fn sagas_of(jobs: &[Job<Work>]) -> Vec<SagaEpoch> {
+    let mut sagas: Vec<SagaEpoch> = jobs.iter().flat_map(|job| job.work.sagas()).collect();
+    sagas.sort_unstable_by_key(|saga| (saga.id, std::cmp::Reverse(saga.epoch)));
+    sagas.dedup_by_key(|saga| saga.id);
+    sagas
+}
+
 /// Of each job, what its callers are told; None where it has to wait for its locks.
 fn told(outcomes: Vec<Outcome>) -> Vec<Option<Outcome>> {
     outcomes.into_iter().map(|outcome| (!matches!(outcome, Outcome::NotLocked)).then_some(outcome)).collect()
 }
 
 impl<'a> Decided<'a> {
-    pub fn new(table: Table<'a>, subjects: HashMap<Uuid, Subject>) -> Self {
-        Self { table, subjects, events: Vec::new(), postings: Vec::new(), reversals: Vec::new(), calls: Vec::new(), is_unsure: false }
+    pub fn new(table: Table<'a>, subjects: HashMap<Uuid, Subject>, sagas: HashMap<Uuid, Saga>) -> Self {
+        Self { table, subjects, sagas, events: Vec::new(), postings: Vec::new(), reversals: Vec::new(), calls: Vec::new(), is_unsure: false }
     }
 
     /// A new operation, settled if its accounts are locked.
     pub fn create(&mut self, new: &NewOperation) -> Result<Outcome, Stop> {
+        if let Some(refused) = self.check_saga(new) {
+            return Ok(refused);
+        }
         if let Some(refused) = self.check_original(new)? {
             return Ok(refused);
         }
@@ -211,6 +226,9 @@ impl<'a> Decided<'a> {
     }
 
     fn store_unsettled(&mut self, new: &NewOperation) -> Result<Outcome, Stop> {
+        if let Some(refused) = self.check_saga(new) {
+            return Ok(refused);
+        }
         if let Some(refused) = self.check_original(new)? {
             return Ok(refused);
         }
@@ -231,6 +249,17 @@ impl<'a> Decided<'a> {
         origin.causation_id = Some(submitted.id);
         self.events.push(submitted);
         origin
+    }
+
+    /// Whoever has lost its lease on a saga does nothing for it any more, and what a saga has cancelled is not paid.
+    fn check_saga(&self, new: &NewOperation) -> Option<Outcome> {
+        let asked = new.saga?;
+        match self.sagas.get(&asked.id) {
+            None => Some(Outcome::NotLocked),
+            Some(saga) if saga.epoch > asked.epoch => Some(Outcome::Refused(Refused::StaleEpoch)),
+            Some(saga) if saga.cancelled && new.operation.kind == Type::Payment => Some(Outcome::Refused(Refused::SagaCancelled)),
+            Some(_) => None,
+        }
     }
 
     /// An operation is reversed once, and only after it was completed.
@@ -311,7 +340,7 @@ impl<'a> Decided<'a> {
                     return self.nothing(Outcome::Refused(Refused::Together { index, culprit }));
                 }
                 // No provider has been asked yet.
-                Some(Reason::Provider(_)) => return Err(Error::corrupt("a new operation that a provider refused").into()),
+                Some(Reason::Provider(_) | Reason::Cancelled) => return Err(Error::corrupt("a new operation that somebody else refused").into()),
                 None if matches!(operation.state, State::Completed | State::Authorized) => operations.push(operation),
                 // A hold whose time was over before it got its turn: that no waiting helps.
                 None if operation.state == State::Expired => return self.nothing(Outcome::Refused(Refused::Unavailable)),

@@ -25,6 +25,7 @@ use crate::store::ledger::{Ledger, Lock, ReportChange, Writes};
 use crate::store::operations;
 use crate::store::provider_calls::{Call, CallEnd, CallKind};
 use crate::store::provider_events::{self, WaitingReport};
+use crate::store::sagas::SagaEpoch;
 
 /// A database that is busy is tried so often.
 const ATTEMPTS: ExponentialBuilder =
@@ -198,6 +199,47 @@ impl Settler {
         ledger.commit(&writes).await?;
         self.committed(&writes);
         Ok(true)
+    }
+}
+
+impl Settler {
+    /// Ends a charge that waits for its provider, for the saga that asked for it. False where the saga has called with a higher epoch; then nothing is changed.
+    /// What does not wait any more is left as it is.
+    pub(super) async fn cancel_charge(&self, operation_id: Uuid, saga: SagaEpoch, correlation_id: &str) -> Result<bool, Error> {
+        let attempt = || self.attempt_cancel(operation_id, saga, correlation_id);
+        attempt.retry(ATTEMPTS).sleep(tokio::time::sleep).when(Error::is_transient).await
+    }
+
+    async fn attempt_cancel(&self, operation_id: Uuid, saga: SagaEpoch, correlation_id: &str) -> Result<bool, Error> {
+        let mut ledger = Ledger::begin(&self.database).await?;
+        let raised = ledger.raise_sagas(&[saga], Lock::Wait).await?;
+        let is_stale = raised.first().is_none_or(|raised| raised.epoch > saga.epoch);
+        let claimed = if is_stale { None } else { ledger.lock_operations(&[operation_id], Lock::Wait).await?.pop() };
+        let Some(claimed) = claimed.filter(|claimed| claimed.operation.state == State::Waiting) else {
+            ledger.rollback().await?;
+            return Ok(!is_stale);
+        };
+        let (_, mut subject) = Subject::new(claimed);
+        let causation_id = subject.claimed.last_event_id;
+        let origin = Origin { correlation_id: correlation_id.to_owned(), causation_id, now_us: clock::now_us() };
+        let event = decision::cancel(&mut subject.claimed.operation, &origin)?;
+        let writes = Writes { events: vec![event], updated: subject.change().into_iter().collect(), ..Writes::default() };
+        ledger.commit(&writes).await?;
+        self.committed(&writes);
+        Ok(true)
+    }
+
+    /// Nobody asks the provider any more for a charge that was cancelled: it was never made.
+    pub(super) async fn end_cancelled_call(&self, operation_id: Uuid) -> Result<(), Error> {
+        let attempt = || async {
+            let mut ledger = Ledger::begin(&self.database).await?;
+            let claimed = ledger.lock_operations(&[operation_id], Lock::Wait).await?.pop();
+            if claimed.is_none_or(|claimed| claimed.operation.state != State::Rejected) {
+                return ledger.rollback().await;
+            }
+            ledger.commit(&Writes { ended_calls: vec![(operation_id, CallKind::Charge, CallEnd::NotAsked)], ..Writes::default() }).await
+        };
+        attempt.retry(ATTEMPTS).sleep(tokio::time::sleep).when(Error::is_transient).await
     }
 }
 

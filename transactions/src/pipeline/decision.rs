@@ -225,6 +225,11 @@ pub fn conclude(operation: &mut Operation, word: Word, origin: &Origin, table: &
     Ok(Concluded::Refused(reject(operation, Reason::Ledger(reason), Some(leg), origin)?))
 }
 
+/// Ends a charge that waits for its provider, since the saga that asked for it has cancelled it. Should the provider approve it later, it is given back.
+pub fn cancel(operation: &mut Operation, origin: &Origin) -> Result<Event, Error> {
+    reject(operation, Reason::Cancelled, None, origin)
+}
+
 /// Captures or voids a hold.
 pub fn resolve(hold: &mut Operation, new: &NewResolution, origin: &Origin, table: &mut Table<'_>) -> Result<Resolved, Error> {
     let Some(terms) = hold.hold.filter(|_| hold.state == State::Authorized) else { return Ok(Resolved::Refused(Refused::ResolvedMeanwhile)) };

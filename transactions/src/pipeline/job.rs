@@ -15,6 +15,7 @@ use crate::domain::ledger::Legs;
 use crate::domain::operation::{Movement, Operation};
 use crate::domain::payment::CardToken;
 use crate::domain::rejection::Rejection;
+use crate::store::sagas::SagaEpoch;
 
 /// An operation about to be stored.
 #[derive(Debug, Clone)]
@@ -26,6 +27,8 @@ pub struct NewOperation {
     /// The request that led to it.
     pub correlation_id: String,
     pub purpose: Purpose,
+    /// The saga that asks for it: refused where somebody has called with a higher epoch.
+    pub saga: Option<SagaEpoch>,
 }
 
 /// What an operation is stored for, beyond what it moves.
@@ -107,6 +110,10 @@ pub enum Refused {
     HoldExpired,
     /// The hold cannot be captured for this reason, and stays.
     NotCaptured(Rejection),
+    /// Somebody has called with a higher epoch of the saga.
+    StaleEpoch,
+    /// The saga has cancelled its payment.
+    SagaCancelled,
     /// An operation of those that go together, counted from 0, and with it all of them.
     Together { index: usize, culprit: Culprit },
 }
@@ -152,6 +159,15 @@ impl Work {
             Self::Create { new, .. } => new.operation.original_id.into_iter().collect(),
             Self::Together { new, .. } => new.iter().filter_map(|new| new.operation.original_id).collect(),
             Self::Resolve { new, .. } => smallvec![new.hold_id],
+        }
+    }
+
+    /// The sagas that ask for it.
+    pub fn sagas(&self) -> SmallVec<[SagaEpoch; 1]> {
+        match self {
+            Self::Create { new, .. } => new.saga.into_iter().collect(),
+            Self::Together { new, .. } => new.iter().filter_map(|new| new.saga).collect(),
+            Self::Resolve { .. } => SmallVec::new(),
         }
     }
 

@@ -87,7 +87,7 @@ impl Pipeline {
                 decision::expire(&mut hold, &origin, &mut table)?;
             }
         }
-        Ok(Decided::new(table, HashMap::new()))
+        Ok(Decided::new(table, HashMap::new(), HashMap::new()))
     }
 }
 

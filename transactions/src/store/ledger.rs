@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::provider_calls::{CallEnd, CallKind, NewCall};
 use super::provider_events::WaitingReport;
+use super::sagas::{Saga, SagaEpoch};
 use crate::domain::ledger::{Balance, Balances, Posting};
 use crate::domain::operation::{Head, Operation, Refunded, State};
 use crate::domain::report::ReportOutcome;
@@ -253,6 +254,18 @@ impl Ledger {
         match self {
             Self::Postgres(tx) => postgres::lock(tx, accounts, lock).await,
             Self::Sqlite(tx) => sqlite::lock(tx, accounts).await,
+        }
+    }
+
+    /// Raises the epochs of sagas, which must be sorted by id and each be there once; as they are then. They stay locked until the end. Those that are missing
+    /// were not locked.
+    pub async fn raise_sagas(&mut self, sagas: &[SagaEpoch], lock: Lock) -> Result<Vec<Saga>, Error> {
+        if sagas.is_empty() {
+            return Ok(Vec::new());
+        }
+        match self {
+            Self::Postgres(tx) => postgres::raise_sagas(tx, sagas, lock).await,
+            Self::Sqlite(tx) => sqlite::raise_sagas(tx, sagas).await,
         }
     }
 

@@ -157,6 +157,12 @@ pub async fn count_open(on: &impl ConnectionTrait, owner_id: Uuid) -> Result<i64
     Ok(one::<Count>(on, sql, [owner_id.into()]).await?.map_or(0, |found| found.count))
 }
 
+/// Whether the provider is to be asked for something about an operation, or is being asked.
+pub async fn is_open(on: &impl ConnectionTrait, operation_id: Uuid) -> Result<bool, Error> {
+    let sql = "SELECT count(*) AS count FROM provider_calls WHERE operation_id = $1 AND state = 0";
+    Ok(one::<Count>(on, sql, [operation_id.into()]).await?.is_some_and(|found| found.count > 0))
+}
+
 /// Of these operations, those whose outcome nobody knows, or whose charge is to be given back and was not yet.
 pub async fn unknown_of(on: &impl ConnectionTrait, operations: &[Uuid]) -> Result<Vec<Uuid>, Error> {
     #[derive(FromQueryResult)]

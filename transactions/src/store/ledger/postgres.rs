@@ -19,6 +19,7 @@ use crate::domain::operation::Operation;
 use crate::domain::payment::CardToken;
 use crate::store::operations::{self, PartyRow, balances_after, captured, legs_bytes, metadata_to_text, party_rows, rejected_leg, row_amount, sides};
 use crate::store::provider_events::{self, WaitingReport};
+use crate::store::sagas::{self, Saga, SagaEpoch};
 use crate::store::{legs, provider_calls};
 
 const SKIP_LOCKED: &str = "SELECT account_id, posted, held, version, system, closed, frozen, credit_limit, recorded_us FROM balances \
@@ -212,6 +213,11 @@ pub async fn lock(tx: &mut Tx, accounts: &[Uuid], lock: Lock) -> Result<Balances
         Ok((row.get(0)?, balance))
     };
     rows.into_iter().map(read).collect()
+}
+
+pub async fn raise_sagas(tx: &mut Tx, asked: &[SagaEpoch], lock: Lock) -> Result<Vec<Saga>, Error> {
+    let rows = tx.run(sagas::raise_many(lock), &[&column(asked, |one| one.id), &column(asked, |one| one.epoch)]).await?;
+    rows.iter().map(|row| Ok(Saga { id: row.get(0)?, epoch: row.get(1)?, cancelled: row.get(2)? })).collect()
 }
 
 pub async fn claim(tx: &mut Tx, claim: Claim) -> Result<ClaimedOperations, Error> {

@@ -18,6 +18,7 @@ use crate::domain::operation::Operation;
 use crate::domain::payment::CardToken;
 use crate::store::operations::{self, metadata_to_text};
 use crate::store::provider_events::{self, WaitingReport};
+use crate::store::sagas::{self, Saga, SagaEpoch};
 use crate::store::{legs, provider_calls};
 
 type Bound<'q> = Query<'q, Sqlite, SqliteArguments>;
@@ -242,6 +243,16 @@ fn chunks<T>(mut rows: &[T]) -> impl Iterator<Item = &[T]> {
         rows = rest;
         Some(chunk)
     })
+}
+
+pub async fn raise_sagas(tx: &mut Tx, asked: &[SagaEpoch]) -> Result<Vec<Saga>, Error> {
+    let mut raised = Vec::with_capacity(asked.len());
+    for saga in asked {
+        let query = sqlx::query(sagas::RAISE).bind(saga.id).bind(saga.epoch).bind(false);
+        let row = query.fetch_one(&mut *tx.connection).await?;
+        raised.push(Saga { id: row.try_get(0)?, epoch: row.try_get(1)?, cancelled: row.try_get(2)? });
+    }
+    Ok(raised)
 }
 
 pub async fn claim(tx: &mut Tx, claim: Claim) -> Result<ClaimedOperations, Error> {

@@ -1,24 +1,22 @@
-//! How whoever waits for an operation learns that it has changed, without asking the database again and again.
+//! How whoever waits for an aggregate learns that it has changed, without asking the database again and again.
 //!
-//! Whoever commits a change of a stored operation notes it here. That wakes those who wait in this process, and is announced through Redis to the other
-//! replicas. An announcement can be lost: when Redis is away, or when the replica is killed between its commit and its announcement. So all operations
-//! that somebody waits for are looked at, in one statement, whenever announcements may have been missed, and every few seconds.
+//! Whoever commits a change of a stored aggregate notes it here. That wakes those who wait in this process, and is announced through Redis to the other
+//! replicas. An announcement can be lost: when Redis is away, or when the replica is killed between its commit and its announcement. So all
+//! aggregates that somebody waits for are looked at, in one statement, whenever announcements may have been missed, and every few seconds.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use lastro_database::{Database, Error};
-use lastro_events::bus::Bus;
-use lastro_events::bus::redis_streams::RedisBus;
+use lastro_database::Error;
 use tokio::sync::{Notify, watch as channel};
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::store::operations;
+use crate::bus::Bus;
+use crate::bus::redis_streams::RedisBus;
 
-const CHANNEL: &str = "transactions";
 /// For what was lost without a trace.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// A connection that has gone silent looks like one on which nothing is announced: after so long another one is opened.
@@ -32,10 +30,16 @@ const ANNOUNCE_AT_ONCE: usize = 1000;
 /// Changes that wait to be announced while Redis is away. Beyond that, others are told to look at everything.
 const UNANNOUNCED_MAX: usize = 20_000;
 
-/// An operation, and the version of its last event.
-type Change = (Uuid, i64);
+/// An aggregate, and the version of its last event.
+pub type Change = (Uuid, i64);
 
-/// The operations that somebody waits for, with the latest version known of each.
+/// Reads the versions of aggregates from the database.
+pub trait Versions {
+    /// Of these, as far as they are there.
+    fn versions(&self, ids: &[Uuid]) -> impl Future<Output = Result<Vec<Change>, Error>> + Send;
+}
+
+/// The aggregates that somebody waits for, with the latest version known of each.
 pub struct Changes {
     by_id: Mutex<HashMap<Uuid, Entry>>,
     /// None where this process is the only one.
@@ -50,22 +54,24 @@ struct Entry {
 
 /// The replicas beside this one.
 struct Others {
+    /// Of all that is announced, what is about these aggregates.
+    channel: &'static str,
     redis: RedisBus,
     unannounced: Mutex<Vec<Change>>,
     noted: Notify,
 }
 
 impl Changes {
-    /// Those that this process notes, and through its bus what others do.
-    pub fn new(bus: &Bus) -> Arc<Self> {
+    /// Those that this process notes, and through its bus what others do. `channel` is the name by which replicas of a service hear of each other.
+    pub fn new(bus: &Bus, channel: &'static str) -> Arc<Self> {
         let others = match bus {
             Bus::Embedded(_) => None,
-            Bus::Redis(redis) => Some(Others { redis: redis.clone(), unannounced: Mutex::default(), noted: Notify::new() }),
+            Bus::Redis(redis) => Some(Others { channel, redis: redis.clone(), unannounced: Mutex::default(), noted: Notify::new() }),
         };
         Arc::new(Self { by_id: Mutex::default(), others })
     }
 
-    /// Follows an operation. What changes from now on is not missed.
+    /// Follows an aggregate. What changes from now on is not missed.
     pub fn follow(self: &Arc<Self>, id: Uuid) -> Follower {
         let mut by_id = self.by_id.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = by_id.entry(id).or_insert_with(|| Entry { version: channel::Sender::new(0), followers: 0 });
@@ -102,10 +108,10 @@ impl Changes {
     }
 
     /// Tells of everything that has changed while nobody told.
-    async fn look(&self, database: &Database) -> Result<(), Error> {
+    async fn look(&self, database: &impl Versions) -> Result<(), Error> {
         let ids: Vec<Uuid> = self.by_id.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect();
         for some in ids.chunks(LOOK_AT_ONCE) {
-            self.tell(&operations::versions(database.reader(), some).await?);
+            self.tell(&database.versions(some).await?);
         }
         Ok(())
     }
@@ -113,7 +119,7 @@ impl Changes {
     /// Announces what is noted here to other replicas, until told to stop.
     pub async fn keep_announcing(&self, stop: CancellationToken) {
         let Some(others) = &self.others else { return stop.cancelled().await };
-        let mut announcer = others.redis.announcer(CHANNEL);
+        let mut announcer = others.redis.announcer(others.channel);
         while !stop.is_cancelled() {
             let noted = std::mem::take(&mut *others.unannounced.lock().unwrap_or_else(PoisonError::into_inner));
             if noted.is_empty() {
@@ -140,7 +146,7 @@ impl Changes {
     }
 
     /// Hears what other replicas announce, and looks where that may have been missed, until told to stop.
-    pub async fn keep_hearing(&self, database: &Database, stop: CancellationToken) {
+    pub async fn keep_hearing(&self, database: &impl Versions, stop: CancellationToken) {
         while !stop.is_cancelled() {
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -150,10 +156,10 @@ impl Changes {
     }
 
     /// Hears until the connection breaks; without one, until it is time to try again.
-    async fn hear(&self, database: &Database) {
+    async fn hear(&self, database: &impl Versions) {
         let mut announcements = match &self.others {
             None => None,
-            Some(others) => match others.redis.announcements(CHANNEL).await {
+            Some(others) => match others.redis.announcements(others.channel).await {
                 Ok(announcements) => Some(announcements),
                 Err(error) => {
                     tracing::debug!(%error, "what other replicas announce cannot be heard now");
@@ -185,9 +191,9 @@ impl Changes {
         }
     }
 
-    async fn look_and_log(&self, database: &Database) {
+    async fn look_and_log(&self, database: &impl Versions) {
         if let Err(error) = self.look(database).await {
-            tracing::warn!(%error, "transactions that are waited for could not be looked at; they are looked at again");
+            tracing::warn!(%error, "what is waited for could not be looked at; it is looked at again");
         }
     }
 }
@@ -200,7 +206,7 @@ pub struct Follower {
 }
 
 impl Follower {
-    /// Waits until the operation has a later event than this version.
+    /// Waits until the aggregate has a later event than this version.
     pub async fn changed(&mut self, version: i64) {
         // The sender lives in the map as long as this follower, so that waiting cannot fail.
         let _ = self.version.wait_for(|now| *now > version).await;
@@ -239,7 +245,7 @@ fn of_message(message: &[u8]) -> Vec<Change> {
 
 #[cfg(test)]
 mod tests {
-    use lastro_events::bus::embedded::EmbeddedBus;
+    use crate::bus::embedded::EmbeddedBus;
 
     use super::*;
 
@@ -252,7 +258,7 @@ mod tests {
 
     #[tokio::test]
     async fn whoever_follows_is_told_of_later_versions_and_leaves_nothing_behind() {
-        let changes = Changes::new(&Bus::Embedded(EmbeddedBus::default()));
+        let changes = Changes::new(&Bus::Embedded(EmbeddedBus::default()), "things");
         let (id, other) = (Uuid::from_u128(1), Uuid::from_u128(2));
         let (mut first, mut second) = (changes.follow(id), changes.follow(id));
         changes.note([(id, 2), (other, 9)].into_iter());
