@@ -129,10 +129,10 @@ fn successes(method: &Method) -> &'static [(&'static str, &'static str)] {
     match method.success {
         Success::Created => &[("200", "A repetition, by its idempotency key, of a call that made it."), ("201", "Made.")],
         Success::NoContent => &[("204", "Done.")],
-        Success::Taken => &[("202", "Durably stored.")],
+        Success::Taken => &[("200", "A repetition, where the answer says `replayed`."), ("202", "Durably stored.")],
         Success::Accepted => &[
             ("200", "A repetition of a call whose outcome is known."),
-            ("201", "The outcome was waited for and is known; `state` tells it, and it may be a refusal."),
+            ("201", "The outcome was waited for and is known; `state`, or `status`, tells it, and it may be a refusal."),
             ("202", "Durably accepted."),
         ],
         Success::Ok if method.streams => &[

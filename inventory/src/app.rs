@@ -3,6 +3,7 @@
 pub mod adjust_stock;
 pub mod create_product;
 pub mod get_product;
+pub mod get_products;
 pub mod get_reservation;
 pub mod get_stock;
 pub mod list_products;
@@ -15,6 +16,7 @@ pub mod update_product;
 use std::sync::Arc;
 use std::time::Duration;
 
+use lastro_database::batch_loader::BatchLoader;
 use lastro_database::{Database, Kind};
 use lastro_events::bus::Bus;
 use lastro_mesh::call::Call;
@@ -32,6 +34,8 @@ use uuid::Uuid;
 use crate::Error;
 use crate::batches::{Batches, Refused};
 use crate::cache::StockCache;
+use crate::domain::product::Product;
+use crate::store::products;
 
 /// Reads of one product that no cache answers, of the past and of events, at once; what comes then waits for its turn.
 const READS_PER_PRODUCT: usize = 4;
@@ -53,6 +57,8 @@ pub struct App {
     pub(crate) transactions: OwnersServiceClient<Outbound>,
     pub(crate) cache: Arc<StockCache>,
     pub(crate) batches: Batches,
+    /// Reads of single products, which share statements.
+    product_loader: BatchLoader<Product>,
     reads: Turns<Uuid>,
     all_reads: Semaphore,
     waiting: Semaphore,
@@ -65,6 +71,7 @@ impl App {
         Self {
             batches: Batches::new(database.clone(), bus.clone(), cache.clone()),
             transactions: OwnersServiceClient::new(transactions),
+            product_loader: products::loader(&database),
             reads: Turns::new(READS_PER_PRODUCT),
             all_reads: Semaphore::new(READS_MAX),
             waiting: Semaphore::new(WAITING_MAX),

@@ -23,6 +23,7 @@ pub static SERVICES: &[&Service] = &[
     &lastro_customers::SERVICE,
     &lastro_transactions::SERVICE,
     &lastro_inventory::SERVICE,
+    &lastro_orders::SERVICE,
 ];
 
 /// Where the keys of tokens come from, and the revocations.

@@ -132,14 +132,16 @@ fn write_one(code: &mut String, index: usize, method: &MethodDescriptor, rest: &
         }
         writeln!(items, "fn location(answer: &{answer}) -> Option<String> {{ Some(format!({template:?}{fields})) }}")?;
     }
-    if ["CREATED", "ACCEPTED"].contains(&rest.success.as_str()) {
+    let may_be_replayed = output.get_field_by_name("replayed").is_some();
+    if ["CREATED", "ACCEPTED"].contains(&rest.success.as_str()) || (rest.success == "TAKEN" && may_be_replayed) {
         need(&output, "replayed", |kind| *kind == Kind::Bool)?;
         writeln!(items, "fn is_replayed(answer: &{answer}) -> bool {{ answer.replayed }}")?;
     }
     if rest.success == "ACCEPTED" {
-        need(&output, "state", |kind| kind.as_enum().is_some())?;
-        let arms = progress(&output)?;
-        writeln!(items, "fn progress(answer: &{answer}) -> Progress {{ match answer.state {{ {arms} _ => Progress::Unspecified }} }}")?;
+        let field = if output.get_field_by_name("state").is_some() { "state" } else { "status" };
+        need(&output, field, |kind| kind.as_enum().is_some())?;
+        let arms = progress(&output, field)?;
+        writeln!(items, "fn progress(answer: &{answer}) -> Progress {{ match answer.{field} {{ {arms} _ => Progress::Unspecified }} }}")?;
     }
     if method.is_server_streaming() {
         need(&output, "event_id", |kind| *kind == Kind::String)?;
@@ -170,8 +172,8 @@ fn need(message: &MessageDescriptor, field: &str, is_kind: impl Fn(&Kind) -> boo
 }
 
 /// The arms of a match over the numbers of the states that are decided or final.
-fn progress(answer: &MessageDescriptor) -> Result<String> {
-    let state = answer.get_field_by_name("state").and_then(|field| field.kind().as_enum().cloned()).context("a state")?;
+fn progress(answer: &MessageDescriptor, field: &str) -> Result<String> {
+    let state = answer.get_field_by_name(field).and_then(|field| field.kind().as_enum().cloned()).context("a state")?;
     let of = |value: &EnumValueDescriptor| {
         let options = value.options();
         let mut all = options.extensions();

@@ -16,6 +16,8 @@ use tonic::{Code, Status};
 use lastro_tests::client::Someone;
 
 use crate::World;
+use crate::inventory::Shop;
+use crate::orders::new_order;
 
 /// Sends and receives bytes as they are.
 #[derive(Default)]
@@ -165,12 +167,15 @@ pub async fn somebody_elses_things_are_not_found(world: &World) -> Result<()> {
     let (owner, stranger) = (api.someone().await?, api.someone().await?);
     let account = api.account(&owner.token, "BRL").await?;
     let transaction = api.deposit(&administrator, &account, "BRL", "1.00").await?.text("id")?;
+    let product = Shop::open(&world.server).await?.product;
+    let order = api.post("/api/v1/orders", Some(&owner.token), new_order("own", &[(&product, 1)], &account)).await?.text("id")?;
     let mut checked = Vec::new();
     for method in public().filter(|method| method.http_path.contains("{id}") && !method.shared) {
         let own = match method.http_path.split('/').nth(3) {
             Some("users") => &owner.id,
             Some("accounts") => &account,
             Some("transactions") => &transaction,
+            Some("orders") => &order,
             other => panic!("say here what {other:?} of {} is", method.path),
         };
         let verb: Verb = method.http_method.parse()?;

@@ -31,12 +31,12 @@ pub fn trials(world: impl Fn() -> Result<Arc<World>> + Clone + Send + 'static) -
     ]
 }
 
-/// A connection to one replica of inventory, as somebody whose certificate the policy knows.
-async fn to_replica(stack: &Stack, replica: &str, who: &str) -> Result<Channel> {
+/// A connection to one replica of a service, such as `inventory-1`, as somebody whose certificate the policy knows.
+pub async fn to_replica(stack: &Stack, replica: &str, who: &str) -> Result<Channel> {
+    let service = replica.split('-').next().unwrap_or_default();
     let read = |file: String| std::fs::read(stack.path(&file));
     let identity = Identity::from_pem(read(format!("certs/{who}.pem"))?, read(format!("certs/{who}.key"))?);
-    let tls =
-        ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read("certs/ca.pem".to_owned())?)).domain_name("inventory").identity(identity);
+    let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read("certs/ca.pem".to_owned())?)).domain_name(service).identity(identity);
     Ok(Endpoint::new(format!("https://{}", stack.address(replica)))?.tls_config(tls)?.connect().await?)
 }
 

@@ -56,12 +56,15 @@ impl Roles {
 /// only one's own, but for a reversal, which `write:reversals` allows.
 fn permissions(role: Role) -> &'static [Permission] {
     use Permission::{
-        AdministerAccounts, ReadAccounts, ReadAll, ReadProducts, ReadProfile, ReadTransactions, ReadUsers, WriteAccounts, WriteDeposits,
-        WriteInventory, WriteOperations, WriteProducts, WriteProfile, WriteReversals, WriteTransactions, WriteUsers,
+        AdministerAccounts, AdministerOrders, AdministerSagas, ReadAccounts, ReadAll, ReadOrders, ReadProducts, ReadProfile, ReadTransactions,
+        ReadUsers, WriteAccounts, WriteDeposits, WriteInventory, WriteOperations, WriteOrders, WriteProducts, WriteProfile, WriteReversals,
+        WriteTransactions, WriteUsers,
     };
     match role {
         Role::Unspecified => &[],
-        Role::User => &[ReadProfile, WriteProfile, ReadAccounts, WriteAccounts, ReadTransactions, WriteTransactions, ReadProducts],
+        Role::User => {
+            &[ReadProfile, WriteProfile, ReadAccounts, WriteAccounts, ReadTransactions, WriteTransactions, ReadProducts, ReadOrders, WriteOrders]
+        }
         Role::Admin => &[
             ReadProfile,
             WriteProfile,
@@ -78,6 +81,10 @@ fn permissions(role: Role) -> &'static [Permission] {
             ReadProducts,
             WriteProducts,
             WriteInventory,
+            ReadOrders,
+            WriteOrders,
+            AdministerOrders,
+            AdministerSagas,
         ],
         Role::Provider => &[ReadProfile, WriteProfile, ReadTransactions, WriteTransactions, WriteDeposits, WriteOperations, ReadProducts],
     }

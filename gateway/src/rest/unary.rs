@@ -71,9 +71,9 @@ pub async fn answer<M: RestMethod>(channel: Outbound, input: MethodCall) -> Resu
 
 fn status_of<M: RestMethod>(answer: &M::Answer, waits: bool) -> StatusCode {
     match (M::METHOD.success, M::is_replayed(answer)) {
-        (Success::Ok, _) | (Success::Created, true) => StatusCode::OK,
+        (Success::Ok, _) | (Success::Created | Success::Taken, true) => StatusCode::OK,
         (Success::Created, false) => StatusCode::CREATED,
-        (Success::Taken, _) => StatusCode::ACCEPTED,
+        (Success::Taken, false) => StatusCode::ACCEPTED,
         (Success::NoContent, _) => StatusCode::NO_CONTENT,
         (Success::Accepted, is_replayed) => status_of_accepted(M::progress(answer), is_replayed, waits),
     }

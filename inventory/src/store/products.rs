@@ -1,7 +1,9 @@
 //! The table `products`.
 
+use lastro_database::batch_loader::BatchLoader;
 use lastro_database::group_commit::Lock;
-use lastro_database::{Error, Transaction, all, execute, one};
+use lastro_database::rows::all_of_ids;
+use lastro_database::{Database, Error, Transaction, all, execute, one};
 use lastro_events::{EventStore, NewEvent};
 use lastro_mesh::page::Page;
 use lastro_money::{Amount, Currency, Minor};
@@ -122,6 +124,18 @@ fn state(product: &Product) -> ProductState {
 /// One product.
 pub async fn get(on: &impl ConnectionTrait, id: Uuid) -> Result<Option<Product>, Error> {
     one::<Row>(on, &format!("{SELECT} WHERE id = $1"), [id.into()]).await?.map(Row::read).transpose()
+}
+
+/// Reads products as they are now; reads of many callers share a statement.
+pub fn loader(database: &Database) -> BatchLoader<Product> {
+    let database = database.clone();
+    BatchLoader::new(move |ids| {
+        let database = database.clone();
+        Box::pin(async move {
+            let rows: Vec<Row> = all_of_ids(database.writer(), &format!("{SELECT} WHERE id {{ids}}"), &ids, []).await?;
+            Ok(rows.into_iter().map(|row| (row.id, row.read())).collect())
+        })
+    })
 }
 
 /// Locks a product until the transaction ends; as it is then. None where there is none, or where it is left out because somebody else has locked it.
