@@ -1,7 +1,7 @@
 //! Putting services behind their inbound stacks, and several of them on one listener.
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -74,6 +74,21 @@ fn stack(
     }
 }
 
+/// The way from one service to another one, below the outbound stack.
+pub type Way = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
+
+/// Puts something into the way from one service to another one.
+pub type Between = fn(caller: &'static str, target: &'static str, way: Way) -> Way;
+
+static BETWEEN: OnceLock<Between> = OnceLock::new();
+
+/// From now on, in every way that is made.
+pub fn put_between(between: Option<Between>) {
+    if let Some(between) = between {
+        let _ = BETWEEN.set(between);
+    }
+}
+
 /// The outbound stack of one service to another one: in this process (`near`) or at its own places (`far`).
 pub fn outbound<S>(caller: &'static str, target: &'static str, connection: S, concurrency_max: usize) -> Outbound
 where
@@ -81,7 +96,11 @@ where
     S::Future: Send,
 {
     let metrics = Arc::new(MethodMetrics::outbound(caller, METHODS.iter().map(|method| method.path)));
-    OutboundSettings { concurrency_max, ..OutboundSettings::new(target, is_retry_safe, class_of, metrics) }.wrap(connection)
+    let settings = OutboundSettings { concurrency_max, ..OutboundSettings::new(target, is_retry_safe, class_of, metrics) };
+    match BETWEEN.get() {
+        Some(between) => settings.wrap(between(caller, target, BoxCloneSyncService::new(connection))),
+        None => settings.wrap(connection),
+    }
 }
 
 /// The keys of tokens, asked for at the service that has them.

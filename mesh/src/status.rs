@@ -10,6 +10,9 @@ use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 /// Names the service that is away, where the one that answers UNAVAILABLE is not: its callers must not give up on it.
 pub const DEPENDENCY_HEADER: &str = "x-lastro-dependency";
 
+/// On a refusal of the outbound stack itself: nobody was asked, since calls to the service pause, or too many wait for it.
+pub const NOT_ASKED_HEADER: &str = "x-lastro-not-asked";
+
 /// In [`DEPENDENCY_HEADER`] where nobody is away: there are too many callers.
 const CALLERS: &str = "callers";
 

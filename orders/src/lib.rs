@@ -15,8 +15,10 @@ use std::sync::Arc;
 
 use lastro_service::{Given, Job, Need, Running, Service, SettingsGroup};
 
+pub use domain::saga::{Direction, Step};
 pub use error::Error;
 pub use migrations::Migrator;
+pub use saga::methods as methods_of_step;
 pub use settings::Settings;
 pub use store::order_events::ORDER_EVENTS;
 

@@ -5,4 +5,5 @@ mod steps;
 mod sweep;
 
 pub use drive::drive;
+pub use steps::methods;
 pub use sweep::sweep;

@@ -38,6 +38,7 @@ mod rest;
 mod reversals;
 mod revocations;
 mod rules;
+mod saga_faults;
 mod sessions;
 mod stock_model;
 mod stores;
@@ -234,6 +235,7 @@ fn main() {
     trials.extend(payments::trials());
     trials.extend(cards::trials());
     trials.extend(orders::trials());
+    trials.extend(saga_faults::trials());
     trials.extend(pipeline::trials());
     trials.extend(revocations::trials());
     trials.extend(stores::trials());

@@ -169,7 +169,7 @@ async fn what_sagas_pay_from_accounts(stack: &Stack) -> Result<()> {
     // Only from the account of whoever it is on behalf of, and with a public payment of that name it has nothing to do.
     let stranger = rig.api.someone().await?;
     let mut theirs = rig.process(&saga(), 1, "", "1.00");
-    theirs.call.as_mut().expect("a call").on_behalf_of = stranger.id.clone();
+    theirs.call.as_mut().expect("a call").on_behalf_of.clone_from(&stranger.id);
     assert_eq!(reason(rig.replicas[0].clone().process(theirs).await.map(tonic::Response::into_inner)), "ACCOUNT_NOT_FOUND");
     let fifth = saga();
     let public = json!({ "orderId": fifth, "method": "ACCOUNT", "accountId": rig.account,

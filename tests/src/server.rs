@@ -1,5 +1,6 @@
 //! A `lastro up` of its own, on free ports.
 
+use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -29,11 +30,20 @@ pub const MANY_REGISTRATIONS: [(&str, &str); 2] = [("LASTRO_REGISTRATIONS_PER_MI
 
 /// The binary under test: of the same profile as this program, built if it is not.
 pub fn binary() -> Result<PathBuf> {
+    binary_named("lastro")
+}
+
+/// The same program, with something between orders and those that it calls that fails as it is told: src/bin/faulty.rs.
+pub fn faulty_binary() -> Result<PathBuf> {
+    binary_named("lastro-faulty")
+}
+
+fn binary_named(name: &str) -> Result<PathBuf> {
     let own = std::env::current_exe()?;
     let folder = own.ancestors().find(|path| path.ends_with("debug") || path.ends_with("release")).context("not in a target folder")?;
-    let binary = folder.join("lastro");
+    let binary = folder.join(name);
     if !binary.exists() {
-        run(Command::new("cargo").args(["build", "--locked", "--bin", "lastro"]).current_dir(workspace()))?;
+        run(Command::new("cargo").args(["build", "--locked", "--bin", name]).current_dir(workspace()))?;
     }
     Ok(binary)
 }
@@ -42,26 +52,42 @@ impl Server {
     /// Starts one on a data folder, with more flags, and waits until it is ready.
     pub fn start(data: &Path, flags: &[&str]) -> Result<Self> {
         let ports = ["--rest", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--ops", "127.0.0.1:0"];
-        Self::start_on(&binary()?, data, &ports, flags)
+        Self::start_on(&binary()?, &[], data, &ports, flags)
     }
 
     /// As [`start`](Self::start), of another binary.
     pub fn start_binary(binary: &Path, data: &Path, flags: &[&str]) -> Result<Self> {
-        Self::start_on(binary, data, &["--rest", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--ops", "127.0.0.1:0"], flags)
+        Self::start_binary_in(binary, &[], data, flags)
+    }
+
+    /// As [`start`](Self::start), of another binary, with more in its environment.
+    pub fn start_binary_in(binary: &Path, environment: &[(&str, &OsStr)], data: &Path, flags: &[&str]) -> Result<Self> {
+        Self::start_on(binary, environment, data, &["--rest", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--ops", "127.0.0.1:0"], flags)
     }
 
     /// As [`start`](Self::start), on the ports that an earlier one had.
     pub fn start_again(&self, flags: &[&str]) -> Result<Self> {
         let ports = ["--rest", self.rest.as_str(), "--grpc", &self.grpc, "--ops", &self.ops];
-        Self::start_on(&binary()?, &self.data, &ports, flags)
+        Self::start_on(&binary()?, &[], &self.data, &ports, flags)
     }
 
-    fn start_on(binary: &Path, data: &Path, ports: &[&str], flags: &[&str]) -> Result<Self> {
+    /// As [`start_again`](Self::start_again), of another binary.
+    pub fn start_binary_again(&self, binary: &Path, environment: &[(&str, &OsStr)], flags: &[&str]) -> Result<Self> {
+        let ports = ["--rest", self.rest.as_str(), "--grpc", &self.grpc, "--ops", &self.ops];
+        Self::start_on(binary, environment, &self.data, &ports, flags)
+    }
+
+    /// Whether it has ended by itself, or was killed.
+    pub fn has_ended(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_some())
+    }
+
+    fn start_on(binary: &Path, environment: &[(&str, &OsStr)], data: &Path, ports: &[&str], flags: &[&str]) -> Result<Self> {
         std::fs::create_dir_all(data)?;
         let log = std::fs::OpenOptions::new().create(true).append(true).open(data.with_extension("log"))?;
         let mut command = Command::new(binary);
         // The tests register more users from one address than anybody may; a flag says otherwise where that is tested.
-        command.envs(MANY_REGISTRATIONS);
+        command.envs(MANY_REGISTRATIONS).envs(environment.iter().copied());
         command.arg("up").arg("--data").arg(data).args(ports).args(flags);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn()?;
         let mut lines = BufReader::new(child.stdout.take().context("a pipe")?).lines();

@@ -35,11 +35,23 @@ pub struct Options {
     pub flags: Vec<String>,
     /// The URL of the payment provider, if there is one.
     pub payment_provider: Option<String>,
+    /// The binary that serves orders, if that is another one.
+    pub orders: Option<PathBuf>,
+    /// What every process finds in its environment.
+    pub environment: Vec<(String, String)>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { reflection: true, rate_per_second: 100_000, registrations_limited: false, flags: Vec::new(), payment_provider: None }
+        Self {
+            reflection: true,
+            rate_per_second: 100_000,
+            registrations_limited: false,
+            flags: Vec::new(),
+            payment_provider: None,
+            orders: None,
+            environment: Vec::new(),
+        }
     }
 }
 
@@ -200,6 +212,16 @@ impl Stack {
         self.lock().iter().filter_map(pid).collect()
     }
 
+    /// Starts again what was killed, or has ended by itself; which.
+    pub fn revive(&self) -> Result<Vec<String>> {
+        let ended = |process: &mut Process| process.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(Some(_))));
+        let dead: Vec<String> = self.lock().iter_mut().filter_map(|(name, process)| ended(process).then(|| name.clone())).collect();
+        for name in &dead {
+            self.spawn(name)?;
+        }
+        Ok(dead)
+    }
+
     /// Sends SIGSTOP, SIGCONT or any other signal.
     pub fn signal(&self, name: &str, signal: &str) -> Result<()> {
         let pid = self.lock()[name].child.as_ref().map(Child::id).with_context(|| format!("{name} does not run"))?;
@@ -308,7 +330,9 @@ impl Stack {
             let ports = processes.values().filter(|process| process.service == service).map(|process| format!("127.0.0.1:{}", process.port));
             ports.collect::<Vec<_>>().join(",")
         };
-        let mut command = Command::new(binary()?);
+        let other = self.options.orders.clone().filter(|_| process.service == "orders");
+        let mut command = Command::new(other.map_or_else(binary, Ok)?);
+        command.envs(self.options.environment.iter().cloned());
         if !self.options.registrations_limited {
             command.envs(MANY_REGISTRATIONS);
         }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response};
 use metrics::{Gauge, gauge};
 use tokio::time::Instant;
 use tonic::Code;
@@ -18,7 +18,7 @@ use tower::Service;
 
 use crate::call::Call;
 use crate::outcome;
-use crate::status::{DEPENDENCY_HEADER, Problem, UNAVAILABLE};
+use crate::status::{DEPENDENCY_HEADER, NOT_ASKED_HEADER, Problem, UNAVAILABLE};
 
 /// Methods that have something in common, judged together and apart from the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -323,6 +323,7 @@ where
         let Some(permit) = breaker.acquire(waits) else {
             let problem = Problem::new(&UNAVAILABLE, "the service is away; calls to it pause").retry_after(breaker.open_for_now());
             let mut refusal: Response<Body> = tonic::Status::from(problem).into_http();
+            refusal.headers_mut().insert(NOT_ASKED_HEADER, HeaderValue::from_static("1"));
             refusal.extensions_mut().insert(Refused);
             return Box::pin(std::future::ready(Ok(refusal)));
         };

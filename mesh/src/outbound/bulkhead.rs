@@ -8,13 +8,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response};
 use tokio::sync::Semaphore;
 use tonic::body::Body;
 use tower::Service;
 
 use crate::call::Call;
-use crate::status::{Problem, UNAVAILABLE};
+use crate::status::{NOT_ASKED_HEADER, Problem, UNAVAILABLE};
 
 #[derive(Clone)]
 pub(super) struct Bulkhead<S> {
@@ -61,7 +61,9 @@ where
         let queued = Queued(self.waiting.clone());
         if self.waiting.fetch_add(1, Ordering::Relaxed) >= self.queue_max {
             let problem = Problem::new(&UNAVAILABLE, "too many calls wait for this service").retry_after(Duration::from_millis(250));
-            return Box::pin(std::future::ready(Ok(tonic::Status::from(problem).into_http())));
+            let mut refusal: Response<Body> = tonic::Status::from(problem).into_http();
+            refusal.headers_mut().insert(NOT_ASKED_HEADER, HeaderValue::from_static("1"));
+            return Box::pin(std::future::ready(Ok(refusal)));
         }
         let slots = self.slots.clone();
         Box::pin(async move {

@@ -7,12 +7,16 @@
 /// What is done, in this order; undone in the opposite one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Step {
+    /// The pieces are kept for the buyer.
     Reserve,
+    /// The buyer pays for them.
     Pay,
+    /// They leave their stores.
     Confirm,
 }
 
 impl Step {
+    /// In their order.
     pub const ALL: [Self; 3] = [Self::Reserve, Self::Pay, Self::Confirm];
 
     /// Its name, and that of its undo.
@@ -36,7 +40,9 @@ impl Step {
 /// Whether a step is done or undone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Direction {
+    /// The step.
     Do,
+    /// Its undo.
     Undo,
 }
 
@@ -156,6 +162,10 @@ pub enum Outcome {
     Unanswered {
         error: String,
     },
+    /// Nobody was asked, since whoever is to be asked is known to be away: that is no attempt.
+    NotAsked {
+        error: String,
+    },
 }
 
 /// When something happens: the time, and how much of a pause is left to chance, 0 to 1000.
@@ -192,6 +202,12 @@ impl Record {
     fn count(&mut self, trouble: Trouble, error: String) {
         self.in_a_row = if self.trouble == trouble { self.in_a_row + 1 } else { 1 };
         (self.trouble, self.last_error) = (trouble, error);
+    }
+
+    /// Nobody was asked: the next attempt is still the same one.
+    fn put_off(&mut self, error: String, now: Now) {
+        self.last_error = error;
+        self.next_attempt_us = Some(now.us + PAUSE_US + PAUSE_US * (now.jitter_permille - 500) / 5000);
     }
 
     /// The next attempt is made after a pause: 1 s, 2 s, 4 s and so on, more or less a tenth.
@@ -266,6 +282,9 @@ impl Saga {
 
     fn note_do(&mut self, step: Step, outcome: Outcome, now: Now) {
         let record = &mut self.steps[step.index()];
+        if let Outcome::NotAsked { error } = outcome {
+            return record.put_off(error, now);
+        }
         record.attempts += 1;
         match outcome {
             Outcome::Done => {
@@ -291,7 +310,7 @@ impl Saga {
                 record.end(StepState::Failed, now.us);
                 self.compensate(Cause::StepFailed, (reason, detail), now.us);
             }
-            Outcome::Unanswered { error } => {
+            Outcome::Unanswered { error } | Outcome::NotAsked { error } => {
                 record.count(Trouble::Unanswered, error.clone());
                 if record.in_a_row < ATTEMPTS_MAX {
                     record.pause(now, PAUSE_MAX_US);
@@ -305,6 +324,9 @@ impl Saga {
 
     fn note_undo(&mut self, step: Step, outcome: Outcome, now: Now) {
         let Some(record) = &mut self.undos[step.index()] else { return };
+        if let Outcome::NotAsked { error } = outcome {
+            return record.put_off(error, now);
+        }
         record.attempts += 1;
         match outcome {
             Outcome::Done => {
@@ -326,7 +348,7 @@ impl Saga {
                 (self.reason, self.detail) = (reason, format!("{} failed: {detail}", step.names().1));
             }
             // Whoever is away comes back: what was done must not stay half undone because of that.
-            Outcome::Unanswered { error } => {
+            Outcome::Unanswered { error } | Outcome::NotAsked { error } => {
                 record.count(Trouble::Unanswered, error);
                 record.pause(now, PAUSE_MAX_US);
             }

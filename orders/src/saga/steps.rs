@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::HeaderValue;
 use lastro_mesh::call::{Call, CorrelationId};
-use lastro_mesh::status::reason_name;
+use lastro_mesh::status::{NOT_ASKED_HEADER, reason_name};
 use lastro_mesh::trace::TraceContext;
 use lastro_proto::internal::inventory::v1::{ConfirmRequest, ReleaseRequest, ReserveRequest, ReturnRequest, SagaCall, SagaItem, SagaReservation};
 use lastro_proto::internal::transactions::v1::{
@@ -68,6 +68,9 @@ fn outcome_of(status: &Status) -> Option<Outcome> {
         return None;
     }
     let text = lastro_mesh::status::cut(status.message().to_owned(), TEXT_BYTES_MAX);
+    if status.metadata().contains_key(NOT_ASKED_HEADER) {
+        return Some(Outcome::NotAsked { error: text });
+    }
     let refused = |name: String| Outcome::Refused { reason: reason.clone().unwrap_or(name), detail: text.clone() };
     Some(match status.code() {
         // Whoever was asked has said no.
@@ -99,7 +102,16 @@ struct Asked<'a> {
 impl Asked<'_> {
     /// Under the request and in the trace that placed the order.
     fn request<T>(&self, message: T) -> tonic::Request<T> {
-        let start = Call::start(CALL_MAX);
+        self.request_that(false, message)
+    }
+
+    /// The payment provider is waited for: that is no slow call.
+    fn payment_request<T>(&self, message: T) -> tonic::Request<T> {
+        self.request_that(matches!(self.placed.payment, Payment::Card(_)), message)
+    }
+
+    fn request_that<T>(&self, waits: bool, message: T) -> tonic::Request<T> {
+        let start = Call { waits, ..Call::start(CALL_MAX) };
         let header = |name: &str, text: &str| Some((name.parse::<http::HeaderName>().ok()?, HeaderValue::from_str(text).ok()?));
         let told = [
             header(lastro_mesh::call::CORRELATION_HEADER, &self.placed.correlation_id),
@@ -156,7 +168,7 @@ impl Asked<'_> {
             amount: Some(Money { currency_code: currency.code().to_owned(), amount: lastro_money::format(share, currency) }),
         };
         let legs = merchants(&self.placed.items).unwrap_or_default().into_iter().map(leg).collect();
-        let request = self.request(ProcessOrderPaymentRequest { call: self.payment(), account_id, card_token, legs });
+        let request = self.payment_request(ProcessOrderPaymentRequest { call: self.payment(), account_id, card_token, legs });
         let payment = self.app.payments.clone().process(request).await?.into_inner();
         let reason = || if payment.reason.is_empty() { "PAYMENT_DECLINED".to_owned() } else { payment.reason.clone() };
         let outcome = match payment.state() {
@@ -170,10 +182,10 @@ impl Asked<'_> {
 
     /// Cancels the payment, as far as no money has moved, and gives back what has.
     async fn refund(&self) -> Result<Learnt, Status> {
-        let cancel = self.request(CancelOrderPaymentRequest { call: self.payment() });
+        let cancel = self.payment_request(CancelOrderPaymentRequest { call: self.payment() });
         let mut payment = self.app.payments.clone().cancel(cancel).await?.into_inner();
         if payment.state() == order_payment::State::Captured {
-            let refund = self.request(RefundOrderPaymentRequest { call: self.payment() });
+            let refund = self.payment_request(RefundOrderPaymentRequest { call: self.payment() });
             payment = self.app.payments.clone().refund(refund).await?.into_inner();
         }
         let outcome = match payment.state() {
@@ -200,4 +212,18 @@ fn done(answer: Result<Response<SagaReservation>, Status>) -> Result<Learnt, Sta
 
 fn learnt_of(payment: &OrderPayment, outcome: Outcome) -> Learnt {
     Learnt { payment_id: Uuid::parse_str(&payment.transaction_id).ok(), ..Learnt::of(outcome) }
+}
+
+/// The calls that a step makes, or its undo, in their order.
+pub const fn methods(step: Step, direction: Direction) -> &'static [&'static str] {
+    match (step, direction) {
+        (Step::Reserve, Direction::Do) => &["/lastro.internal.inventory.v1.ReservationsService/Reserve"],
+        (Step::Reserve, Direction::Undo) => &["/lastro.internal.inventory.v1.ReservationsService/Release"],
+        (Step::Pay, Direction::Do) => &["/lastro.internal.transactions.v1.OrderPaymentsService/Process"],
+        (Step::Pay, Direction::Undo) => {
+            &["/lastro.internal.transactions.v1.OrderPaymentsService/Cancel", "/lastro.internal.transactions.v1.OrderPaymentsService/Refund"]
+        }
+        (Step::Confirm, Direction::Do) => &["/lastro.internal.inventory.v1.ReservationsService/Confirm"],
+        (Step::Confirm, Direction::Undo) => &["/lastro.internal.inventory.v1.ReservationsService/Return"],
+    }
 }

@@ -70,6 +70,16 @@ fn a_step_without_an_answer_is_tried_three_times_with_growing_pauses_and_then_un
 }
 
 #[test]
+fn what_nobody_was_asked_is_no_attempt() {
+    let mut saga = Saga::start(0);
+    for second in 0..100 {
+        saga.note(Step::Reserve, Direction::Do, Outcome::NotAsked { error: "calls pause".to_owned() }, at(second * 1_000_000));
+        assert_eq!(saga.next(second * 1_000_000, DEADLINE_US), Next::Wait((second + 1) * 1_000_000));
+    }
+    assert_eq!((saga.state, saga.step(Step::Reserve).attempts, saga.step(Step::Reserve).last_error.as_str()), (State::Started, 0, "calls pause"));
+}
+
+#[test]
 fn a_payment_that_nobody_knows_of_is_asked_for_until_the_time_is_over() {
     let mut saga = Saga::start(0);
     saga.note(Step::Reserve, Direction::Do, Outcome::Done, at(0));
@@ -213,6 +223,8 @@ enum Fault {
     LosesAnswer,
     /// Nobody was asked.
     Away,
+    /// Nobody was asked, and that was known before.
+    NotAsked,
     /// It was done, and the process is killed before it has written that down.
     Killed,
     /// Another process had been asked for the same before: it was done twice.
@@ -230,6 +242,7 @@ fn fault() -> impl Strategy<Value = Fault> {
         2 => Just(Fault::Slow),
         2 => Just(Fault::LosesAnswer),
         2 => Just(Fault::Away),
+        1 => Just(Fault::NotAsked),
         2 => Just(Fault::Killed),
         1 => Just(Fault::Repeated),
         1 => Just(Fault::Cancel),
@@ -269,6 +282,7 @@ proptest! {
                     let (refuses, is_slow) = (matches!(fault, Fault::Refuses), matches!(fault, Fault::Slow));
                     let outcome = match fault {
                         Fault::Away => unanswered(),
+                        Fault::NotAsked => Outcome::NotAsked { error: "away".to_owned() },
                         Fault::LosesAnswer => { world.call(step, direction, false, false); unanswered() }
                         Fault::Killed => { world.call(step, direction, false, false); continue; }
                         Fault::Repeated => { world.call(step, direction, false, false); world.call(step, direction, false, false) }
