@@ -9,6 +9,7 @@ mod fairness;
 mod gateway;
 mod inventory;
 mod load;
+mod orders;
 mod pgbench;
 mod raw;
 mod report;
@@ -43,7 +44,7 @@ struct Options {
     /// Accounts that transfers move money between.
     #[arg(long, default_value_t = 10_000)]
     accounts: usize,
-    /// Only this part: transfers, callers, idle, reads, pages, gateway, money, inventory, waiting, fairness, events, embedded, stack, against.
+    /// Only this part: transfers, callers, idle, reads, pages, gateway, money, inventory, orders, waiting, fairness, events, embedded, stack, against.
     #[arg(long)]
     only: Option<String>,
     /// Another lastro, to measure beside this one in turns: transfers, reads, pages and idle latency, on the same PostgreSQL.
@@ -125,6 +126,9 @@ async fn main() -> Result<()> {
     }
     if wants("inventory") {
         inventory::measure(&bench, options.rounds, span).await?;
+    }
+    if wants("orders") {
+        orders::measure(&bench, &postgres, options.rounds, span).await?;
     }
     if wants("waiting") {
         waiting::measure(&bench, options.rounds, span).await?;

@@ -35,7 +35,8 @@ use crate::Error;
 use crate::batches::{Batches, Refused};
 use crate::cache::StockCache;
 use crate::domain::product::Product;
-use crate::store::products;
+use crate::store::reservations::Reservation;
+use crate::store::{products, reservations, stock};
 
 /// Reads of one product that no cache answers, of the past and of events, at once; what comes then waits for its turn.
 const READS_PER_PRODUCT: usize = 4;
@@ -57,8 +58,10 @@ pub struct App {
     pub(crate) transactions: OwnersServiceClient<Outbound>,
     pub(crate) cache: Arc<StockCache>,
     pub(crate) batches: Batches,
-    /// Reads of single products, which share statements.
+    /// Reads of single products, of their stores and of single reservations, which share statements.
     product_loader: BatchLoader<Product>,
+    stores_loader: BatchLoader<Vec<String>>,
+    reservation_loader: BatchLoader<Reservation>,
     reads: Turns<Uuid>,
     all_reads: Semaphore,
     waiting: Semaphore,
@@ -72,6 +75,8 @@ impl App {
             batches: Batches::new(database.clone(), bus.clone(), cache.clone()),
             transactions: OwnersServiceClient::new(transactions),
             product_loader: products::loader(&database),
+            stores_loader: stock::stores_loader(&database),
+            reservation_loader: reservations::loader(&database),
             reads: Turns::new(READS_PER_PRODUCT),
             all_reads: Semaphore::new(READS_MAX),
             waiting: Semaphore::new(WAITING_MAX),

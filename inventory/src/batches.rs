@@ -23,8 +23,8 @@ use crate::domain::reservation::Verb;
 use crate::store::adjustments::{self, Adjustment};
 use crate::store::reservations;
 
-/// At once on PostgreSQL: as of transactions, docs/PERFORMANCE.md.
-const LIMITS: Limits = Limits { batch_max: 256, batch_size_max: 1024, queue_max: 8_192, at_once: 3 };
+/// Two batches at once on PostgreSQL: with more they are smaller, and cost more (docs/PERFORMANCE.md has the figures).
+const LIMITS: Limits = Limits { batch_max: 256, batch_size_max: 1024, queue_max: 8_192, at_once: 2 };
 /// Reservations that have run out are looked for so often, and so many are ended at once.
 const EXPIRE_EVERY: Duration = Duration::from_millis(250);
 const EXPIRE_AT_ONCE: u32 = 200;
@@ -87,6 +87,11 @@ impl Batches {
             },
             answer => answer,
         }
+    }
+
+    /// Whether a reservation may be stored under this id. Only a hint, which costs no query.
+    pub fn may_be_reserved(&self, id: Uuid) -> bool {
+        self.0.may_exist((id, work::RESERVATION))
     }
 
     /// What was refused was judged as a new request. Where it is made already, at another replica or by a COMMIT whose answer was lost, that is what counts;

@@ -14,7 +14,7 @@ use std::time::Duration;
 use lastro_database::Database;
 use lastro_database::batch_loader::BatchLoader;
 use lastro_events::bus::Bus;
-use lastro_events::changes::{Change, Versions};
+use lastro_events::changes::{Change, Follower, Versions};
 use lastro_mesh::call::Call;
 use lastro_mesh::identity::User as Caller;
 use lastro_mesh::outbound::Outbound;
@@ -91,15 +91,21 @@ impl App {
 
     /// Waits until an order is decided, or the time is over; the order as it stands then. A call that waits is no load, and gives its slot back; so many may
     /// wait, and one beyond does not.
-    async fn wait_until_decided(&self, call: &Call, order: &mut Order, until: Instant) {
+    /// `follower` follows it since before it was stored, if it is new.
+    async fn wait_until_decided(&self, call: &Call, order: &mut Order, follower: Option<Follower>, until: Instant) {
         if order.progress.status.is_decided() || until <= Instant::now() {
             return;
         }
         let Ok(_waiting) = self.waiting.try_acquire() else { return };
         call.slot.release();
-        // Registered before it is read, so that no change in between is missed.
-        let mut follower = self.batches.changes().follow(order.placed.id);
+        // Registered before it is stored, or read, so that no change in between is missed.
+        let mut is_read = follower.is_some();
+        let mut follower = follower.unwrap_or_else(|| self.batches.changes().follow(order.placed.id));
         loop {
+            if std::mem::take(&mut is_read) {
+                let version = order.progress.head.map_or(0, |head| head.version);
+                let _ = timeout_at(until, follower.changed(version)).await;
+            }
             // It is durable, and that is what counts: where it cannot be read now, the order as it stood is still an answer.
             if let Ok(Some(now)) = self.order_loader.load(order.placed.id).await {
                 *order = now;

@@ -21,8 +21,8 @@ use self::work::{Outcome, Work};
 use crate::NAME;
 use crate::store::orders::{self, Order};
 
-/// At once on PostgreSQL: as of transactions, docs/PERFORMANCE.md.
-const LIMITS: Limits = Limits { batch_max: 256, batch_size_max: 1024, queue_max: 8_192, at_once: 3 };
+/// One batch at once: while it is flushed the next one gathers, and larger batches cost less (docs/PERFORMANCE.md has the figures).
+const LIMITS: Limits = Limits { batch_max: 256, batch_size_max: 1024, queue_max: 8_192, at_once: 1 };
 
 /// The way to change orders. Cheap to clone; all clones are one.
 #[derive(Clone)]

@@ -279,6 +279,35 @@ pub async fn an_order_is_placed_once(world: &World) -> Result<()> {
     Ok(())
 }
 
+/// 500 at once for 100 pieces in three stores: exactly 100 are sold, and the others are told that there is none left.
+pub async fn many_orders_for_few_pieces(world: &World) -> Result<()> {
+    let market = Market::open(&world.server).await?;
+    let (shop, tea) = (&market.shop, market.shop.another().await?);
+    for (store, pieces) in [("a", 40), ("b", 35), ("c", 25)] {
+        assert_eq!(shop.adjust(&tea, store, pieces, &format!("{tea} {store}")).await?.status, 200);
+    }
+    let (market, tea) = (&market, &tea);
+    let ask = |number: usize| async move {
+        let since = Instant::now();
+        loop {
+            // Where nobody knows, the same key tells.
+            let told = market.order(&format!("one of many {number}"), &[(tea, 1)]).await?;
+            if ["COMPLETED", "FAILED"].contains(&told.body["status"].as_str().unwrap_or_default()) {
+                return Ok(told);
+            }
+            ensure!(since.elapsed() < Duration::from_secs(40), "{told:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let told = join_all((0..500).map(ask)).await.into_iter().collect::<Result<Vec<_>>>()?;
+    let sold = told.iter().filter(|one| one.body["status"] == "COMPLETED").count();
+    let refused = told.iter().filter(|one| one.body["reason"] == "OUT_OF_STOCK").count();
+    assert_eq!((sold, refused), (100, 400));
+    shop.has(tea, &[("a", 0, 0), ("b", 0, 0), ("c", 0, 0)]).await?;
+    assert_eq!(market.left().await?, "900.00");
+    Ok(())
+}
+
 /// What was paid goes back, and the pieces are there again.
 pub async fn orders_are_cancelled(world: &World) -> Result<()> {
     let market = Market::open(&world.server).await?;

@@ -44,10 +44,13 @@ enum Fault {
     ComesLate,
     KilledBefore,
     KilledAfter,
+    /// For longer than its lease; then it asks, as if nothing had happened.
+    PausedBefore,
 }
 
 impl Fault {
-    const ALL: [Self; 7] = [Self::Refuses, Self::Away, Self::LosesAnswer, Self::Repeats, Self::ComesLate, Self::KilledBefore, Self::KilledAfter];
+    const ALL: [Self; 8] =
+        [Self::Refuses, Self::Away, Self::LosesAnswer, Self::Repeats, Self::ComesLate, Self::KilledBefore, Self::KilledAfter, Self::PausedBefore];
 
     /// As src/bin/faulty.rs has it.
     const fn name(self) -> &'static str {
@@ -59,11 +62,13 @@ impl Fault {
             Self::ComesLate => "comes_late",
             Self::KilledBefore => "killed_before",
             Self::KilledAfter => "killed_after",
+            Self::PausedBefore => "paused_before",
         }
     }
 
-    const fn kills(self) -> bool {
-        matches!(self, Self::KilledBefore | Self::KilledAfter)
+    /// Whether nobody else is served meanwhile.
+    const fn is_of_the_process(self) -> bool {
+        matches!(self, Self::KilledBefore | Self::KilledAfter | Self::PausedBefore)
     }
 
     /// How often in a row: the mesh hides one, a saga three, and more than that makes it give up.
@@ -120,7 +125,7 @@ impl Case {
         match (self.direction, self.fault) {
             (Direction::Undo, _) if self.is_cancelled() => &["CANCELLED"],
             (Direction::Undo, _) | (Direction::Do, Fault::Refuses) => &["FAILED"],
-            (Direction::Do, Fault::Repeats | Fault::KilledBefore | Fault::KilledAfter) => &["COMPLETED"],
+            (Direction::Do, Fault::Repeats | Fault::KilledBefore | Fault::KilledAfter | Fault::PausedBefore) => &["COMPLETED"],
             // As long as nobody answers it may be tried again, or given up.
             (Direction::Do, Fault::Away | Fault::LosesAnswer | Fault::ComesLate) => &["COMPLETED", "FAILED"],
         }
@@ -199,6 +204,8 @@ async fn run(kind: PlaceKind) -> Result<()> {
     let seed = environment("LASTRO_SAGA_SEED").unwrap_or_else(|| u64::from(rand::random::<u32>()));
     let share = environment("LASTRO_SAGA_SHARE").unwrap_or(100);
     let mut cases = cases();
+    // Only another replica goes on with the sagas of one that is paused.
+    cases.retain(|case| case.fault != Fault::PausedBefore || kind == PlaceKind::TwoReplicas);
     let all = cases.len();
     cases.shuffle(&mut rand::rngs::StdRng::seed_from_u64(seed));
     cases.truncate((all * usize::try_from(share)?).div_ceil(100));
@@ -212,7 +219,7 @@ async fn run(kind: PlaceKind) -> Result<()> {
         ensure!(shop.adjust(&shop.product, store, PIECES / 2, &format!("{} {store}", shop.product)).await?.status == 200);
     }
     let api = front.api();
-    let (killing, others): (Vec<Case>, Vec<Case>) = cases.into_iter().partition(|case| case.fault.kills());
+    let (killing, others): (Vec<Case>, Vec<Case>) = cases.into_iter().partition(|case| case.fault.is_of_the_process());
     let mut tried = Vec::new();
     // Few at once: what is made to fail closes the way to others, who wait until it is open again.
     for some in others.chunks(12) {
@@ -315,7 +322,20 @@ async fn end(api: &Api, shop: &Shop, attempt: &Attempt, faults: &Path, mut place
     let hits = std::fs::read_to_string(hits_file(faults, attempt)).unwrap_or_default();
     let hit = format!("{} {}", case.method, case.fault.name());
     ensure!(hits.lines().any(|line| line == hit), "{case:?} was not hit: {hits:?} {:?}", saga_of(api, attempt).await);
-    Ok(())
+    // Whoever wakes up and asks has lost its lease, and is told so.
+    let is_paused = case.fault == Fault::PausedBefore;
+    loop {
+        let hits = std::fs::read_to_string(hits_file(faults, attempt)).unwrap_or_default();
+        if !is_paused {
+            return Ok(());
+        }
+        if let Some(told) = hits.lines().find_map(|line| line.strip_prefix(&format!("{} told ", case.method))) {
+            ensure!(told == "STALE_EPOCH", "{case:?} was told {told}");
+            return Ok(());
+        }
+        ensure!(since.elapsed() < Duration::from_secs(60), "{case:?} does not wake up: {hits:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 fn hits_file(faults: &Path, attempt: &Attempt) -> PathBuf {

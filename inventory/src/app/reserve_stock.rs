@@ -60,11 +60,12 @@ pub async fn reserve(app: &App, call: &Call, wanted: Wanted) -> Result<Made, Err
         if !products.insert(product_id) {
             return Err(Problem::field(format!("items[{index}].product_id"), "must be another product than those before it").into());
         }
-        let stores = app.cache.get(product_id).await?;
+        // Not from the cache, which each reservation empties.
+        let stores = app.stores_loader.load(product_id).await?;
         let stores = stores.ok_or_else(|| Error::ProductNotFound { field: Some(format!("items[{index}].product_id")) })?;
         // One that has never had anything is not locked, and has nothing.
         let is_asked_for = |store_id: &&String| item.store_id.as_ref().is_none_or(|asked| asked == *store_id);
-        let stocks = stores.iter().map(|(store_id, _)| store_id).filter(is_asked_for).map(|store_id| stock_id(product_id, store_id)).collect();
+        let stocks = stores.iter().filter(is_asked_for).map(|store_id| stock_id(product_id, store_id)).collect();
         asked.push(AskedItem { product_id, stocks, quantity: item.quantity });
     }
     let new = |items: Vec<AskedItem>| NewReservation {
@@ -79,7 +80,7 @@ pub async fn reserve(app: &App, call: &Call, wanted: Wanted) -> Result<Made, Err
         correlation_id: call.correlation_id.to_string(),
     };
     match stored(call, app.batches.reserve(new(asked.clone()))).await {
-        // A product that came into a store a moment ago may be in it, and not in what the cache has.
+        // A product that came into a store a moment ago may be in it, and not in what was read.
         Err(Refused::OutOfStock(short)) => {
             let known = stock::stores_of(app.database.reader(), &products.iter().copied().collect::<Vec<_>>()).await?;
             let mut complete = asked.clone();

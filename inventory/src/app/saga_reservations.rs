@@ -1,5 +1,6 @@
 //! What a saga asks of stock: each step with its undo. An undo of what was never made leaves a tombstone, and whoever has lost its lease is refused.
 
+use lastro_database::group_commit::Lock;
 use lastro_mesh::call::Call;
 use uuid::Uuid;
 
@@ -8,7 +9,7 @@ use super::{App, stored};
 use crate::Error;
 use crate::batches::{NewReservation, NewResolution, Refused};
 use crate::domain::reservation::{State, Verb, reservation_id};
-use crate::store::reservations::{self, Reservation};
+use crate::store::reservations::Reservation;
 use crate::store::sagas::{self, SagaEpoch};
 
 /// Which reservation of which saga, and with which epoch.
@@ -20,7 +21,9 @@ pub struct SagaStep {
 /// Keeps pieces. Refused where an undo was faster, or has been made since.
 pub async fn saga_reserve(app: &App, call: &Call, wanted: Wanted) -> Result<Reservation, Error> {
     let saga = wanted.fence;
-    if let (Some(saga), Some(_)) = (saga, find(app, wanted.namespace, &wanted.name).await?) {
+    if let Some(saga) = saga.filter(|_| app.batches.may_be_reserved(reservation_id(wanted.namespace, &wanted.name)))
+        && find(app, wanted.namespace, &wanted.name).await?.is_some()
+    {
         // A repetition is answered with what is stored, without a batch that would judge the epoch.
         fence(app, saga).await?;
     }
@@ -64,11 +67,11 @@ pub async fn saga_resolve(app: &App, call: &Call, of: SagaStep, verb: Verb) -> R
 }
 
 async fn find(app: &App, saga_id: Uuid, step: &str) -> Result<Option<Reservation>, Error> {
-    Ok(reservations::by_ids(app.database.writer(), &[reservation_id(saga_id, step)]).await?.pop())
+    Ok(app.reservation_loader.load(reservation_id(saga_id, step)).await?)
 }
 
 /// Raises the saga's epoch, and refuses one that is lower.
 async fn fence(app: &App, saga: SagaEpoch) -> Result<(), Error> {
-    let highest = sagas::raise(app.database.writer(), &[saga]).await?.pop().map_or(0, |found| found.epoch);
+    let highest = sagas::raise(app.database.writer(), &[saga], Lock::Wait).await?.pop().map_or(0, |found| found.epoch);
     if highest > saga.epoch { Err(Refused::StaleEpoch.into()) } else { Ok(()) }
 }

@@ -154,15 +154,12 @@ struct Decided {
 
 /// Locks sagas, reservations and stock, each in the order of their ids; stock that is not there yet is made.
 async fn lock_all(tx: &Transaction, jobs: &[Job<Work>], lock: Lock) -> Result<Decided, Error> {
-    let sagas: Vec<Uuid> = sorted(jobs.iter().filter_map(|job| job.work.fence()).map(|saga| saga.id));
-    let busy = if lock == Lock::Skip { sagas::locked_by_others(tx, &sagas).await? } else { Vec::new() };
     let mut asked: BTreeMap<Uuid, i64> = BTreeMap::new();
     for SagaEpoch { id, epoch } in jobs.iter().filter_map(|job| job.work.fence()) {
         asked.entry(id).and_modify(|known| *known = epoch.max(*known)).or_insert(epoch);
     }
-    asked.retain(|id, _| !busy.contains(id));
     let asked: Vec<SagaEpoch> = asked.into_iter().map(|(id, epoch)| SagaEpoch { id, epoch }).collect();
-    let epochs = sagas::raise(tx, &asked).await?.into_iter().map(|one| (one.id, one.epoch)).collect();
+    let epochs = sagas::raise(tx, &asked, lock).await?.into_iter().map(|one| (one.id, one.epoch)).collect();
     let resolved = |job: &Job<Work>| match &job.work {
         Work::Resolve { new, .. } => Some(new.reservation_id),
         Work::Adjust { .. } | Work::Reserve { .. } => None,

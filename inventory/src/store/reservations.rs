@@ -1,8 +1,9 @@
 //! The table `reservations`.
 
+use lastro_database::batch_loader::BatchLoader;
 use lastro_database::group_commit::Lock;
 use lastro_database::rows::{Type, all_of_ids, insert_rows, update_rows};
-use lastro_database::{Error, all, one};
+use lastro_database::{Database, Error, all, one};
 use sea_orm::{ConnectionTrait, FromQueryResult};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -163,6 +164,18 @@ pub async fn by_ids(on: &impl ConnectionTrait, ids: &[Uuid]) -> Result<Vec<Reser
     }
     let rows: Vec<Row> = all_of_ids(on, &format!("{SELECT} WHERE id {{ids}}"), ids, []).await?;
     rows.into_iter().map(Row::read).collect()
+}
+
+/// Reads reservations as they are now; reads of many callers share a statement.
+pub fn loader(database: &Database) -> BatchLoader<Reservation> {
+    let database = database.clone();
+    BatchLoader::new(move |ids| {
+        let database = database.clone();
+        Box::pin(async move {
+            let rows: Vec<Row> = all_of_ids(database.writer(), &format!("{SELECT} WHERE id {{ids}}"), &ids, []).await?;
+            Ok(rows.into_iter().map(|row| (row.id, row.read())).collect())
+        })
+    })
 }
 
 /// Locks reservations in the order of their ids. Those that are missing were not locked.

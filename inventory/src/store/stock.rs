@@ -1,5 +1,6 @@
 //! The tables `stock`, `stock_events` and `stock_snapshots`.
 
+use lastro_database::batch_loader::BatchLoader;
 use lastro_database::group_commit::Lock;
 use lastro_database::rows::{Type, all_of_ids, insert_rows, update_rows};
 use lastro_database::{Database, Error, all, one};
@@ -71,6 +72,31 @@ pub async fn stores_of(on: &impl ConnectionTrait, products: &[Uuid]) -> Result<V
     }
     let found: Vec<Found> = all_of_ids(on, "SELECT product_id, store_id FROM stock WHERE product_id {ids}", products, []).await?;
     Ok(found.into_iter().map(|found| (found.product_id, found.store_id)).collect())
+}
+
+/// The stores that products are in, by their names; reads of many callers share a statement. None of a product that there is not.
+pub fn stores_loader(database: &Database) -> BatchLoader<Vec<String>> {
+    #[derive(FromQueryResult)]
+    struct Found {
+        id: Uuid,
+        store_id: Option<String>,
+    }
+    let database = database.clone();
+    BatchLoader::new(move |ids| {
+        let database = database.clone();
+        Box::pin(async move {
+            let sql = "SELECT p.id, s.store_id FROM products p LEFT JOIN stock s ON s.product_id = p.id WHERE p.id {ids} ORDER BY p.id, s.store_id";
+            let found: Vec<Found> = all_of_ids(database.writer(), sql, &ids, []).await?;
+            let mut stores: Vec<(Uuid, Result<Vec<String>, Error>)> = Vec::new();
+            for Found { id, store_id } in found {
+                match stores.last_mut() {
+                    Some((last, Ok(stores))) if *last == id => stores.extend(store_id),
+                    _ => stores.push((id, Ok(store_id.into_iter().collect()))),
+                }
+            }
+            Ok(stores)
+        })
+    })
 }
 
 /// Locks stock in the order of its ids. What is missing was not locked, or is not there.

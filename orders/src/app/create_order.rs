@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::try_join;
+use lastro_events::changes::Follower;
 use lastro_mesh::call::Call;
 use lastro_mesh::identity::User as Caller;
 use lastro_mesh::status::Problem;
@@ -49,16 +50,18 @@ pub async fn create_order(app: &Arc<App>, call: &Call, caller: &Caller, request:
     let until = call.deadline.checked_sub(ANSWER_MARGIN).unwrap_or(call.deadline).min(Instant::now() + request.wait);
     // What was placed before is answered without a look at what it would cost now.
     let before = app.batches.placed_before((caller.id, &request.external_id)).await?;
-    let mut accepted = match before {
-        Some(order) if order.placed.request_hash == hash => Accepted { order, replayed: true, next: None },
+    let (mut accepted, follower) = match before {
+        Some(order) if order.placed.request_hash == hash => (Accepted { order, replayed: true, next: None }, None),
         Some(_) => return Err(Error::IdempotencyKeyReused),
         None => place(app, call, caller, request, hash).await?,
     };
-    app.wait_until_decided(call, &mut accepted.order, until).await;
+    app.wait_until_decided(call, &mut accepted.order, follower, until).await;
     Ok(accepted)
 }
 
-async fn place(app: &Arc<App>, call: &Call, caller: &Caller, request: OrderRequest, hash: [u8; 32]) -> Result<Accepted, Error> {
+/// The order, and who follows it since before it was stored, where it is new.
+async fn place(app: &Arc<App>, call: &Call, caller: &Caller, request: OrderRequest, hash: [u8; 32]) -> Result<(Accepted, Option<Follower>), Error> {
+    let waits = !request.wait.is_zero();
     let driving = app.driving_place()?;
     let key = request.external_id.clone();
     let placed = match price(app, call, caller, request, hash).await {
@@ -66,19 +69,21 @@ async fn place(app: &Arc<App>, call: &Call, caller: &Caller, request: OrderReque
         // A product that is not sold any more, or an account that is gone, does not matter to an order that was placed before.
         Err(error) => {
             return match orders::by_key(app.database.writer(), caller.id, &key).await? {
-                Some(order) if order.placed.request_hash == hash => Ok(Accepted { order, replayed: true, next: None }),
+                Some(order) if order.placed.request_hash == hash => Ok((Accepted { order, replayed: true, next: None }, None)),
                 Some(_) => Err(Error::IdempotencyKeyReused),
                 None => Err(error),
             };
         }
     };
     let timeout_us = i64::try_from(app.settings.saga_timeout.as_micros()).unwrap_or(i64::MAX);
+    let follower = waits.then(|| app.batches.changes().follow(placed.id));
     let accepted = stored(call, app.batches.place(NewOrder { placed, timeout_us })).await.map_err(|refused| match refused {
         Refused::KeyReused => Error::IdempotencyKeyReused,
         other => other.into(),
     })?;
     go_on(app, &accepted, driving);
-    Ok(accepted)
+    let follower = follower.filter(|_| !accepted.replayed);
+    Ok((accepted, follower))
 }
 
 /// The rules of the request itself.

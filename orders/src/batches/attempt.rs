@@ -63,7 +63,9 @@ impl Keeper {
             committed => committed?,
         }
         self.bus.wake(ORDER_EVENTS.topic);
-        self.changes.note(decided.orders.iter().filter_map(|(id, progress)| Some((*id, progress.head?.version))));
+        // Nobody waits for anything but that.
+        let is_decided = |(_, progress): &(&Uuid, &Progress)| progress.status.is_decided();
+        self.changes.note(decided.orders.iter().filter(is_decided).filter_map(|(id, progress)| Some((*id, progress.head?.version))));
         Ok(outcomes)
     }
 }

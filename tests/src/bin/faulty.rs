@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Full};
 use lastro::Way;
+use lastro_mesh::status::reason_name;
 use prost::Message;
 use tonic::Status;
 use tonic::body::Body;
@@ -92,6 +93,13 @@ impl Service<Request<Body>> for Faulty {
                     });
                     Ok(Status::unavailable("it is under way, as the test says").into_http())
                 }
+                "paused_before" => {
+                    paused().await;
+                    let response = ask(&mut way, again()).await?;
+                    let status = Status::from_header_map(response.headers());
+                    note(&buyer, &format!("{path} told {}", status.as_ref().and_then(reason_name).unwrap_or_else(|| "nothing".to_owned())));
+                    Ok(response)
+                }
                 "killed_before" => killed().await,
                 "killed_after" => {
                     read_whole(ask(&mut way, again()).await?).await;
@@ -122,13 +130,28 @@ async fn killed() -> Result<Response<Body>, Infallible> {
     std::future::pending().await
 }
 
+/// For longer than a lease: as a process that gets no time.
+async fn paused() {
+    let stop = format!("kill -STOP {0}; sleep 4; kill -CONT {0}", std::process::id());
+    let _ = std::process::Command::new("sh").args(["-c", &stop]).spawn();
+    // The signal arrives meanwhile.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+}
+
+fn note(buyer: &str, line: &str) {
+    let Some(folder) = std::env::var_os("LASTRO_FAULTS").map(PathBuf::from) else { return };
+    if let Ok(mut file) = fs::OpenOptions::new().create(true).append(true).open(folder.join(format!("{buyer}.hits"))) {
+        let _ = writeln!(file, "{line}");
+    }
+}
+
 /// The fault that a call is to have now; that it had it is written down.
 fn due(buyer: &str, path: &str) -> Option<String> {
     let folder = PathBuf::from(std::env::var_os("LASTRO_FAULTS")?);
     let plan = fs::read_to_string(folder.join(buyer)).ok()?;
     let hits_file = folder.join(format!("{buyer}.hits"));
     let mut hits: HashMap<String, usize> = HashMap::new();
-    for line in fs::read_to_string(&hits_file).unwrap_or_default().lines() {
+    for line in fs::read_to_string(hits_file).unwrap_or_default().lines() {
         *hits.entry(line.to_owned()).or_default() += 1;
     }
     let fault = plan.lines().find_map(|line| {
@@ -137,7 +160,6 @@ fn due(buyer: &str, path: &str) -> Option<String> {
         let had = hits.get(&format!("{of_path} {fault}")).copied().unwrap_or_default();
         (of_path == path && had < times).then(|| fault.to_owned())
     })?;
-    let mut file = fs::OpenOptions::new().create(true).append(true).open(hits_file).ok()?;
-    writeln!(file, "{path} {fault}").ok()?;
+    note(buyer, &format!("{path} {fault}"));
     Some(fault)
 }
