@@ -94,11 +94,16 @@ impl Service<Request<Body>> for Faulty {
                     Ok(Status::unavailable("it is under way, as the test says").into_http())
                 }
                 "paused_before" => {
-                    paused().await;
-                    let response = ask(&mut way, again()).await?;
-                    let status = Status::from_header_map(response.headers());
-                    note(&buyer, &format!("{path} told {}", status.as_ref().and_then(reason_name).unwrap_or_else(|| "nothing".to_owned())));
-                    Ok(response)
+                    let (late, told) = (again(), format!("{path} told "));
+                    // On its own: whoever asked may have given up when it wakes up.
+                    let asked = tokio::spawn(async move {
+                        paused().await;
+                        let Ok(response) = ask(&mut way, late).await;
+                        let status = Status::from_header_map(response.headers());
+                        note(&buyer, &format!("{told}{}", status.as_ref().and_then(reason_name).unwrap_or_else(|| "nothing".to_owned())));
+                        response
+                    });
+                    Ok(asked.await.unwrap_or_else(|_| Status::internal("a task that panicked").into_http()))
                 }
                 "killed_before" => killed().await,
                 "killed_after" => {
