@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use lastro_database::rows::all_of_ids;
+use lastro_database::rows::{all_of_ids, execute_of_ids};
 use lastro_database::{Database, Error, all, execute, one};
 use sea_orm::{ConnectionTrait, FromQueryResult, Value};
 use uuid::Uuid;
@@ -180,7 +180,7 @@ pub async fn unknown_of(on: &impl ConnectionTrait, operations: &[Uuid]) -> Resul
 }
 
 /// Takes calls to this provider that are due, at most so many, by turns of their owners: one who has many does not keep the others. Nobody else takes them
-/// until the lease ends. Whoever had them may have asked the provider: their outcome is unknown from now on.
+/// until the lease ends. Whoever takes a call may ask the provider and be killed: from now on its outcome is unknown to everybody else.
 pub async fn claim(database: &Database, provider: &str, limit: u32) -> Result<Vec<Call>, Error> {
     let (now, lock) = (now(database.is_postgres()), if database.is_postgres() { " FOR UPDATE SKIP LOCKED" } else { "" });
     let is_due = format!("state = 0 AND provider IN ($1, '') AND (next_attempt_us <= {now} OR next_attempt_us > {now} + {PAUSE_AT_MOST_US})");
@@ -190,15 +190,24 @@ pub async fn claim(database: &Database, provider: &str, limit: u32) -> Result<Ve
          (SELECT operation_id, kind, owner_id, next_attempt_us FROM provider_calls WHERE {is_due} ORDER BY next_attempt_us LIMIT {DUE_AT_ONCE}) AS due) \
          AS ranked ORDER BY turn, next_attempt_us LIMIT {limit}"
     );
-    let sql = format!(
-        "UPDATE provider_calls SET next_attempt_us = {now} + {LEASE_US}, is_unknown = true WHERE (operation_id, kind) IN \
-         (SELECT operation_id, kind FROM provider_calls WHERE (operation_id, kind) IN ({by_turns}) AND {is_due}{lock}) RETURNING {COLUMNS}"
-    );
-    let rows: Vec<Row> = all(database.writer(), &sql, [provider.into()]).await?;
+    let due = format!("SELECT {COLUMNS} FROM provider_calls WHERE (operation_id, kind) IN ({by_turns}) AND {is_due}{lock}");
+    // Almost always nothing is due, and nobody's turn to write is taken for that.
+    if all::<Row>(database.reader(), &due.replace(lock, ""), [provider.into()]).await?.is_empty() {
+        return Ok(Vec::new());
+    }
+    let tx = database.begin().await?;
+    let rows: Vec<Row> = all(&tx, &due, [provider.into()]).await?;
+    let ids: Vec<Uuid> = rows.iter().map(|row| row.operation_id).collect();
+    let take = format!("UPDATE provider_calls SET next_attempt_us = {now} + {LEASE_US}, is_unknown = $2 WHERE operation_id {{ids}} AND state = 0");
+    execute_of_ids(&tx, &take, &ids, [true.into()]).await?;
+    tx.commit().await.map_err(Error::from)?;
     let readable = |row: Row| {
         let operation_id = row.operation_id;
+        // Whoever stored it has not come back: it may have asked. Who has tried says whether it had.
+        let is_unknown = row.is_unknown || row.attempts == 0;
         // One that a newer version wrote does not keep the others.
-        row.read().inspect_err(|error| tracing::error!(%error, operation = %operation_id, "a call to the payment provider does not read")).ok()
+        let call = row.read().inspect_err(|error| tracing::error!(%error, operation = %operation_id, "a call to the payment provider does not read"));
+        call.ok().map(|call| Call { is_unknown, ..call })
     };
     Ok(rows.into_iter().filter_map(readable).collect())
 }
