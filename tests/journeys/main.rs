@@ -197,8 +197,8 @@ fn main() {
         meaning: every_route_has_one_channel, every_method_has_one_caller_and_one_deadline, every_method_bounds_its_message,
             every_route_bounds_its_body, what_stands_beside_a_transfer_changes_nothing,
             a_key_is_honoured_wherever_something_is_created, pages_end_by_bytes;
-        orders: an_order_is_carried_out, orders_that_cannot_be_carried_out, an_order_is_placed_once, many_orders_for_few_pieces, orders_are_cancelled, a_slow_provider_is_waited_for,
-            an_undo_that_fails_is_resumed, a_saga_is_given_up, bad_orders_are_named, who_sees_an_order, orders_over_grpc;
+        orders: an_order_is_carried_out, orders_that_cannot_be_carried_out, an_order_is_placed_once, many_orders_for_few_pieces, orders_are_cancelled,
+            an_undo_that_fails_is_resumed, bad_orders_are_named, who_sees_an_order, orders_over_grpc;
         payments: an_account_pays_and_gets_back, a_card_pays, cards_get_back, who_may_refund, fifty_refunds_at_once, several_payments_of_one_order,
             bad_payments_are_named, payments_over_grpc;
         poison: one_bad_member_of_a_batch_is_parked;

@@ -23,11 +23,7 @@ use crate::reservations::to_replica;
 use crate::{World, block_on, failed};
 
 pub fn trials(world: impl Fn() -> Result<Arc<World>> + Clone + Send + 'static) -> Vec<Trial> {
-    let by_card = world.clone();
-    vec![
-        Trial::test("stack::order_payments::what_sagas_pay_from_accounts", move || failed(block_on(what_sagas_pay_from_accounts(world()?.stack())))),
-        Trial::test("stack::order_payments::what_sagas_pay_by_card", move || failed(block_on(what_sagas_pay_by_card(by_card()?.stack())))),
-    ]
+    vec![Trial::test("stack::order_payments::what_sagas_pay_from_accounts", move || failed(block_on(what_sagas_pay_from_accounts(world()?.stack()))))]
 }
 
 /// Two replicas of transactions, a buyer with 100.00, and a merchant.
@@ -185,7 +181,8 @@ async fn what_sagas_pay_from_accounts(stack: &Stack) -> Result<()> {
     Ok(())
 }
 
-async fn what_sagas_pay_by_card(stack: &Stack) -> Result<()> {
+/// With a payment provider that nobody else asks.
+pub async fn what_sagas_pay_by_card(stack: &Stack) -> Result<()> {
     let rig = Rig::open(stack).await?;
     let first = saga();
     assert_eq!(rig.pay(0, &first, 1, "tok_approve", "30.00").await?.state(), State::Captured);

@@ -10,13 +10,15 @@ use lastro_proto::orders::v1::{
     CancelOrderRequest, CreateOrderRequest, GetSagaRequest, ListOrderEventsRequest, OrderItemRequest, OrderPayment, order, order_payment, saga,
 };
 use lastro_tests::client::Someone;
-use lastro_tests::{Answer, Api, Front};
+use lastro_tests::stack::Options;
+use lastro_tests::{Answer, Api, Front, PaymentProvider, Stack};
 use libtest_mimic::Trial;
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::grpc::{channel, with_token};
 use crate::inventory::Shop;
+use crate::order_payments::what_sagas_pay_by_card;
 use crate::payments::refused;
 use crate::pipeline::Rig;
 use crate::{World, block_on, failed};
@@ -27,14 +29,27 @@ pub fn trials() -> Vec<Trial> {
         [Trial::test(format!("orders::{name}"), on(false)), Trial::test(format!("orders::{name}_on_postgresql"), on(true))]
     };
     let sandbox = &["--payment-provider", "sandbox", "--saga-timeout", "2"];
+    let slow = &["--payment-provider", "sandbox"];
     let short = &["--payment-provider", "sandbox", "--access-token-ttl", "2"];
     [
         rig("what_is_paid_after_the_saga_gave_up_goes_back", sandbox, |rig| block_on(what_is_paid_after_the_saga_gave_up_goes_back(rig))),
+        rig("slow_providers", slow, |rig| block_on(slow_providers(&rig.server.front()))),
         rig("a_token_that_has_expired_does_not_stop_an_order", short, |rig| block_on(a_token_that_has_expired_does_not_stop_an_order(rig))),
     ]
     .into_iter()
     .flatten()
+    .chain([Trial::test("stack::orders::slow_providers", || failed(block_on(slow_providers_of_the_stack())))])
     .collect()
+}
+
+/// As [`slow_providers`], and what sagas ask of transactions by card.
+async fn slow_providers_of_the_stack() -> Result<()> {
+    let provider = PaymentProvider::start()?;
+    let stack = Stack::start(Options { payment_provider: Some(provider.url.clone()), ..Options::default() })?;
+    what_sagas_pay_by_card(&stack).await?;
+    slow_providers(&stack.front()).await?;
+    ensure!(provider.wrongs().is_empty(), "{:?}", provider.wrongs());
+    Ok(())
 }
 
 /// Somebody with 1,000.00, and what it may buy.
@@ -340,13 +355,6 @@ pub async fn orders_are_cancelled(world: &World) -> Result<()> {
         assert_eq!(market.cancel(&id).await?.status, 202);
         market.becomes(&id, "CANCELLED").await?;
     }
-    // During: the payment provider does not answer.
-    let slow = market.order_by_card("slow", &[(&shop.product, 1)], "tok_timeout", "respond-async").await?;
-    is(&slow, 202, "PENDING", "");
-    let slow = slow.text("id")?;
-    market.until_saga(&slow, "INVENTORY_RESERVED").await?;
-    assert_eq!(market.cancel(&slow).await?.status, 202);
-    market.becomes(&slow, "CANCELLED").await?;
     shop.has(&shop.product, &[("a", 10, 0), ("b", 10, 0)]).await?;
     assert_eq!(market.left().await?, "1000.00");
     // Shipped: what is on its way is not taken back so.
@@ -383,9 +391,30 @@ impl Market {
     }
 }
 
+/// With a payment provider of its own: what is slow here closes the way to it for others.
+async fn slow_providers(front: &Front) -> Result<()> {
+    a_slow_provider_is_waited_for(front).await?;
+    an_order_is_cancelled_while_the_provider_is_asked(front).await?;
+    a_saga_is_given_up(front).await
+}
+
+async fn an_order_is_cancelled_while_the_provider_is_asked(front: &Front) -> Result<()> {
+    let market = Market::open(front).await?;
+    let shop = &market.shop;
+    let slow = market.order_by_card("slow", &[(&shop.product, 1)], "tok_timeout", "respond-async").await?;
+    is(&slow, 202, "PENDING", "");
+    let slow = slow.text("id")?;
+    market.until_saga(&slow, "INVENTORY_RESERVED").await?;
+    assert_eq!(market.cancel(&slow).await?.status, 202);
+    market.becomes(&slow, "CANCELLED").await?;
+    shop.has(&shop.product, &[("a", 10, 0), ("b", 10, 0)]).await?;
+    assert_eq!(market.left().await?, "1000.00");
+    Ok(())
+}
+
 /// The provider answers after its time limit: the order waits for it, and is completed.
-pub async fn a_slow_provider_is_waited_for(world: &World) -> Result<()> {
-    let market = Market::open(&world.server).await?;
+async fn a_slow_provider_is_waited_for(front: &Front) -> Result<()> {
+    let market = Market::open(front).await?;
     let placed = market.order_by_card("slow", &[(&market.shop.product, 3)], "tok_timeout", "wait=25").await?;
     is(&placed, 201, "COMPLETED", "");
     let saga = market.saga(&placed.text("id")?).await?;
@@ -444,8 +473,8 @@ pub async fn an_undo_that_fails_is_resumed(world: &World) -> Result<()> {
 }
 
 /// An administrator gives up what waits for a provider.
-pub async fn a_saga_is_given_up(world: &World) -> Result<()> {
-    let market = Market::open(&world.server).await?;
+async fn a_saga_is_given_up(front: &Front) -> Result<()> {
+    let market = Market::open(front).await?;
     let placed = market.order_by_card("stuck", &[(&market.shop.product, 1)], "tok_timeout", "respond-async").await?;
     let id = placed.text("id")?;
     market.until_saga(&id, "INVENTORY_RESERVED").await?;
