@@ -303,27 +303,22 @@ async fn is_closed(stack: &Stack, replica: &str) -> Result<bool> {
     Ok(found.trim() == "0")
 }
 
-/// nginx gives a silent replica up within the deadline of those who wait for it, and yet lets a call wait for long.
-async fn frozen_replicas_and_long_waits() -> Result<()> {
-    let stack = Stack::start(Options::default())?;
+/// Somebody else holds an account for seven seconds: what is asked to wait for six ends undecided, what waits longer is decided.
+async fn long_waits(stack: &Stack, someone: &lastro_tests::client::Someone, [from, to]: [&str; 2], attempt: usize) -> Result<()> {
     let (front, api) = (stack.front(), stack.front().api());
-    let (someone, accounts) = two_accounts(&front).await?;
-    let (from, to) = (accounts[0].as_str(), accounts[1].as_str());
-
-    // Somebody else holds an account for seven seconds: what is asked to wait for six ends undecided, what waits longer is decided.
     let url = format!("{}/lastro_transactions", stack.postgres.url());
     let mut holder = sqlx::PgConnection::connect(&url).await?;
     sqlx::raw_sql("BEGIN").execute(&mut holder).await?;
     sqlx::query("SELECT 1 FROM balances WHERE account_id = $1 FOR UPDATE").bind(from.parse::<uuid::Uuid>()?).execute(&mut holder).await?;
     let by_rest = async |key: &str, prefer: &str, wait: &str| {
-        let mut body = Api::transfer(key, from, to, "0.01");
+        let mut body = Api::transfer(&format!("{key} {attempt}"), from, to, "0.01");
         body["wait"] = json!(wait);
         let started = Instant::now();
         let answer = api.json(Method::POST, "/api/v1/transactions", Some(&someone.token), &[("prefer", prefer)], Some(body)).await?;
         anyhow::Ok((answer.status, answer.text("state")?, started.elapsed()))
     };
     let by_grpc = async |key: &str, wait: i64, deadline: u64| {
-        let mut request = transfer_request(&someone, key, [from, to], Duration::from_secs(deadline))?;
+        let mut request = transfer_request(someone, &format!("{key} {attempt}"), [from, to], Duration::from_secs(deadline))?;
         request.get_mut().wait = Some(pbjson_types::Duration { seconds: wait, nanos: 0 });
         let (started, mut client) = (Instant::now(), TransactionsServiceClient::new(front.channel().await?));
         let made = client.create_transaction(request).await?.into_inner();
@@ -353,6 +348,26 @@ async fn frozen_replicas_and_long_waits() -> Result<()> {
     let ((state, elapsed), (status, said, elapsed_rest)) = (long?, long_rest?);
     assert!(state == State::Completed && elapsed > Duration::from_secs(7), "{state:?} {elapsed:?}");
     assert!((status, said.as_str()) == (201, "COMPLETED") && elapsed_rest > Duration::from_secs(7), "{status} {said} {elapsed_rest:?}");
+    Ok(())
+}
+
+/// nginx gives a silent replica up within the deadline of those who wait for it, and yet lets a call wait for long.
+async fn frozen_replicas_and_long_waits() -> Result<()> {
+    let stack = Stack::start(Options::default())?;
+    let (front, api) = (stack.front(), stack.front().api());
+    let (someone, accounts) = two_accounts(&front).await?;
+    let (from, to) = (accounts[0].as_str(), accounts[1].as_str());
+
+    // On a machine that is busy with other journeys an answer may come too late for its deadline.
+    for attempt in 1..=3 {
+        match long_waits(&stack, &someone, [from, to], attempt).await {
+            Err(error) if attempt < 3 => eprintln!("long waits, attempt {attempt}: {error:#}"),
+            waited => {
+                waited?;
+                break;
+            }
+        }
+    }
 
     // Frozen: nginx notices when nothing comes.
     stack.signal("gateway-1", "STOP")?;
