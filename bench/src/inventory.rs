@@ -2,27 +2,22 @@
 //! database. Each reservation is released again, so that stock never runs out.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use futures_util::StreamExt as _;
-use hdrhistogram::Histogram;
 use lastro_proto::inventory::v1::inventory_service_client::InventoryServiceClient;
 use lastro_proto::inventory::v1::{GetStockRequest, ReserveItem, ReserveStockRequest};
-use serde_json::json;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
-use crate::load::{self, Kind};
+use crate::load::{self, Calls, Kind};
 use crate::report;
-use crate::setup::Bench;
+use crate::setup::{Bench, make_products};
 
 const PRODUCTS: usize = 1_000;
 const CALLERS: usize = 128;
 const CONNECTIONS: usize = 4;
-/// More than any run reserves.
-const PIECES: i64 = 100_000_000;
 
 /// In turns: transfers, reservations over many products, reservations of one, reads.
 pub async fn measure(bench: &Bench, rounds: usize, span: Duration) -> Result<()> {
@@ -36,7 +31,7 @@ pub async fn measure(bench: &Bench, rounds: usize, span: Duration) -> Result<()>
             let measured =
                 run(&catalogue, span, move |catalogue, client, number| async move { catalogue.reserve(client, number, products).await }).await?;
             println!("round {round}: reservations of one piece {what}, {CALLERS} callers: {measured}");
-            found.push(measured.per_second);
+            found.push(measured.per_second());
         }
     }
     report::ratio(
@@ -66,22 +61,7 @@ impl Catalogue {
     async fn make(bench: &Bench) -> Result<Self> {
         let front = &bench.rich.front;
         let (rest, token) = (front.api(), front.administrator().await?);
-        let merchant = rest.someone().await?;
-        let account = rest.account(&merchant.token, "BRL").await?;
-        println!("making {PRODUCTS} products …");
-        let made = (0..PRODUCTS).map(|number| {
-            let (rest, token, account) = (&rest, &token, &account);
-            async move {
-                let price = json!({ "currencyCode": "BRL", "amount": "1.00" });
-                let body = json!({ "name": format!("product {number}"), "description": "", "price": price, "merchantAccountId": account });
-                let product = rest.post("/api/v1/products", Some(token), body).await?.text("id")?;
-                let body = json!({ "storeId": "a", "quantity": PIECES, "externalId": format!("{product} a") });
-                let stocked = rest.post(&format!("/api/v1/inventory/{product}/stock"), Some(token), body).await?;
-                ensure!(stocked.status == 200, "{stocked:?}");
-                Ok(product)
-            }
-        });
-        let products = futures_util::stream::iter(made).buffered(32).collect::<Vec<Result<String>>>().await.into_iter().collect::<Result<_>>()?;
+        let products = make_products(bench, PRODUCTS, 1).await?;
         let mut channels = Vec::new();
         for _ in 0..CONNECTIONS {
             channels.push(front.channel().await?);
@@ -118,53 +98,19 @@ impl Catalogue {
     }
 }
 
-/// What was measured.
-struct Measured {
-    per_second: f64,
-    latency_us: Histogram<u64>,
-}
-
-impl std::fmt::Display for Measured {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let at = |quantile: f64| self.latency_us.value_at_quantile(quantile) as f64 / 1000.0;
-        write!(formatter, "{:.0}/s, p50 {:.2} ms, p95 {:.2} ms, p99 {:.2} ms", self.per_second, at(0.5), at(0.95), at(0.99))
-    }
-}
-
-/// Callers in a closed loop.
+/// Callers in a closed loop, each with numbers of its own.
 async fn run<F: Future<Output = Result<(), Status>> + Send + 'static>(
     catalogue: &Arc<Catalogue>,
     span: Duration,
     call: impl Fn(Arc<Catalogue>, InventoryServiceClient<Channel>, usize) -> F + Clone + Send + 'static,
-) -> Result<Measured> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let callers: Vec<_> = (0..CALLERS)
-        .map(|caller| {
-            let (catalogue, stop, call) = (catalogue.clone(), stop.clone(), call.clone());
-            let client = InventoryServiceClient::new(catalogue.channels[caller % CONNECTIONS].clone());
-            tokio::spawn(async move {
-                let mut latencies = Vec::new();
-                let mut number = caller;
-                while !stop.load(Ordering::Relaxed) {
-                    let since = Instant::now();
-                    call(catalogue.clone(), client.clone(), number).await?;
-                    latencies.push(since.elapsed());
-                    number += CALLERS;
-                }
-                Ok::<_, Status>(latencies)
-            })
-        })
-        .collect();
-    let since = Instant::now();
-    tokio::time::sleep(span).await;
-    stop.store(true, Ordering::Relaxed);
-    let mut latency_us = Histogram::new_with_bounds(1, 60_000_000, 3)?;
-    for caller in callers {
-        for latency in caller.await?? {
-            latency_us.record(u64::try_from(latency.as_micros())?.max(1))?;
-        }
-    }
-    Ok(Measured { per_second: latency_us.len() as f64 / since.elapsed().as_secs_f64(), latency_us })
+) -> Result<Calls> {
+    let catalogue = catalogue.clone();
+    load::closed_loop(CALLERS, span, move |caller, number| {
+        let client = InventoryServiceClient::new(catalogue.channels[caller % CONNECTIONS].clone());
+        let called = call(catalogue.clone(), client, caller + number * CALLERS);
+        async move { Ok(called.await?) }
+    })
+    .await
 }
 
 /// A stream of 100,000 events answers a read of now and of the past.

@@ -296,23 +296,40 @@ async fn callers(rich: &Rich, number: usize) -> Result<Vec<Caller>> {
         .collect())
 }
 
-/// Calls in a closed loop; the first second warms up and does not count.
+/// So many callers in a closed loop.
 pub async fn measure(rich: &Rich, kind: Kind, number: usize, span: Duration) -> Result<Calls> {
+    let callers = Arc::new(callers(rich, number).await?);
+    closed_loop(number, span, move |caller, _| {
+        let callers = callers.clone();
+        async move { callers[caller].call(kind).await }
+    })
+    .await
+}
+
+/// So many callers, each of which makes its next call when the last one is answered: it is told which caller it is, and how often it has called. The first
+/// second warms up and does not count.
+pub async fn closed_loop<F: Future<Output = Result<()>> + Send + 'static>(
+    callers: usize,
+    span: Duration,
+    call: impl Fn(usize, usize) -> F + Clone + Send + 'static,
+) -> Result<Calls> {
     let counted_from = Instant::now() + Duration::from_secs(1);
     let until = counted_from + span;
-    let tasks = callers(rich, number).await?.into_iter().map(|caller| {
+    let tasks = (0..callers).map(|caller| {
+        let call = call.clone();
         tokio::spawn(async move {
             let mut calls = Calls::new();
-            loop {
+            for number in 0.. {
                 let started = Instant::now();
                 if started >= until {
-                    return anyhow::Ok(calls);
+                    break;
                 }
-                caller.call(kind).await?;
+                call(caller, number).await?;
                 if started >= counted_from {
                     calls.latency_us.saturating_record(started.elapsed().as_micros() as u64);
                 }
             }
+            anyhow::Ok(calls)
         })
     });
     let tasks: Vec<_> = tasks.collect();

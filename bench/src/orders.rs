@@ -2,31 +2,26 @@
 //! run. With what an order costs: commits of the database, and calls between services.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use futures_util::StreamExt as _;
-use hdrhistogram::Histogram;
 use lastro_proto::orders::v1::orders_service_client::OrdersServiceClient;
 use lastro_proto::orders::v1::{CreateOrderRequest, OrderItemRequest, OrderPayment, order, order_payment};
 use lastro_tests::postgres::{as_postgres, bin};
 use lastro_tests::{Postgres, run};
-use serde_json::json;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
-use crate::load::{self, Kind};
+use crate::load::{self, Calls, Kind};
 use crate::report;
-use crate::setup::Bench;
+use crate::setup::{Bench, make_products};
 
 const PRODUCTS: usize = 1_000;
 /// The merchants that they are of, whose accounts get the money.
 const MERCHANTS: usize = 100;
 const AT_ONCE: [usize; 3] = [16, 64, 512];
 const CONNECTIONS: usize = 4;
-/// More than any run sells, and fewer than a store may have.
-const PIECES: i64 = 100_000_000;
 
 /// In turns: transfers, and orders by so many callers.
 pub async fn measure(bench: &Bench, postgres: &Postgres, rounds: usize, span: Duration) -> Result<()> {
@@ -39,12 +34,13 @@ pub async fn measure(bench: &Bench, postgres: &Postgres, rounds: usize, span: Du
         transfers.push(calls.per_second());
         for (what, products) in [("over 1,000 products", PRODUCTS), ("of one hot product", 1)] {
             for (place, callers) in AT_ONCE.into_iter().enumerate() {
-                let before = Costs::read(bench, postgres).await?;
+                let (placed, before) = (market.numbers.load(Ordering::Relaxed), Costs::read(bench, postgres).await?);
                 let measured = buy(&market, callers, products, span).await?;
-                let costs = Costs::read(bench, postgres).await?.since(&before, measured.latency_us.len());
+                let placed = market.numbers.load(Ordering::Relaxed) - placed;
+                let costs = Costs::read(bench, postgres).await?.since(&before, placed);
                 println!("round {round}: completed orders {what}, {callers} at once: {measured}; {costs}");
                 if products == PRODUCTS {
-                    found[place].push(measured.per_second);
+                    found[place].push(measured.per_second());
                 }
             }
         }
@@ -71,26 +67,7 @@ struct Market {
 impl Market {
     async fn make(bench: &Bench) -> Result<Self> {
         let front = &bench.rich.front;
-        let (rest, administrator) = (front.api(), front.administrator().await?);
-        let merchant = rest.someone().await?;
-        let mut merchants = Vec::new();
-        for _ in 0..MERCHANTS {
-            merchants.push(rest.account(&merchant.token, "BRL").await?);
-        }
-        println!("making {PRODUCTS} products of {MERCHANTS} merchants …");
-        let made = (0..PRODUCTS).map(|number| {
-            let (rest, token, account) = (&rest, &administrator, &merchants[number % MERCHANTS]);
-            async move {
-                let price = json!({ "currencyCode": "BRL", "amount": "0.01" });
-                let body = json!({ "name": format!("product {number}"), "description": "", "price": price, "merchantAccountId": account });
-                let product = rest.post("/api/v1/products", Some(token), body).await?.text("id")?;
-                let body = json!({ "storeId": "a", "quantity": PIECES, "externalId": format!("{product} a") });
-                let stocked = rest.post(&format!("/api/v1/inventory/{product}/stock"), Some(token), body).await?;
-                ensure!(stocked.status == 200, "{stocked:?}");
-                Ok(product)
-            }
-        });
-        let products = futures_util::stream::iter(made).buffered(32).collect::<Vec<Result<String>>>().await.into_iter().collect::<Result<_>>()?;
+        let products = make_products(bench, PRODUCTS, MERCHANTS).await?;
         let mut channels = Vec::new();
         for _ in 0..CONNECTIONS {
             channels.push(front.channel().await?);
@@ -117,47 +94,14 @@ impl Market {
     }
 }
 
-/// What was measured.
-struct Measured {
-    per_second: f64,
-    latency_us: Histogram<u64>,
-}
-
-impl std::fmt::Display for Measured {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let at = |quantile: f64| self.latency_us.value_at_quantile(quantile) as f64 / 1000.0;
-        write!(formatter, "{:.0}/s, p50 {:.1} ms, p95 {:.1} ms, p99 {:.1} ms", self.per_second, at(0.5), at(0.95), at(0.99))
-    }
-}
-
 /// Callers in a closed loop.
-async fn buy(market: &Arc<Market>, callers: usize, products: usize, span: Duration) -> Result<Measured> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let callers: Vec<_> = (0..callers)
-        .map(|caller| {
-            let (market, stop) = (market.clone(), stop.clone());
-            let client = OrdersServiceClient::new(market.channels[caller % CONNECTIONS].clone());
-            tokio::spawn(async move {
-                let mut latencies = Vec::new();
-                while !stop.load(Ordering::Relaxed) {
-                    let since = Instant::now();
-                    market.order(client.clone(), products).await?;
-                    latencies.push(since.elapsed());
-                }
-                Ok::<_, Status>(latencies)
-            })
-        })
-        .collect();
-    let since = Instant::now();
-    tokio::time::sleep(span).await;
-    stop.store(true, Ordering::Relaxed);
-    let mut latency_us = Histogram::new_with_bounds(1, 60_000_000, 3)?;
-    for caller in callers {
-        for latency in caller.await?? {
-            latency_us.record(u64::try_from(latency.as_micros())?.max(1))?;
-        }
-    }
-    Ok(Measured { per_second: latency_us.len() as f64 / since.elapsed().as_secs_f64(), latency_us })
+async fn buy(market: &Arc<Market>, callers: usize, products: usize, span: Duration) -> Result<Calls> {
+    let market = market.clone();
+    load::closed_loop(callers, span, move |caller, _| {
+        let (market, client) = (market.clone(), OrdersServiceClient::new(market.channels[caller % CONNECTIONS].clone()));
+        async move { Ok(market.order(client, products).await?) }
+    })
+    .await
 }
 
 /// What was spent so far.
@@ -177,7 +121,7 @@ impl Costs {
         Ok(Self { commits, calls })
     }
 
-    fn since(&self, before: &Self, orders: u64) -> String {
+    fn since(&self, before: &Self, orders: usize) -> String {
         let per_order = |count: f64| count / (orders.max(1) as f64);
         let (commits, calls) = (per_order((self.commits - before.commits) as f64), per_order(self.calls - before.calls));
         format!("{calls:.1} calls and {commits:.2} commits an order")

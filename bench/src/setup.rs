@@ -3,9 +3,11 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
+use futures_util::StreamExt as _;
 use lastro_tests::client::Someone;
 use lastro_tests::{Front, Postgres, Server};
+use serde_json::json;
 
 /// Where a server keeps things.
 pub enum Stores<'a> {
@@ -102,4 +104,32 @@ fn memory_mb(pid: u32, what: &str) -> Result<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix(what)).context("a line of memory")?;
     let kilobytes: u64 = line.trim_start_matches(':').trim().split(' ').next().unwrap_or_default().parse()?;
     Ok(kilobytes / 1024)
+}
+
+/// Pieces that each product has in its one store: more than any run sells.
+const PIECES: i64 = 100_000_000;
+
+/// Makes so many products with stock, of so many merchants' accounts.
+pub async fn make_products(bench: &Bench, products: usize, merchants: usize) -> Result<Vec<String>> {
+    let front = &bench.rich.front;
+    let (rest, administrator) = (front.api(), front.administrator().await?);
+    let merchant = rest.someone().await?;
+    let mut accounts = Vec::with_capacity(merchants);
+    for _ in 0..merchants {
+        accounts.push(rest.account(&merchant.token, "BRL").await?);
+    }
+    println!("making {products} products …");
+    let made = (0..products).map(|number| {
+        let (rest, token, account) = (&rest, &administrator, &accounts[number % merchants]);
+        async move {
+            let price = json!({ "currencyCode": "BRL", "amount": "0.01" });
+            let body = json!({ "name": format!("product {number}"), "description": "", "price": price, "merchantAccountId": account });
+            let product = rest.post("/api/v1/products", Some(token), body).await?.text("id")?;
+            let body = json!({ "storeId": "a", "quantity": PIECES, "externalId": format!("{product} a") });
+            let stocked = rest.post(&format!("/api/v1/inventory/{product}/stock"), Some(token), body).await?;
+            ensure!(stocked.status == 200, "{stocked:?}");
+            Ok(product)
+        }
+    });
+    futures_util::stream::iter(made).buffered(32).collect::<Vec<Result<String>>>().await.into_iter().collect()
 }

@@ -48,6 +48,8 @@ const WAITING_MAX: usize = 1_000;
 const READ_WAIT: Duration = Duration::from_secs(1);
 const READ_MAX: Duration = Duration::from_secs(2);
 const READ_MARGIN: Duration = Duration::from_millis(500);
+/// Items of orders of one buyer that are being reserved at once; what comes then waits for its turn. Each locks its product in every store.
+pub(crate) const ITEMS_PER_BUYER: u32 = 512;
 /// A change that could not be stored within this is not waited for any longer: its caller learns in time that the database is busy.
 const STORE_MAX: Duration = Duration::from_secs(2);
 
@@ -62,6 +64,8 @@ pub struct App {
     product_loader: BatchLoader<Product>,
     stores_loader: BatchLoader<Vec<String>>,
     reservation_loader: BatchLoader<Reservation>,
+    /// Items that each buyer's sagas reserve at once.
+    pub(crate) reserving: Turns<Uuid>,
     reads: Turns<Uuid>,
     all_reads: Semaphore,
     waiting: Semaphore,
@@ -77,6 +81,7 @@ impl App {
             product_loader: products::loader(&database),
             stores_loader: stock::stores_loader(&database),
             reservation_loader: reservations::loader(&database),
+            reserving: Turns::new(ITEMS_PER_BUYER as usize),
             reads: Turns::new(READS_PER_PRODUCT),
             all_reads: Semaphore::new(READS_MAX),
             waiting: Semaphore::new(WAITING_MAX),

@@ -19,6 +19,7 @@ use lastro_mesh::call::Call;
 use lastro_mesh::identity::User as Caller;
 use lastro_mesh::outbound::Outbound;
 use lastro_mesh::status::Problem;
+use lastro_mesh::turns::Turns;
 use lastro_proto::internal::inventory::v1::catalogue_service_client::CatalogueServiceClient;
 use lastro_proto::internal::inventory::v1::reservations_service_client::ReservationsServiceClient;
 use lastro_proto::internal::transactions::v1::order_payments_service_client::OrderPaymentsServiceClient;
@@ -35,6 +36,9 @@ use crate::store::orders::{self, Order};
 
 /// Sagas that this replica goes on with at once. What comes then is refused, so that nobody waits for what cannot be begun.
 const DRIVING_MAX: usize = 4_096;
+/// Of one owner, so that others have places: what it places beyond that waits for its turn, and is refused after a second.
+const DRIVING_OF_OWNER_MAX: usize = 1_024;
+const DRIVING_WAIT: Duration = Duration::from_secs(1);
 /// Calls that wait for an outcome at once. Each takes some KB for up to half a minute.
 const WAITING_MAX: usize = 10_000;
 /// A change that could not be stored within this is not waited for any longer: its caller learns in time that the database is busy.
@@ -51,6 +55,8 @@ pub struct App {
     pub(crate) accounts: AccountsServiceClient<Outbound>,
     /// Places of sagas that this replica goes on with.
     pub(crate) driving: Arc<Semaphore>,
+    /// Those of each owner.
+    driving_of_owner: Turns<Uuid>,
     /// Places of calls that wait for an outcome.
     waiting: Semaphore,
     /// Reads of single orders, which share statements.
@@ -67,6 +73,7 @@ impl App {
             payments: OrderPaymentsServiceClient::new(transactions.clone()),
             accounts: AccountsServiceClient::new(transactions),
             driving: Arc::new(Semaphore::new(DRIVING_MAX)),
+            driving_of_owner: Turns::new(DRIVING_OF_OWNER_MAX),
             waiting: Semaphore::new(WAITING_MAX),
             order_loader: orders::loader(&database),
             database,
@@ -84,9 +91,13 @@ impl App {
     }
 
     /// A place for a saga that is about to begin, or to be taken over.
-    fn driving_place(&self) -> Result<OwnedSemaphorePermit, Problem> {
-        let crowded = |_| Problem::crowded("too many orders are under way; ask again with the same key");
-        self.driving.clone().try_acquire_owned().map_err(crowded)
+    async fn driving_place(&self, owner_id: Uuid) -> Result<DrivingPlace, Problem> {
+        let crowded = || Problem::crowded("too many orders are under way; ask again with the same key");
+        let of_owner = self.driving_of_owner.take(owner_id, Instant::now() + DRIVING_WAIT).await;
+        let of_owner = of_owner
+            .ok_or_else(|| Problem::crowded("too many of your orders are under way; place fewer at once, and this one again with the same key"))?;
+        let of_all = self.driving.clone().try_acquire_owned().map_err(|_| crowded())?;
+        Ok(DrivingPlace { _of_owner: of_owner, _of_all: of_all })
     }
 
     /// Waits until an order is decided, or the time is over; the order as it stands then. A call that waits is no load, and gives its slot back; so many may
@@ -119,6 +130,12 @@ impl App {
     }
 }
 
+/// The places of a saga that this replica goes on with.
+struct DrivingPlace {
+    _of_owner: OwnedSemaphorePermit,
+    _of_all: OwnedSemaphorePermit,
+}
+
 /// Of orders.
 impl Versions for App {
     async fn versions(&self, ids: &[Uuid]) -> Result<Vec<Change>, lastro_database::Error> {
@@ -134,7 +151,9 @@ async fn stored(call: &Call, work: impl Future<Output = Result<Accepted, Refused
 
 /// Changes an order, and goes on with its saga where that is the caller's now.
 async fn change(app: &Arc<App>, call: &Call, order: &Order, asked: Asked) -> Result<Accepted, crate::Error> {
-    let place = app.driving_place()?;
+    // Who says how far the pieces are on their way does not go on with a saga.
+    let drives = !matches!(asked, Asked::SetStatus(_));
+    let place = if drives { Some(app.driving_place(order.placed.owner_id).await?) } else { None };
     let (placed, correlation_id) = (order.placed.clone(), call.correlation_id.to_string());
     let change = NewChange { placed, id: Uuid::now_v7(), asked, jitter_permille: 500, correlation_id };
     let accepted = stored(call, app.batches.change(change)).await?;
@@ -143,7 +162,7 @@ async fn change(app: &Arc<App>, call: &Call, order: &Order, asked: Asked) -> Res
 }
 
 /// Goes on with a saga that was just stored, apart from whoever asked for it.
-fn go_on(app: &Arc<App>, accepted: &Accepted, place: OwnedSemaphorePermit) {
+fn go_on(app: &Arc<App>, accepted: &Accepted, place: Option<DrivingPlace>) {
     let Some(next) = accepted.next else { return };
     let (app, order) = (app.clone(), accepted.order.clone());
     tokio::spawn(async move {

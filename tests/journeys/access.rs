@@ -17,7 +17,7 @@ use lastro_tests::client::Someone;
 
 use crate::World;
 use crate::inventory::Shop;
-use crate::orders::new_order;
+use crate::market::new_order;
 
 /// Sends and receives bytes as they are.
 #[derive(Default)]

@@ -9,149 +9,14 @@ use lastro_proto::orders::v1::sagas_service_client::SagasServiceClient;
 use lastro_proto::orders::v1::{
     CancelOrderRequest, CreateOrderRequest, GetSagaRequest, ListOrderEventsRequest, OrderItemRequest, OrderPayment, order, order_payment, saga,
 };
-use lastro_tests::client::Someone;
-use lastro_tests::stack::Options;
-use lastro_tests::{Answer, Api, Front, PaymentProvider, Stack};
-use libtest_mimic::Trial;
+use lastro_tests::Answer;
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use crate::World;
 use crate::grpc::{channel, with_token};
-use crate::inventory::Shop;
-use crate::order_payments::what_sagas_pay_by_card;
+use crate::market::{Market, is, items_of, new_order, with_card};
 use crate::payments::refused;
-use crate::pipeline::Rig;
-use crate::{World, block_on, failed};
-
-pub fn trials() -> Vec<Trial> {
-    let rig = |name: &str, flags: &'static [&'static str], journey: fn(&Rig) -> Result<()>| {
-        let on = move |on_postgres: bool| move || failed(Rig::start_with(on_postgres, flags).and_then(|rig| journey(&rig)));
-        [Trial::test(format!("orders::{name}"), on(false)), Trial::test(format!("orders::{name}_on_postgresql"), on(true))]
-    };
-    let sandbox = &["--payment-provider", "sandbox", "--saga-timeout", "2"];
-    let slow = &["--payment-provider", "sandbox"];
-    let short = &["--payment-provider", "sandbox", "--access-token-ttl", "2"];
-    [
-        rig("what_is_paid_after_the_saga_gave_up_goes_back", sandbox, |rig| block_on(what_is_paid_after_the_saga_gave_up_goes_back(rig))),
-        rig("slow_providers", slow, |rig| block_on(slow_providers(&rig.server.front()))),
-        rig("a_token_that_has_expired_does_not_stop_an_order", short, |rig| block_on(a_token_that_has_expired_does_not_stop_an_order(rig))),
-    ]
-    .into_iter()
-    .flatten()
-    .chain([Trial::test("stack::orders::slow_providers", || failed(slow_providers_of_the_stack()))])
-    .collect()
-}
-
-/// As [`slow_providers`], and what sagas ask of transactions by card.
-fn slow_providers_of_the_stack() -> Result<()> {
-    let provider = PaymentProvider::start()?;
-    let stack = Stack::start(Options { payment_provider: Some(provider.url.clone()), ..Options::default() })?;
-    block_on(what_sagas_pay_by_card(&stack))?;
-    block_on(slow_providers(&stack.front()))?;
-    ensure!(provider.wrongs().is_empty(), "{:?}", provider.wrongs());
-    Ok(())
-}
-
-/// Somebody with 1,000.00, and what it may buy.
-pub struct Market {
-    pub shop: Shop,
-    pub api: Api,
-    pub buyer: Someone,
-    pub account: String,
-}
-
-impl Market {
-    /// 10 pieces of a product at 10.00 in each of two stores.
-    pub async fn open(front: &Front) -> Result<Self> {
-        let shop = Shop::open(front).await?;
-        for store in ["a", "b"] {
-            let added = shop.adjust(&shop.product, store, 10, &format!("{} {store}", shop.product)).await?;
-            ensure!(added.status == 200, "{added:?}");
-        }
-        let api = front.api();
-        let buyer = api.someone().await?;
-        let account = api.account(&buyer.token, "BRL").await?;
-        api.deposit(&shop.administrator, &account, "BRL", "1000.00").await?;
-        Ok(Self { shop, api, buyer, account })
-    }
-
-    /// Places an order, and waits until it is decided.
-    pub async fn order(&self, key: &str, items: &[(&String, i64)]) -> Result<Answer> {
-        self.place(new_order(key, items, &self.account), "wait=15").await
-    }
-
-    pub async fn order_by_card(&self, key: &str, items: &[(&String, i64)], token: &str, prefer: &str) -> Result<Answer> {
-        self.place(with_card(key, items, token), prefer).await
-    }
-
-    pub async fn place(&self, body: Value, prefer: &str) -> Result<Answer> {
-        self.api.json(Method::POST, "/api/v1/orders", Some(&self.buyer.token), &[("prefer", prefer)], Some(body)).await
-    }
-
-    pub async fn get(&self, id: &str) -> Result<Answer> {
-        self.api.get(&format!("/api/v1/orders/{id}"), Some(&self.buyer.token)).await
-    }
-
-    pub async fn saga(&self, id: &str) -> Result<Answer> {
-        self.api.get(&format!("/api/v1/orders/{id}/saga"), Some(&self.buyer.token)).await
-    }
-
-    pub async fn cancel(&self, id: &str) -> Result<Answer> {
-        self.api.json(Method::DELETE, &format!("/api/v1/orders/{id}"), Some(&self.buyer.token), &[], None).await
-    }
-
-    /// The types of the events of an order, and that each follows from the one before under one correlation id.
-    pub async fn events(&self, id: &str) -> Result<Vec<String>> {
-        let answer = self.api.get(&format!("/api/v1/orders/{id}/events"), Some(&self.buyer.token)).await?;
-        let events = answer.body["events"].as_array().with_context(|| format!("{answer:?}"))?;
-        for (index, event) in events.iter().enumerate() {
-            let cause = if index == 0 { &json!("") } else { &events[index - 1]["id"] };
-            ensure!(event["version"] == json!(index + 1) && event["causationId"] == *cause, "{event}");
-            ensure!(event["payload"]["traceId"] == events[0]["payload"]["traceId"], "{event}");
-        }
-        Ok(events.iter().map(|event| event["type"].as_str().unwrap_or_default().to_owned()).collect())
-    }
-
-    /// What the buyer has left.
-    pub async fn left(&self) -> Result<String> {
-        self.api.posted(&self.buyer.token, &self.account).await
-    }
-
-    /// Until an order stands so.
-    pub async fn becomes(&self, id: &str, status: &str) -> Result<Answer> {
-        self.until(id, status, |answer| answer["status"] == status).await
-    }
-
-    async fn until(&self, id: &str, what: &str, is: impl Fn(&Value) -> bool) -> Result<Answer> {
-        let since = Instant::now();
-        loop {
-            let answer = self.get(id).await?;
-            if is(&answer.body) {
-                return Ok(answer);
-            }
-            ensure!(since.elapsed() < Duration::from_secs(40), "it does not become {what}: {answer:?} {:?}", self.saga(id).await?);
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    }
-}
-
-pub fn new_order(key: &str, items: &[(&String, i64)], account: &str) -> Value {
-    json!({ "externalId": key, "items": items_of(items), "payment": { "method": "ACCOUNT", "accountId": account } })
-}
-
-fn with_card(key: &str, items: &[(&String, i64)], token: &str) -> Value {
-    json!({ "externalId": key, "items": items_of(items), "payment": { "method": "CARD", "cardToken": token } })
-}
-
-fn items_of(items: &[(&String, i64)]) -> Value {
-    items.iter().map(|(product, quantity)| json!({ "productId": product, "quantity": quantity })).collect()
-}
-
-/// Status of the answer, status of the order and its reason.
-fn is(answer: &Answer, status: u16, of_order: &str, reason: &str) {
-    let told = (answer.status, answer.body["status"].as_str(), answer.body["reason"].as_str());
-    assert_eq!(told, (status, Some(of_order), Some(reason)), "{answer:?}");
-}
 
 /// Name, direction and state of each step.
 fn steps(saga: &Answer) -> Vec<(String, String, String)> {
@@ -376,55 +241,6 @@ pub async fn orders_are_cancelled(world: &World) -> Result<()> {
     Ok(())
 }
 
-impl Market {
-    /// Until the saga has come to a state, or beyond it.
-    async fn until_saga(&self, id: &str, state: &str) -> Result<()> {
-        let since = Instant::now();
-        loop {
-            let saga = self.saga(id).await?;
-            if saga.body["state"] == state || saga.body["state"] == "PAYMENT_PROCESSING" {
-                return Ok(());
-            }
-            ensure!(since.elapsed() < Duration::from_secs(10), "{saga:?}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-}
-
-/// With a payment provider of its own: what is slow here closes the way to it for others.
-async fn slow_providers(front: &Front) -> Result<()> {
-    a_slow_provider_is_waited_for(front).await?;
-    an_order_is_cancelled_while_the_provider_is_asked(front).await?;
-    a_saga_is_given_up(front).await
-}
-
-async fn an_order_is_cancelled_while_the_provider_is_asked(front: &Front) -> Result<()> {
-    let market = Market::open(front).await?;
-    let shop = &market.shop;
-    let slow = market.order_by_card("slow", &[(&shop.product, 1)], "tok_timeout", "respond-async").await?;
-    is(&slow, 202, "PENDING", "");
-    let slow = slow.text("id")?;
-    market.until_saga(&slow, "INVENTORY_RESERVED").await?;
-    assert_eq!(market.cancel(&slow).await?.status, 202);
-    market.becomes(&slow, "CANCELLED").await?;
-    shop.has(&shop.product, &[("a", 10, 0), ("b", 10, 0)]).await?;
-    assert_eq!(market.left().await?, "1000.00");
-    Ok(())
-}
-
-/// The provider answers after its time limit: the order waits for it, and is completed.
-async fn a_slow_provider_is_waited_for(front: &Front) -> Result<()> {
-    let market = Market::open(front).await?;
-    let placed = market.order_by_card("slow", &[(&market.shop.product, 3)], "tok_timeout", "wait=25").await?;
-    is(&placed, 201, "COMPLETED", "");
-    let saga = market.saga(&placed.text("id")?).await?;
-    assert!(saga.body["steps"][1]["attempts"].as_i64() > Some(1), "it was asked for again: {saga:?}");
-    assert_eq!(market.left().await?, "1000.00", "the card has paid");
-    let fail_once = market.order_by_card("once", &[(&market.shop.product, 1)], "tok_fail_once", "wait=25").await?;
-    is(&fail_once, 201, "COMPLETED", "");
-    Ok(())
-}
-
 /// The merchant's account is frozen: it takes money, and gives none. The order stays what it is, and says why, until an administrator goes on with it.
 pub async fn an_undo_that_fails_is_resumed(world: &World) -> Result<()> {
     let market = Market::open(&world.server).await?;
@@ -470,18 +286,6 @@ pub async fn an_undo_that_fails_is_resumed(world: &World) -> Result<()> {
     refused(&resume(&shop.administrator, "COMPENSATE").await?, 409, "SAGA_FINISHED");
     assert_eq!(market.left().await?, "1000.00");
     shop.has(&shop.product, &[("a", 10, 0), ("b", 10, 0)]).await
-}
-
-/// An administrator gives up what waits for a provider.
-async fn a_saga_is_given_up(front: &Front) -> Result<()> {
-    let market = Market::open(front).await?;
-    let placed = market.order_by_card("stuck", &[(&market.shop.product, 1)], "tok_timeout", "respond-async").await?;
-    let id = placed.text("id")?;
-    market.until_saga(&id, "INVENTORY_RESERVED").await?;
-    let resumed = market.api.post(&format!("/api/v1/sagas/{id}:resume"), Some(&market.shop.administrator), json!({ "action": "COMPENSATE" })).await?;
-    assert_eq!(resumed.status, 200, "{resumed:?}");
-    is(&market.becomes(&id, "FAILED").await?, 200, "FAILED", "GIVEN_UP");
-    market.shop.has(&market.shop.product, &[("a", 10, 0), ("b", 10, 0)]).await
 }
 
 /// Each rule that is broken is named.
@@ -602,41 +406,4 @@ pub async fn orders_over_grpc(world: &World) -> Result<()> {
     assert_eq!((told.state(), told.steps.len()), (saga::State::Compensated, 6));
     assert_eq!(market.left().await?, "1000.00");
     Ok(())
-}
-
-/// The provider answers when the saga has given up: what it took goes back, and the order has failed for want of time.
-async fn what_is_paid_after_the_saga_gave_up_goes_back(rig: &Rig) -> Result<()> {
-    let market = Market::open(&rig.server.front()).await?;
-    let placed = market.order_by_card("late", &[(&market.shop.product, 1)], "tok_timeout", "wait=25").await?;
-    is(&placed, 201, "FAILED", "TIMED_OUT");
-    let id = placed.text("id")?;
-    let saga = market.saga(&id).await?;
-    assert_eq!((&saga.body["state"], &saga.body["reason"]), (&json!("COMPENSATED"), &json!("TIMED_OUT")), "{saga:?}");
-    let payment = market.api.get(&format!("/api/v1/transactions/{}", placed.text("paymentId")?), Some(&market.buyer.token)).await?;
-    assert_eq!((&payment.body["state"], &payment.body["reason"]), (&json!("REJECTED"), &json!("SAGA_CANCELLED")), "{payment:?}");
-    market.shop.has(&market.shop.product, &[("a", 10, 0), ("b", 10, 0)]).await?;
-    let merchants = market.api.get(&format!("/api/v1/accounts/{}", market.shop.account), Some(&rig.server.administrator().await?)).await?;
-    assert_eq!(merchants.body["posted"]["amount"], "0.00");
-    Ok(())
-}
-
-/// The buyer's token is used at the call, and not kept: what it has begun goes on without.
-async fn a_token_that_has_expired_does_not_stop_an_order(rig: &Rig) -> Result<()> {
-    let market = Market::open(&rig.server.front()).await?;
-    let placed = market.order_by_card("slow", &[(&market.shop.product, 1)], "tok_timeout", "respond-async").await?;
-    is(&placed, 202, "PENDING", "");
-    tokio::time::sleep(Duration::from_millis(2_500)).await;
-    let id = placed.text("id")?;
-    assert_eq!(market.get(&id).await?.status, 401, "the token has expired");
-    let login = json!({ "email": market.buyer.email, "password": lastro_tests::client::PASSWORD });
-    let since = Instant::now();
-    loop {
-        let token = market.api.post("/api/v1/auth/login", None, login.clone()).await?.text("accessToken")?;
-        let order = market.api.get(&format!("/api/v1/orders/{id}"), Some(&token)).await?;
-        if order.body["status"] == "COMPLETED" {
-            return Ok(());
-        }
-        ensure!(since.elapsed() < Duration::from_secs(20), "{order:?}");
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
 }

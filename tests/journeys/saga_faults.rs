@@ -20,7 +20,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::inventory::Shop;
-use crate::orders::new_order;
+use crate::market::new_order;
 use crate::{block_on, failed};
 
 /// In `make test-long` all of them.

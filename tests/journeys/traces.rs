@@ -16,7 +16,7 @@ use reqwest::Method;
 use serde_json::json;
 use tonic::{Request, Response, Status};
 
-use crate::orders::{Market, new_order};
+use crate::market::{Market, new_order};
 use crate::{block_on, failed};
 
 pub fn trials() -> Vec<Trial> {

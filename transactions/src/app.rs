@@ -194,9 +194,15 @@ impl App {
         Ok(Some(LegsTurn { _of_user: of_user, _of_all: of_all }))
     }
 
-    /// A turn of a user at the payment provider, taken before anything is stored and held until the provider has answered.
-    pub(crate) async fn provider_turn(&self, user_id: Uuid, by: Instant) -> Result<OwnedSemaphorePermit, Problem> {
+    /// A turn of a user at the payment provider, taken before anything is stored and held until the provider has answered. Whoever waits for it is no load, and
+    /// gives its slot back.
+    pub(crate) async fn provider_turn(&self, call: &Call, user_id: Uuid, by: Instant) -> Result<OwnedSemaphorePermit, Problem> {
         let busy = || Problem::crowded("too many payments by card of this user are under way; send fewer at once, and this one again");
+        if let Some(turn) = self.provider_turns.take(user_id, Instant::now()).await {
+            return Ok(turn);
+        }
+        let _waiting = self.waiting.try_acquire().map_err(|_| busy())?;
+        call.slot.release();
         self.provider_turns.take(user_id, by).await.ok_or_else(busy)
     }
 

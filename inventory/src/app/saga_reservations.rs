@@ -1,11 +1,15 @@
 //! What a saga asks of stock: each step with its undo. An undo of what was never made leaves a tombstone, and whoever has lost its lease is refused.
 
+use std::time::Duration;
+
 use lastro_database::group_commit::Lock;
 use lastro_mesh::call::Call;
+use lastro_mesh::status::Problem;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::reserve_stock::{Wanted, reserve};
-use super::{App, stored};
+use super::{App, ITEMS_PER_BUYER, stored};
 use crate::Error;
 use crate::batches::{NewReservation, NewResolution, Refused};
 use crate::domain::reservation::{State, Verb, reservation_id};
@@ -18,8 +22,14 @@ pub struct SagaStep {
     pub step: String,
 }
 
+/// So long a buyer's order waits for its turn.
+const TURN_WAIT: Duration = Duration::from_secs(2);
+
 /// Keeps pieces. Refused where an undo was faster, or has been made since.
-pub async fn saga_reserve(app: &App, call: &Call, wanted: Wanted) -> Result<Reservation, Error> {
+pub async fn saga_reserve(app: &App, call: &Call, buyer_id: Uuid, wanted: Wanted) -> Result<Reservation, Error> {
+    let busy = || Problem::crowded("too many items of this buyer are being reserved");
+    let items = u32::try_from(wanted.items.len()).unwrap_or(ITEMS_PER_BUYER).min(ITEMS_PER_BUYER);
+    let _turn = app.reserving.take_many(buyer_id, items, call.deadline.min(Instant::now() + TURN_WAIT)).await.ok_or_else(busy)?;
     let saga = wanted.fence;
     if let Some(saga) = saga.filter(|_| app.batches.may_be_reserved(reservation_id(wanted.namespace, &wanted.name)))
         && find(app, wanted.namespace, &wanted.name).await?.is_some()

@@ -26,6 +26,7 @@ impl ReservationsService for Reservations {
     async fn reserve(&self, request: Request<ReserveRequest>) -> Result<Response<SagaReservation>, Status> {
         let call = Call::of(&request)?.clone();
         let message = request.into_inner();
+        let buyer_id = buyer(message.call.as_ref())?;
         let SagaStep { saga, step } = step(message.call)?;
         let ttl_us = ttl_us(message.ttl.as_ref().map(|ttl| (ttl.seconds, ttl.nanos)))?;
         let item = |item: SagaItem| WantedItem {
@@ -35,7 +36,7 @@ impl ReservationsService for Reservations {
         };
         let items = message.items.into_iter().map(item).collect();
         let wanted = Wanted { namespace: saga.id, name: step, items, ttl_us, fence: Some(saga) };
-        Ok(Response::new(wire(saga_reserve(&self.0, &call, wanted).await?)))
+        Ok(Response::new(wire(saga_reserve(&self.0, &call, buyer_id, wanted).await?)))
     }
 
     async fn confirm(&self, request: Request<ConfirmRequest>) -> Result<Response<SagaReservation>, Status> {
@@ -60,10 +61,16 @@ impl Reservations {
     }
 }
 
+/// On whose behalf a saga asks.
+fn buyer(call: Option<&SagaCall>) -> Result<Uuid, Problem> {
+    let call = call.ok_or_else(|| Problem::field("call", "is required"))?;
+    Uuid::parse_str(&call.on_behalf_of).map_err(|_| Problem::field("call.on_behalf_of", "must be a UUID"))
+}
+
 /// Which step of which saga. On whose behalf is checked, and told to nobody: stock is nobody's.
 fn step(call: Option<SagaCall>) -> Result<SagaStep, Problem> {
+    buyer(call.as_ref())?;
     let call = call.ok_or_else(|| Problem::field("call", "is required"))?;
-    Uuid::parse_str(&call.on_behalf_of).map_err(|_| Problem::field("call.on_behalf_of", "must be a UUID"))?;
     let id = Uuid::parse_str(&call.saga_id)
         .ok()
         .filter(|id| !id.is_nil())

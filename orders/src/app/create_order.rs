@@ -7,7 +7,7 @@ use futures_util::future::try_join;
 use lastro_events::changes::Follower;
 use lastro_mesh::call::Call;
 use lastro_mesh::identity::User as Caller;
-use lastro_mesh::status::Problem;
+use lastro_mesh::status::{DEADLINE_EXCEEDED, PERMISSION_MISSING, Problem, UNAUTHENTICATED};
 use lastro_money::{Currency, Minor};
 use lastro_proto::card::is_card_number;
 use lastro_proto::internal::inventory::v1::{CatalogueProduct, GetProductsRequest};
@@ -62,7 +62,7 @@ pub async fn create_order(app: &Arc<App>, call: &Call, caller: &Caller, request:
 /// The order, and who follows it since before it was stored, where it is new.
 async fn place(app: &Arc<App>, call: &Call, caller: &Caller, request: OrderRequest, hash: [u8; 32]) -> Result<(Accepted, Option<Follower>), Error> {
     let waits = !request.wait.is_zero();
-    let driving = app.driving_place()?;
+    let driving = app.driving_place(caller.id).await?;
     let key = request.external_id.clone();
     let placed = match price(app, call, caller, request, hash).await {
         Ok(placed) => placed,
@@ -81,7 +81,7 @@ async fn place(app: &Arc<App>, call: &Call, caller: &Caller, request: OrderReque
         Refused::KeyReused => Error::IdempotencyKeyReused,
         other => other.into(),
     })?;
-    go_on(app, &accepted, driving);
+    go_on(app, &accepted, Some(driving));
     let follower = follower.filter(|_| !accepted.replayed);
     Ok((accepted, follower))
 }
@@ -169,7 +169,7 @@ struct Product {
 async fn products(app: &App, call: &Call, items: &[WantedItem]) -> Result<Vec<Product>, Error> {
     let product_ids = items.iter().map(|item| item.product_id.to_string()).collect();
     let answer = app.catalogue.clone().get_products(call.request(GetProductsRequest { product_ids })).await;
-    let found = answer.map_err(|status| Error::Away { service: "inventory", status: Box::new(status) })?.into_inner();
+    let found = answer.map_err(|status| of_other("inventory", status))?.into_inner();
     let read = |product: CatalogueProduct| {
         Some(Product {
             id: Uuid::parse_str(&product.product_id).ok()?,
@@ -184,6 +184,17 @@ async fn products(app: &App, call: &Call, items: &[WantedItem]) -> Result<Vec<Pr
     Ok(read.ok_or_else(|| lastro_database::Error::corrupt("a product of the catalogue that does not read"))?)
 }
 
+/// What another service has said. What is the caller's own is told as it is: its token, or its deadline.
+fn of_other(service: &'static str, status: tonic::Status) -> Error {
+    let of_caller = match status.code() {
+        Code::Unauthenticated => &UNAUTHENTICATED,
+        Code::PermissionDenied => &PERMISSION_MISSING,
+        Code::DeadlineExceeded => &DEADLINE_EXCEEDED,
+        _ => return Error::Away { service, status: Box::new(status) },
+    };
+    Problem::new(of_caller, status.message()).into()
+}
+
 /// Whether the account is the caller's, and its currency: transactions is asked with the caller's own token, which it verifies itself.
 async fn paying_currency(app: &App, call: &Call, caller: &Caller, payment: &Payment) -> Result<Option<Currency>, Error> {
     let Payment::Account(account_id) = payment else { return Ok(None) };
@@ -191,13 +202,14 @@ async fn paying_currency(app: &App, call: &Call, caller: &Caller, payment: &Paym
     let account = match answer {
         Ok(account) => account.into_inner(),
         Err(status) if status.code() == Code::NotFound => return Err(Error::AccountNotFound),
-        Err(status) => return Err(Error::Away { service: "transactions", status: Box::new(status) }),
+        Err(status) => return Err(of_other("transactions", status)),
     };
     // An administrator sees everybody's accounts, and pays from none but its own.
     if Uuid::parse_str(&account.owner_id).ok() != Some(caller.id) {
         return Err(Error::AccountNotFound);
     }
-    Ok(Currency::from_code(&account.currency_code))
+    let currency = Currency::from_code(&account.currency_code);
+    Ok(Some(currency.ok_or_else(|| lastro_database::Error::corrupt("an account in no currency"))?))
 }
 
 /// By which the same request is told from another one with its key. Neither the order of the items counts, nor how long is waited.

@@ -11,8 +11,8 @@ use uuid::Uuid;
 
 use super::work::{Accepted, Asked, CallReport, NewChange, NewOrder, Outcome, Refused, Work};
 use super::{Detour, Keeper};
-use crate::domain::order::{Placed, Progress, Status};
-use crate::domain::saga::{Direction, Next, Now, Saga, State, Step, StepState};
+use crate::domain::order::{Conflict, Placed, Progress, Status};
+use crate::domain::saga::{Cause, Direction, Next, Now, Saga, State, Step, StepState};
 use crate::store::order_events::{Fact, ORDER_EVENTS, record};
 use crate::store::orders::{self, Change, Order};
 
@@ -184,11 +184,11 @@ fn is_half_left(progress: &Progress, before: &Progress, now_us: i64, lease_us: i
 /// True where it begins to be undone now; false where it was cancelled before.
 fn cancel(facts: &mut Facts<'_>) -> Result<bool, Refused> {
     let (status, saga) = (facts.progress.status, &facts.progress.saga);
-    let conflict = |is_being_undone| Err(Refused::Conflict(crate::domain::order::Conflict { status, is_being_undone }));
+    let conflict = |is_being_undone| Err(Refused::Conflict(Conflict { status, is_being_undone }));
     if matches!(status, Status::Shipped | Status::Delivered) {
         return conflict(false);
     }
-    let is_cancelled = saga.cause == Some(crate::domain::saga::Cause::Cancelled);
+    let is_cancelled = saga.cause == Some(Cause::Cancelled);
     match saga.state {
         State::Compensating | State::Compensated | State::Failed if is_cancelled => Ok(false),
         // It is being undone already, for another reason: whoever cancels it gets what it asks for.
@@ -233,7 +233,8 @@ impl<'a> Facts<'a> {
     fn note_call(&mut self, report: &CallReport, jitter_permille: i64) {
         let CallReport { step, direction, outcome, reserved, payment_id } = report;
         let before = self.progress.saga.clone();
-        self.progress.saga.note(*step, *direction, outcome.clone(), Now { us: self.now_us, jitter_permille });
+        let now = Now { us: self.now_us, jitter_permille, is_taken_over: self.progress.epoch > 1 };
+        self.progress.saga.note(*step, *direction, outcome.clone(), now);
         if let (Direction::Do, Step::Pay, Some(payment_id)) = (direction, step, payment_id) {
             self.progress.payment_id = Some(*payment_id);
         }
@@ -265,7 +266,6 @@ impl<'a> Facts<'a> {
         if let Some(fact) = fact {
             self.tell_of_saga(fact);
         }
-        // Another step than the one that was reported of was given up with it.
         self.follow(&before);
     }
 

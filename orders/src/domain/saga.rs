@@ -168,11 +168,14 @@ pub enum Outcome {
     },
 }
 
-/// When something happens: the time, and how much of a pause is left to chance, 0 to 1000.
+/// When something happens.
 #[derive(Debug, Clone, Copy)]
 pub struct Now {
     pub us: i64,
+    /// How much of a pause is left to chance, 0 to 1000.
     pub jitter_permille: i64,
+    /// Somebody else had the saga before, and may have made calls that nobody has written down.
+    pub is_taken_over: bool,
 }
 
 /// Attempts of a step without an answer, and of an undo that is refused.
@@ -307,8 +310,13 @@ impl Saga {
             }
             Outcome::Refused { reason, detail } => {
                 record.last_error = format!("{reason}: {detail}");
-                record.end(StepState::Failed, now.us);
-                self.compensate(Cause::StepFailed, (reason, detail), now.us);
+                // What an earlier attempt has asked for may have been done all the same: it is undone as what was given up.
+                if record.attempts == 1 && !now.is_taken_over {
+                    record.end(StepState::Failed, now.us);
+                }
+                // Where a saga was undone that knows nothing of it, orders was restored from a backup.
+                let undoes = if reason == SAGA_CANCELLED { Undoes::Everything } else { Undoes::WhatHasBegun };
+                self.compensate(Cause::StepFailed, undoes, (reason, detail), now.us);
             }
             Outcome::Unanswered { error } | Outcome::NotAsked { error } => {
                 record.count(Trouble::Unanswered, error.clone());
@@ -317,7 +325,7 @@ impl Saga {
                     return;
                 }
                 let detail = format!("no answer to {} in {ATTEMPTS_MAX} attempts: {error}", step.names().0);
-                self.compensate(Cause::StepFailed, (UNAVAILABLE.to_owned(), detail), now.us);
+                self.compensate(Cause::StepFailed, Undoes::WhatHasBegun, (UNAVAILABLE.to_owned(), detail), now.us);
             }
         }
     }
@@ -364,12 +372,13 @@ impl Saga {
         }
     }
 
-    /// Undoes everything that was done, and that may have been: also what was given up without an answer.
-    fn compensate(&mut self, cause: Cause, (reason, detail): (String, String), now_us: i64) {
+    /// Undoes what was done, and what may have been: also what was given up without an answer.
+    fn compensate(&mut self, cause: Cause, undoes: Undoes, (reason, detail): (String, String), now_us: i64) {
         self.state = State::Compensating;
         (self.cause, self.reason, self.detail) = (Some(cause), reason, detail);
         for (record, undo) in self.steps.iter_mut().zip(&mut self.undos) {
             match record.state {
+                StepState::Waiting if undoes == Undoes::Everything => *undo = Some(Record::waiting()),
                 // Not begun, or refused: there is nothing to undo.
                 StepState::Waiting | StepState::Failed => {}
                 StepState::Done => *undo = Some(Record::waiting()),
@@ -387,7 +396,8 @@ impl Saga {
     pub fn time_out(&mut self, now_us: i64) {
         let stuck = Step::ALL.into_iter().find(|step| !self.is_done(*step)).map_or("", |step| step.names().0);
         if self.state.is_forward() {
-            self.compensate(Cause::TimedOut, (TIMED_OUT.to_owned(), format!("{stuck} was not done in time")), now_us);
+            // That costs calls of which two do nothing, and is right for a saga that was restored from a backup, too.
+            self.compensate(Cause::TimedOut, Undoes::Everything, (TIMED_OUT.to_owned(), format!("{stuck} was not done in time")), now_us);
         }
     }
 
@@ -396,7 +406,7 @@ impl Saga {
         if !self.state.is_forward() && self.state != State::Completed {
             return false;
         }
-        self.compensate(Cause::Cancelled, (CANCELLED.to_owned(), String::new()), now_us);
+        self.compensate(Cause::Cancelled, Undoes::WhatHasBegun, (CANCELLED.to_owned(), String::new()), now_us);
         true
     }
 
@@ -426,10 +436,21 @@ impl Saga {
         if !self.state.is_forward() {
             return self.retry();
         }
-        self.compensate(Cause::GivenUp, (GIVEN_UP.to_owned(), "an administrator has given the order up".to_owned()), now_us);
+        self.compensate(Cause::GivenUp, Undoes::WhatHasBegun, (GIVEN_UP.to_owned(), "an administrator has given the order up".to_owned()), now_us);
         true
     }
 }
+
+/// Which steps are undone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Undoes {
+    WhatHasBegun,
+    /// Also what has not begun, for all that is written down.
+    Everything,
+}
+
+/// What a callee says of a step that was undone before.
+const SAGA_CANCELLED: &str = "SAGA_CANCELLED";
 
 /// Why a saga is undone, for programs, where nobody else has said it.
 pub const UNAVAILABLE: &str = "UNAVAILABLE";

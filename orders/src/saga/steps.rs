@@ -43,7 +43,7 @@ pub async fn call(app: &App, order: &Order, step: Step, direction: Direction) ->
     };
     let Learnt { outcome, reserved, payment_id } = match answer {
         Ok(learnt) => learnt,
-        Err(status) => Learnt::of(outcome_of(&status)?),
+        Err(status) => Learnt::of(outcome_of(&status, direction)?),
     };
     Some(CallReport { step, direction, outcome, reserved, payment_id })
 }
@@ -62,7 +62,7 @@ impl Learnt {
 }
 
 /// What a refusal means: that it was not done and will not be, or that nobody knows. None where somebody else has the saga.
-fn outcome_of(status: &Status) -> Option<Outcome> {
+fn outcome_of(status: &Status, direction: Direction) -> Option<Outcome> {
     let reason = reason_name(status);
     if reason.as_deref() == Some(reasons::STALE_EPOCH.name) {
         return None;
@@ -70,6 +70,11 @@ fn outcome_of(status: &Status) -> Option<Outcome> {
     let text = lastro_mesh::status::cut(status.message().to_owned(), TEXT_BYTES_MAX);
     if status.metadata().contains_key(NOT_ASKED_HEADER) {
         return Some(Outcome::NotAsked { error: text });
+    }
+    // An undo waits for what an operator, or time, has to mend.
+    let is_for_now = [reasons::NOT_OFFERED.name, reasons::TOO_MANY_OPEN_PAYMENTS.name].map(Some).contains(&reason.as_deref());
+    if direction == Direction::Undo && is_for_now {
+        return Some(Outcome::Unanswered { error: text });
     }
     let refused = |name: String| Outcome::Refused { reason: reason.clone().unwrap_or(name), detail: text.clone() };
     Some(match status.code() {
@@ -154,7 +159,11 @@ impl Asked<'_> {
 
     async fn release(&self) -> Result<Learnt, Status> {
         let request = self.request(ReleaseRequest { call: self.reservation() });
-        done(self.app.reservations.clone().release(request).await)
+        match self.app.reservations.clone().release(request).await {
+            // Orders was restored from a backup, and does not know that the pieces had left their stores.
+            Err(status) if reason_name(&status).as_deref() == Some(reasons::RESERVATION_CONFIRMED.name) => self.r#return().await,
+            released => done(released),
+        }
     }
 
     async fn pay(&self) -> Result<Learnt, Status> {

@@ -36,10 +36,10 @@ pub async fn sweep(app: &Arc<App>, stop: CancellationToken) {
 
 async fn take_up(app: &Arc<App>) -> Result<(), lastro_database::Error> {
     let lease_us = i64::try_from(app.settings.lease.as_micros()).unwrap_or(i64::MAX);
-    let free = app.driving.available_permits().min(AT_ONCE);
-    let Some(limit) = u32::try_from(free).ok().filter(|limit| *limit > 0) else { return Ok(()) };
-    for (order, now_us) in orders::claim(&app.database, limit, lease_us).await? {
-        let Ok(place) = app.driving.clone().try_acquire_owned() else { return Ok(()) };
+    // Places first: whoever takes a saga up goes on with it.
+    let places: Vec<_> = std::iter::from_fn(|| app.driving.clone().try_acquire_owned().ok()).take(AT_ONCE).collect();
+    let Some(limit) = u32::try_from(places.len()).ok().filter(|limit| *limit > 0) else { return Ok(()) };
+    for ((order, now_us), place) in orders::claim(&app.database, limit, lease_us).await?.into_iter().zip(places) {
         let app = app.clone();
         tokio::spawn(async move {
             let next = order.progress.saga.next(now_us, order.placed.deadline_us);

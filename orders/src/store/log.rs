@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn what_is_stored_reads_back() {
         let mut saga = Saga::start(5);
-        let now = Now { us: 10, jitter_permille: 0 };
+        let now = Now { us: 10, jitter_permille: 0, is_taken_over: false };
         saga.note(Step::Reserve, Direction::Do, Outcome::Done, now);
         saga.note(Step::Pay, Direction::Do, Outcome::Unanswered { error: "é".to_owned() }, now);
         saga.cancel(20);

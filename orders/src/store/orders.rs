@@ -375,14 +375,18 @@ pub async fn has_version(on: &impl ConnectionTrait, id: Uuid, version: i64, even
     Ok(one::<Found>(on, sql, [id.into(), version.into()]).await?.is_some_and(|found| found.id == event_id))
 }
 
-/// Takes sagas up that are due, those that waited longest first; each with the time by the clock of the database: whoever had them has them no more, and nobody else takes them until the lease ends.
+/// Takes sagas up that are due, by turns of their owners, those that waited longest first: one who has many does not keep the others. Each with the time by the clock of the database: whoever had them has them no more, and nobody else takes them until the lease ends.
 pub async fn claim(database: &Database, limit: u32, lease_us: i64) -> Result<Vec<(Order, i64)>, Error> {
     let (now, lock) = if database.is_postgres() { (NOW_POSTGRES.to_owned(), " FOR UPDATE SKIP LOCKED") } else { (clock::now_us().to_string(), "") };
     // One that is due far ahead was written before the clock was set back.
     let due = format!("saga_class = 1 AND (due_us <= {now} OR due_us > {now} + {DUE_AT_MOST_US})");
+    let by_turns = format!(
+        "SELECT id FROM (SELECT id, due_us, row_number() OVER (PARTITION BY owner_id ORDER BY due_us) AS turn FROM \
+         (SELECT id, owner_id, due_us FROM orders WHERE {due} ORDER BY due_us LIMIT {DUE_AT_ONCE}) AS due) AS ranked ORDER BY turn, due_us LIMIT {limit}"
+    );
     let sql = format!(
         "UPDATE orders SET epoch = epoch + 1, due_us = {now} + {lease_us} WHERE id IN \
-         (SELECT id FROM orders WHERE {due} ORDER BY due_us LIMIT {limit}{lock}) RETURNING {PLACED}, {PROGRESS}, {now} AS now_us"
+         (SELECT id FROM orders WHERE id IN ({by_turns}) AND {due}{lock}) RETURNING {PLACED}, {PROGRESS}, {now} AS now_us"
     );
     let rows: Vec<Claimed> = all(database.writer(), &sql, []).await?;
     let readable = |Claimed { row, now_us }: Claimed| {
@@ -394,6 +398,8 @@ pub async fn claim(database: &Database, limit: u32, lease_us: i64) -> Result<Vec
     Ok(rows.into_iter().filter_map(readable).collect())
 }
 
+/// Of sagas that are due, so many that have waited longest are ranked by the turns of their owners.
+const DUE_AT_ONCE: u32 = 5_000;
 /// No saga is left alone for longer: neither a lease nor a pause lasts that long.
 const DUE_AT_MOST_US: i64 = 150_000_000;
 

@@ -68,7 +68,7 @@ pub async fn pay(app: &Arc<App>, call: &Call, payer: Payer, request: PaymentRequ
     let is_charge = request.method == Method::Card;
     // The longest wait first, so that nothing is kept from others meanwhile. What was paid before is answered without, also where cards are not taken any more.
     let is_new = is_charge && operations::by_keys(app.database.writer(), &[(user_id, payer.key.as_str())]).await?.is_empty();
-    let provider_turn = if is_new { Some(app.provider_turn(user_id, budget.store_by).await?) } else { None };
+    let provider_turn = if is_new { Some(app.provider_turn(call, user_id, budget.store_by).await?) } else { None };
     let turn = app.legs_turn(user_id, request.legs.len(), budget.store_by).await?;
     let new = check(app, call, payer, request).await?;
     if is_new {

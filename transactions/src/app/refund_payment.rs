@@ -65,7 +65,7 @@ pub struct NewRefund {
 /// Stores a refund, and asks the payment provider for it where a card has paid. The refund, and whether an earlier call made it.
 pub async fn refund(app: &Arc<App>, call: &Call, asked: NewRefund, payment: &Operation) -> Result<(Operation, bool), Error> {
     let owner_id = asked.owner_id;
-    let provider = if is_by_card(payment) { Some(provider_of(app, owner_id, payment).await?) } else { None };
+    let provider = if is_by_card(payment) { Some(provider_of(app, &asked, payment).await?) } else { None };
     // A saga takes back what it did, whatever else was refunded.
     if asked.saga.is_none() && operations::count_refunds(app.database.writer(), payment.id).await? >= REFUNDS_MAX {
         return Err(Error::TooManyRefunds(REFUNDS_MAX));
@@ -77,7 +77,7 @@ pub async fn refund(app: &Arc<App>, call: &Call, asked: NewRefund, payment: &Ope
     }
     let budget = TimeBudget::of(call);
     let new = new_refund(call, payment, asked, provider);
-    let provider_turn = if is_by_card(payment) { Some(app.provider_turn(owner_id, budget.store_by).await?) } else { None };
+    let provider_turn = if is_by_card(payment) { Some(app.provider_turn(call, owner_id, budget.store_by).await?) } else { None };
     let turn = app.legs_turn(owner_id, payment.movement.legs().len(), budget.store_by).await?;
     // All or nothing, as an atomic batch of one: a refund that is refused is not stored, and uses no key.
     let stored = budget.stored_whole(app.pipeline.submit_together(vec![new])).await;
@@ -90,8 +90,11 @@ pub async fn refund(app: &Arc<App>, call: &Call, asked: NewRefund, payment: &Ope
 }
 
 /// Who was paid through, which must be who is set up: held money would wait for a provider that nobody asks.
-async fn provider_of(app: &App, owner_id: Uuid, payment: &Operation) -> Result<Arc<str>, Error> {
-    may_ask_provider(app, owner_id).await?;
+async fn provider_of(app: &App, asked: &NewRefund, payment: &Operation) -> Result<Arc<str>, Error> {
+    // A saga takes back what it did, however much waits for the provider.
+    if asked.saga.is_none() {
+        may_ask_provider(app, asked.owner_id).await?;
+    }
     let provider = app.provider.as_ref().ok_or(Error::NoPaymentProvider)?;
     let paid_through = stored_calls::charge(app.database.writer(), payment.id).await?.provider;
     if !paid_through.is_empty() && *paid_through != *provider.name { Err(Error::OtherPaymentProvider) } else { Ok(provider.name.clone()) }

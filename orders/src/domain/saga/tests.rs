@@ -5,7 +5,7 @@ use super::*;
 const DEADLINE_US: i64 = 300_000_000;
 
 fn at(us: i64) -> Now {
-    Now { us, jitter_permille: 500 }
+    Now { us, jitter_permille: 500, is_taken_over: false }
 }
 
 fn refused(reason: &str) -> Outcome {
@@ -64,9 +64,30 @@ fn a_step_without_an_answer_is_tried_three_times_with_growing_pauses_and_then_un
     // A tenth more or less is left to chance.
     for (jitter_permille, pause) in [(0, 900_000), (1000, 1_100_000)] {
         let mut saga = Saga::start(0);
-        saga.note(Step::Reserve, Direction::Do, unanswered(), Now { us: 0, jitter_permille });
+        saga.note(Step::Reserve, Direction::Do, unanswered(), Now { us: 0, jitter_permille, is_taken_over: false });
         assert_eq!(saga.next(0, DEADLINE_US), Next::Wait(pause));
     }
+}
+
+#[test]
+fn what_is_refused_after_an_attempt_that_nobody_knows_of_is_undone_too() {
+    let refuse = |saga: &mut Saga, is_taken_over| saga.note(Step::Pay, Direction::Do, refused("INVALID_ARGUMENT"), Now { is_taken_over, ..at(1) });
+    for (before, is_taken_over, needed) in [
+        (None, false, vec![Step::Reserve]),
+        (None, true, vec![Step::Pay, Step::Reserve]),
+        (Some(Outcome::Pending), false, vec![Step::Pay, Step::Reserve]),
+        (Some(unanswered()), false, vec![Step::Pay, Step::Reserve]),
+    ] {
+        let mut saga = Saga::start(0);
+        saga.note(Step::Reserve, Direction::Do, Outcome::Done, at(0));
+        before.into_iter().for_each(|outcome| saga.note(Step::Pay, Direction::Do, outcome, at(0)));
+        refuse(&mut saga, is_taken_over);
+        assert_eq!((undos(&saga), saga.reason.as_str()), (needed, "INVALID_ARGUMENT"));
+    }
+    // A callee knows of an undo that this saga does not: everything is undone.
+    let mut saga = Saga::start(0);
+    saga.note(Step::Reserve, Direction::Do, refused(SAGA_CANCELLED), at(0));
+    assert_eq!(undos(&saga), [Step::Confirm, Step::Pay]);
 }
 
 #[test]
@@ -101,7 +122,8 @@ fn a_payment_that_nobody_knows_of_is_asked_for_until_the_time_is_over() {
     assert_eq!((now, saga.state), (DEADLINE_US, State::PaymentProcessing));
     assert!(asked > 50, "{asked}");
     saga.time_out(now);
-    assert_eq!((saga.cause, undos(&saga)), (Some(Cause::TimedOut), vec![Step::Pay, Step::Reserve]));
+    assert_eq!((saga.cause, undos(&saga)), (Some(Cause::TimedOut), vec![Step::Confirm, Step::Pay, Step::Reserve]));
+    saga.note(Step::Confirm, Direction::Undo, Outcome::Done, at(now));
     // Also past that time: until the money is back, or never was taken.
     for minute in 1..100 {
         saga.note(Step::Pay, Direction::Undo, Outcome::Pending, at(now + minute * 60_000_000));
@@ -227,6 +249,10 @@ enum Fault {
     NotAsked,
     /// It was done, and the process is killed before it has written that down.
     Killed,
+    /// It is under way still when the next call is made, and done after that.
+    ComesLate,
+    /// It is refused whatever was done before: the rules have changed.
+    RefusedByNewRules,
     /// Another process had been asked for the same before: it was done twice.
     Repeated,
     Cancel,
@@ -244,6 +270,8 @@ fn fault() -> impl Strategy<Value = Fault> {
         2 => Just(Fault::Away),
         1 => Just(Fault::NotAsked),
         2 => Just(Fault::Killed),
+        2 => Just(Fault::ComesLate),
+        1 => Just(Fault::RefusedByNewRules),
         1 => Just(Fault::Repeated),
         1 => Just(Fault::Cancel),
         1 => Just(Fault::GiveUp),
@@ -260,6 +288,7 @@ proptest! {
     fn it_ends_as_the_world_is(faults in prop::collection::vec(fault(), 0..25)) {
         let (mut saga, mut world, mut now) = (Saga::start(0), World::default(), 0_i64);
         let mut faults = faults.into_iter();
+        let (mut under_way, mut is_taken_over) = (None, false);
         for round in 0..200 {
             let fault = faults.next().unwrap_or(Fault::None);
             match fault {
@@ -284,14 +313,22 @@ proptest! {
                         Fault::Away => unanswered(),
                         Fault::NotAsked => Outcome::NotAsked { error: "away".to_owned() },
                         Fault::LosesAnswer => { world.call(step, direction, false, false); unanswered() }
-                        Fault::Killed => { world.call(step, direction, false, false); continue; }
+                        Fault::Killed => { world.call(step, direction, false, false); is_taken_over = true; continue; }
+                        Fault::ComesLate => { under_way = Some((step, direction)); saga.note(step, direction, unanswered(), Now { is_taken_over, ..at(now) }); continue; }
+                        Fault::RefusedByNewRules if direction == Direction::Do => refused("INVALID_ARGUMENT"),
                         Fault::Repeated => { world.call(step, direction, false, false); world.call(step, direction, false, false) }
                         _ => world.call(step, direction, refuses, is_slow),
                     };
-                    saga.note(step, direction, outcome, at(now));
+                    saga.note(step, direction, outcome, Now { is_taken_over, ..at(now) });
+                    if let Some((step, direction)) = under_way.take() {
+                        world.call(step, direction, false, false);
+                    }
                 }
             }
             prop_assert!(round < 199, "it goes on for ever: {saga:?}");
+        }
+        if let Some((step, direction)) = under_way {
+            world.call(step, direction, false, false);
         }
         prop_assert!(world.charges <= 1, "charged twice");
         match saga.state {
