@@ -49,11 +49,11 @@ test-providers: deps ## Providers at their worst, with kill -9: events in any or
 
 test-stock: deps ## The stock aggregate against a model, with kill -9, on both databases
 	$(CARGO) build --locked --bin lastro
-	. tools/test-env && LASTRO_STOCK_CASES=$${LASTRO_STOCK_CASES:-40} $(CARGO) test --locked -p lastro-tests --test journeys -- --ignored --nocapture stock_model::
+	. tools/test-env && LASTRO_STOCK_CASES=$${LASTRO_STOCK_CASES:-40} $(CARGO) test --locked -p lastro-tests --test journeys -- --ignored --nocapture stock_sequences::
 
 test-sagas: deps ## Sagas whose every call fails in every way, with kill -9 and paused replicas, on both databases
 	$(CARGO) build --locked --bin lastro --bin lastro-faulty
-	. tools/test-env && $(CARGO) test --locked -p lastro-tests --test journeys -- --ignored --nocapture saga_faults::
+	. tools/test-env && $(CARGO) test --locked -p lastro-tests --test journeys -- --ignored --nocapture broken_sagas::
 
 test-histories: deps ## What 32 clients see on two replicas under kill -9, checked for linearizability by porcupine
 	$(CARGO) build --locked --bin lastro

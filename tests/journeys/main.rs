@@ -8,6 +8,7 @@ mod access;
 mod account_life;
 mod accounts;
 mod batches;
+mod broken_sagas;
 mod bus;
 mod cards;
 mod cli;
@@ -40,9 +41,8 @@ mod rest;
 mod reversals;
 mod revocations;
 mod rules;
-mod saga_faults;
 mod sessions;
-mod stock_model;
+mod stock_sequences;
 mod stores;
 mod streams;
 mod tokens;
@@ -50,6 +50,7 @@ mod traces;
 mod transfers;
 mod users;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
@@ -227,7 +228,7 @@ fn main() {
         let shared = shared.clone();
         move || shared.world(Kind::Stack)
     }));
-    trials.extend(stock_model::trials());
+    trials.extend(stock_sequences::trials());
     trials.push(Trial::test("grpc::web_from_another_origin", || failed(block_on(grpc::grpc_web_from_another_origin()))));
     trials.extend(ha::trials());
     trials.extend(traces::trials());
@@ -237,7 +238,7 @@ fn main() {
     trials.extend(payments::trials());
     trials.extend(cards::trials());
     trials.extend(order_providers::trials());
-    trials.extend(saga_faults::trials());
+    trials.extend(broken_sagas::trials());
     trials.extend(pipeline::trials());
     trials.extend(revocations::trials());
     trials.extend(stores::trials());
@@ -252,8 +253,19 @@ fn main() {
     trials.extend(model::trials());
     trials.extend(histories::trials());
     trials.extend(providers::trials());
+    each_long_suite_is_filtered_alone(&trials);
     let conclusion = libtest_mimic::run(&arguments, trials);
     // Ends the servers, which `exit` would not.
     drop(shared);
     conclusion.exit();
+}
+
+/// A long suite is run by the name of its module, and a filter is any part of a name: no such module may be called as another one ends, or both would run.
+fn each_long_suite_is_filtered_alone(trials: &[Trial]) {
+    let modules: BTreeSet<&str> =
+        trials.iter().filter(|trial| trial.has_ignored_flag()).filter_map(|trial| trial.name().split("::").next()).collect();
+    for module in &modules {
+        let others: Vec<&&str> = modules.iter().filter(|other| *other != module && other.ends_with(module)).collect();
+        assert!(others.is_empty(), "the filter {module}:: of the Makefile would run {others:?} too; call them otherwise");
+    }
 }

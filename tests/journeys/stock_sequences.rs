@@ -22,7 +22,8 @@ const STORES: [&str; 3] = ["a", "b", "c"];
 const SHORT: Duration = Duration::from_secs(1);
 
 pub fn trials() -> Vec<Trial> {
-    let trial = |name: &str, on_postgres: bool| Trial::test(format!("stock_model::{name}"), move || failed(run(on_postgres))).with_ignored_flag(true);
+    let trial =
+        |name: &str, on_postgres: bool| Trial::test(format!("stock_sequences::{name}"), move || failed(run(on_postgres))).with_ignored_flag(true);
     vec![trial("on_sqlite", false), trial("on_postgresql", true)]
 }
 
