@@ -211,6 +211,7 @@ impl Player {
     /// Something is under way when the process is killed; asked for again, it is done once.
     fn crash(&mut self, server: &mut Server, flags: &[&str]) -> Result<()> {
         *self.told.entry("crashes").or_default() += 1;
+        self.model.expire();
         let (asked, pause) = (self.any(), Duration::from_micros(self.rng.random_range(0..4000)));
         block_on(async {
             let kill = async {
@@ -237,6 +238,9 @@ impl Player {
 
     /// What the model does, and whether the answer says so. After a crash a first answer may have got lost: what it made is answered.
     fn judge(&mut self, asked: &Asked, answer: &Answer, after_crash: bool) -> Result<()> {
+        if after_crash && self.was_resolved_before_the_crash(asked, answer) {
+            return Ok(());
+        }
         self.model.expire();
         match asked {
             Asked::Adjust { product, store, quantity, .. } => {
@@ -313,6 +317,18 @@ impl Player {
             }
         }
         Ok(())
+    }
+
+    /// The process may have been killed after it had done what was asked for; by now the reservation would have run out.
+    fn was_resolved_before_the_crash(&mut self, asked: &Asked, answer: &Answer) -> bool {
+        let Asked::Resolve { verb, name } = asked else { return false };
+        let to = if *verb == "confirm" { (State::Confirmed, "CONFIRMED") } else { (State::Released, "RELEASED") };
+        let was_open = self.model.kept.get(name).is_some_and(|kept| kept.state == State::Reserved);
+        let is_resolved = was_open && answer.status == 200 && answer.body["state"] == to.1;
+        if is_resolved {
+            self.model.end(name, to.0);
+        }
+        is_resolved
     }
 
     /// Every piece of every store. Where a short reservation is about to run out, a little later.
