@@ -53,13 +53,13 @@ pub enum Stocks {
 /// What a verb does at this time. A reservation is dead exactly when its time is over, whether or not that is written yet.
 pub const fn moved(state: State, verb: Verb, is_over: bool) -> Move {
     match (verb, state) {
-        (Verb::Confirm, State::Reserved) if is_over => Move::To(State::Expired, Stocks::Released),
+        // Releasing what has run out finds it so: it never depends on who wrote it down first.
+        (_, State::Reserved) if is_over => Move::To(State::Expired, Stocks::Released),
         (Verb::Confirm, State::Reserved) => Move::To(State::Confirmed, Stocks::Committed),
         (Verb::Confirm, State::Confirmed) => Move::Nothing,
         (Verb::Release | Verb::Return, State::Reserved) => Move::To(State::Released, Stocks::Released),
         (Verb::Release, State::Confirmed) => Move::Refused,
         (Verb::Return, State::Confirmed) => Move::To(State::Returned, Stocks::Returned),
-        (Verb::Expire, State::Reserved) if is_over => Move::To(State::Expired, Stocks::Released),
         (Verb::Confirm, State::Released | State::Expired | State::Returned) => Move::Refused,
         (Verb::Release | Verb::Return, State::Released | State::Expired | State::Returned) | (Verb::Expire, _) => Move::Nothing,
     }
@@ -116,8 +116,7 @@ mod tests {
         let confirm = [to(Confirmed, Stocks::Committed), Move::Nothing, Move::Refused, Move::Refused, Move::Refused];
         assert_eq!(moves(Verb::Confirm, false), confirm);
         assert_eq!(moves(Verb::Confirm, true), [to(Expired, Stocks::Released), Move::Nothing, Move::Refused, Move::Refused, Move::Refused]);
-        for is_over in [false, true] {
-            let released = to(Released, Stocks::Released);
+        for (is_over, released) in [(false, to(Released, Stocks::Released)), (true, to(Expired, Stocks::Released))] {
             assert_eq!(moves(Verb::Release, is_over), [released, Move::Refused, Move::Nothing, Move::Nothing, Move::Nothing]);
             let returned = to(Returned, Stocks::Returned);
             assert_eq!(moves(Verb::Return, is_over), [released, returned, Move::Nothing, Move::Nothing, Move::Nothing]);
