@@ -282,8 +282,7 @@ impl<H: Handler> Inbox<'_, H> {
 
     /// How far the group has read the event store.
     pub async fn cursor(&self) -> Result<Cursor, Error> {
-        let sql = "SELECT incarnation, cluster, xid, seq FROM bus_offsets WHERE topic = $1 AND consumer_group = $2";
-        Ok(one(self.database.reader(), sql, [self.topic.into(), self.group.into()]).await?.unwrap_or_default())
+        cursor(self.database, self.topic, self.group).await
     }
 
     /// Moves the group's cursor forward to a place up to which everything is applied; back it never goes.
@@ -296,6 +295,12 @@ impl<H: Handler> Inbox<'_, H> {
         tx.commit().await?;
         Ok(moved)
     }
+}
+
+/// How far a reader has read the event store of a topic.
+pub async fn cursor(database: &Database, topic: &str, reader: &str) -> Result<Cursor, Error> {
+    let sql = "SELECT incarnation, cluster, xid, seq FROM bus_offsets WHERE topic = $1 AND consumer_group = $2";
+    Ok(one(database.reader(), sql, [topic.into(), reader.into()]).await?.unwrap_or_default())
 }
 
 /// Waits until nobody else applies, buries or retries events of these aggregates. SQLite has one writer.

@@ -200,6 +200,21 @@ impl EventStore {
         Ok(place.map_or(Cursor { xid: 0, seq: 0, ..cursor }, |place| Cursor { xid: place.xid, seq: place.seq, ..cursor }))
     }
 
+    /// Up to where all that is stored of these aggregates lies.
+    pub async fn place_of(&self, database: &Database, aggregates: &[Uuid]) -> Result<Cursor, Error> {
+        if !database.is_postgres() {
+            let sql = format!("SELECT 0 AS xid, max(seq) AS seq FROM {} WHERE aggregate_id {{ids}}", self.table);
+            let place: Vec<Position> = all_of_ids(database.reader(), &sql, aggregates, []).await?;
+            return Ok(place.first().map_or_else(Cursor::default, |place| Cursor { seq: place.seq, ..Cursor::default() }));
+        }
+        let sql =
+            format!("SELECT xid::text::bigint AS xid, seq FROM {0} WHERE aggregate_id {{ids}} ORDER BY {0}.xid DESC, seq DESC LIMIT 1", self.table);
+        let place: Vec<Position> = all_of_ids(database.reader(), &sql, aggregates, []).await?;
+        let lived = clusters(database, self.table).await?.lived;
+        let (Some(place), Some(last)) = (place.first(), lived.last()) else { return Ok(Cursor::default()) };
+        Ok(Cursor { incarnation: last.incarnation, cluster: last.cluster, xid: place.xid, seq: place.seq })
+    }
+
     /// The events, and the place before which none can come any more.
     async fn select(&self, database: &Database, cursor: Cursor, horizon: Horizon, limit: u32) -> Result<(Vec<(Cursor, Event)>, Cursor), Error> {
         if !database.is_postgres() {

@@ -201,7 +201,7 @@ impl Edge {
             headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
             headers.insert(
                 header::ACCESS_CONTROL_EXPOSE_HEADERS,
-                HeaderValue::from_static("location, preference-applied, retry-after, traceresponse, x-correlation-id"),
+                HeaderValue::from_static("location, preference-applied, retry-after, traceresponse, x-correlation-id, x-lastro-freshness"),
             );
         } else {
             // A preflight that is not answered for this origin says nothing of what we take.

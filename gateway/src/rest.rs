@@ -43,7 +43,8 @@ const PATIENCE_MARGIN: Duration = Duration::from_millis(200);
 /// For calls that wait for nothing.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Headers that a request may carry to a method: what a browser asks for before it sends them from another origin.
-pub const HEADERS_TAKEN: &str = "authorization, content-type, idempotency-key, last-event-id, prefer, traceparent, x-correlation-id";
+pub const HEADERS_TAKEN: &str =
+    "authorization, content-type, idempotency-key, last-event-id, prefer, traceparent, x-correlation-id, x-lastro-freshness";
 
 /// Every method that REST offers, and the ways to the services behind them.
 pub struct Rest {

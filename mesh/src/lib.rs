@@ -6,6 +6,7 @@ pub mod clock;
 pub mod codec;
 pub mod config;
 pub mod endable;
+pub mod freshness;
 pub mod health;
 pub mod identity;
 pub mod inbound;

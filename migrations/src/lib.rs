@@ -137,13 +137,15 @@ pub async fn grant(database: &Database, role: &str, rights: &Rights) -> Result<(
     #[derive(FromQueryResult)]
     struct Table {
         tablename: String,
+        is_view: bool,
     }
     #[derive(FromQueryResult)]
     struct Schema {
         name: String,
     }
-    let tables: Vec<Table> =
-        lastro_database::all(database.writer(), "SELECT tablename::text FROM pg_tables WHERE schemaname = current_schema()", []).await?;
+    let tables = "SELECT tablename::text, false AS is_view FROM pg_tables WHERE schemaname = current_schema() \
+                  UNION ALL SELECT viewname::text, true FROM pg_views WHERE schemaname = current_schema()";
+    let tables: Vec<Table> = lastro_database::all(database.writer(), tables, []).await?;
     // Where the tables were made: `public`, unless the URL says otherwise.
     let schema: Option<Schema> = lastro_database::one(database.writer(), "SELECT quote_ident(current_schema()) AS name", []).await?;
     let schema = schema.map_or_else(|| "public".to_owned(), |schema| schema.name);
@@ -154,8 +156,9 @@ pub async fn grant(database: &Database, role: &str, rights: &Rights) -> Result<(
     if let Some(unknown) = unknown {
         return Err(Error::corrupt(format!("there is no table {unknown}, whose rights are to be granted")));
     }
-    for Table { tablename: table } in tables {
+    for Table { tablename: table, is_view } in tables {
         let rights = match table.as_str() {
+            _ if is_view => "SELECT",
             table if table == MIGRATIONS || rights.read_only.contains(&table) => "SELECT",
             table if rights.append_only.contains(&table) => "SELECT, INSERT",
             _ => "SELECT, INSERT, UPDATE, DELETE",

@@ -107,9 +107,14 @@ pub fn parse(text: &str, currency: Currency) -> Result<Minor, Error> {
 
 /// Writes minor units with exactly the currency's digits: 10050 BRL is `100.50`, 100 JPY is `100`.
 pub fn format(minor: Minor, currency: Currency) -> String {
+    format_sum(minor.get().into(), currency)
+}
+
+/// As [`format`], of a sum of many amounts, which may be larger than one amount can be.
+pub fn format_sum(minor_units: i128, currency: Currency) -> String {
     let exponent = usize::from(currency.exponent());
-    let sign = if minor < Minor::ZERO { "-" } else { "" };
-    let digits = format!("{:0width$}", minor.get().unsigned_abs(), width = exponent.saturating_add(1));
+    let sign = if minor_units < 0 { "-" } else { "" };
+    let digits = format!("{:0width$}", minor_units.unsigned_abs(), width = exponent.saturating_add(1));
     let (whole, fraction) = digits.split_at(digits.len().saturating_sub(exponent));
     if fraction.is_empty() { format!("{sign}{whole}") } else { format!("{sign}{whole}.{fraction}") }
 }

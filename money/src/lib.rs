@@ -7,6 +7,6 @@ pub mod amount;
 pub mod currency;
 pub mod minor;
 
-pub use amount::{Amount, SumError, allocate, format, parse};
+pub use amount::{Amount, SumError, allocate, format, format_sum, parse};
 pub use currency::Currency;
 pub use minor::Minor;

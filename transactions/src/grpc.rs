@@ -1,6 +1,7 @@
 //! The services of transactions on the wire: unwrap, call one use case, wrap.
 
 mod accounts;
+mod fresh;
 mod operations;
 mod order_payments;
 mod owners;

@@ -7,11 +7,13 @@ use http::header::{CONTENT_TYPE, LOCATION};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use lastro_mesh::codec::ValidatingCodec;
+use lastro_mesh::freshness::FRESHNESS_HEADER;
 use lastro_mesh::outbound::Outbound;
 use lastro_mesh::status::{INTERNAL, Problem};
 use lastro_proto::methods::Success;
 use lastro_proto::rest_methods::{Progress, RestMethod};
 use tonic::client::Grpc;
+use tonic::metadata::AsciiMetadataValue;
 
 use super::{MethodCall, TIMEOUT, request_to};
 use crate::answer::{self, Body};
@@ -38,14 +40,21 @@ pub async fn answer<M: RestMethod>(channel: Outbound, input: MethodCall) -> Resu
         return Ok(elsewhere);
     }
     let mut call = input.call(TIMEOUT + Duration::from_secs(wait.seconds));
-    call.waits = wait.waits || M::METHOD.waits_outside;
+    let asked_freshness: Vec<&HeaderValue> = input.headers.get_all(FRESHNESS_HEADER).iter().collect();
+    call.waits = wait.waits || M::METHOD.waits_outside || !asked_freshness.is_empty();
     if call.waits {
         input.slot.release();
     }
     let validates_only = M::validates_only(&request);
     let codec = ValidatingCodec::<M::Request, M::Answer>::default();
-    let answered = Grpc::new(channel).unary(request_to(&call, request), PathAndQuery::from_static(M::METHOD.path), codec).await;
-    let answer = answered.map_err(|status| problem::from_status(&status))?.into_inner();
+    let mut request = request_to(&call, request);
+    for value in asked_freshness {
+        // What is no ASCII is no token, which the service says.
+        let value = value.to_str().ok().and_then(|value| value.parse().ok()).unwrap_or(AsciiMetadataValue::from_static("malformed"));
+        request.metadata_mut().append(FRESHNESS_HEADER, value);
+    }
+    let answered = Grpc::new(channel).unary(request, PathAndQuery::from_static(M::METHOD.path), codec).await;
+    let (metadata, answer, _) = answered.map_err(|status| problem::from_status(&status))?.into_parts();
 
     let status = if validates_only { StatusCode::OK } else { status_of::<M>(&answer, wait.waits) };
     let mut response = if status == StatusCode::NO_CONTENT {
@@ -60,6 +69,9 @@ pub async fn answer<M: RestMethod>(channel: Outbound, input: MethodCall) -> Resu
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         response
     };
+    for value in metadata.into_headers().get_all(FRESHNESS_HEADER) {
+        response.headers_mut().append(FRESHNESS_HEADER, value.clone());
+    }
     if let Some(location) = M::location(&answer).filter(|_| !validates_only).and_then(|location| HeaderValue::from_str(&location).ok()) {
         response.headers_mut().insert(LOCATION, location);
     }

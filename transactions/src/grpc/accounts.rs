@@ -13,7 +13,7 @@ use lastro_proto::transactions::v1::{
 };
 use tonic::{Request, Response, Status};
 
-use super::money;
+use super::{fresh, money};
 use crate::app::App;
 use crate::app::close_account::close_account;
 use crate::app::create_account::create_account;
@@ -29,7 +29,9 @@ impl AccountsService for Accounts {
     async fn create_account(&self, request: Request<CreateAccountRequest>) -> Result<Response<Account>, Status> {
         let call = Call::of(&request)?.clone();
         let opened = create_account(&self.0, &call, call.user()?, request.into_inner()).await?;
-        Ok(Response::new(Account { replayed: opened.replayed, ..wire(opened.account) }))
+        let id = opened.account.account.id;
+        // That it was opened is its first event, and all of it that others show.
+        Ok(fresh::of_account(Account { replayed: opened.replayed, ..wire(opened.account) }, id, 1))
     }
 
     async fn get_account(&self, request: Request<GetAccountRequest>) -> Result<Response<Account>, Status> {

@@ -11,6 +11,7 @@ use lastro_proto::transactions::v1::{GetOperationRequest, IngestEventRequest, Op
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
+use super::fresh;
 use crate::app::App;
 use crate::app::get_operation::{ProviderOperation, get_operation};
 use crate::app::ingest_event::{EventRequest, ingest_event};
@@ -28,7 +29,8 @@ impl OperationsService for Operations {
         let report = report_from_wire(message.event_type()).ok_or_else(|| Problem::field("event_type", "must be SUBMITTED, SETTLED or FAILED"))?;
         let asked = EventRequest { external_id: message.external_id, report, payload: message.payload };
         let (operation, repeated) = ingest_event(&self.0, &call, caller, asked).await?;
-        Ok(Response::new(wire_operation(operation, repeated)))
+        let mark = operation.operation.as_ref().and_then(fresh::mark);
+        Ok(fresh::of_operations(wire_operation(operation, repeated), mark))
     }
 
     async fn get_operation(&self, request: Request<GetOperationRequest>) -> Result<Response<Operation>, Status> {

@@ -11,8 +11,9 @@ use lastro_proto::transactions::v1::{
 };
 use lastro_proto::r#type::v1::Money;
 use tonic::{Request, Response, Status};
+use uuid::Uuid;
 
-use super::money;
+use super::{fresh, money};
 use crate::app::App;
 use crate::app::get_payment::{self, PaymentName, PaymentState, RefundState, get_payment};
 use crate::app::process_payment::{Method, PaymentLeg, PaymentRequest, process_payment};
@@ -31,7 +32,8 @@ impl PaymentsService for Payments {
         let ProcessPaymentRequest { order_id, account_id, card_token, legs, .. } = message;
         let asked = PaymentRequest { order_id, method, account_id, card_token, legs: legs.into_iter().map(leg).collect() };
         let (payment, replayed) = process_payment(&self.0, &call, caller, asked).await?;
-        Ok(Response::new(wire_payment(payment, replayed)))
+        let marks = marks_of(&payment);
+        Ok(fresh::of_many_operations(&self.0, wire_payment(payment, replayed), marks).await?)
     }
 
     async fn get_payment(&self, request: Request<GetPaymentRequest>) -> Result<Response<Payment>, Status> {
@@ -47,8 +49,15 @@ impl PaymentsService for Payments {
         let name = PaymentName { order_id: message.order_id, payment_id: message.payment_id.filter(|id| !id.is_empty()) };
         let asked = RefundRequest { name, amount: message.amount.map(read_money), external_id: message.external_id };
         let (payment, replayed) = refund_payment(&self.0, &call, caller, asked).await?;
-        Ok(Response::new(wire_payment(payment, replayed)))
+        let marks = marks_of(&payment);
+        Ok(fresh::of_many_operations(&self.0, wire_payment(payment, replayed), marks).await?)
     }
+}
+
+/// Of the payment, and of what was given back of it.
+fn marks_of(payment: &get_payment::Payment) -> Vec<(Uuid, i64)> {
+    let operations = std::iter::once(&payment.operation).chain(payment.refunds.iter().map(|refund| &refund.operation));
+    operations.filter_map(fresh::mark).collect()
 }
 
 pub fn read_money(money: Money) -> submission::Money {

@@ -22,7 +22,9 @@ use lastro_proto::transactions::v1::{
 };
 use lastro_proto::r#type::v1::Money;
 use tonic::{Request, Response, Status};
+use uuid::Uuid;
 
+use super::fresh;
 use super::transaction::transaction;
 use crate::Error;
 use crate::app::App;
@@ -70,7 +72,8 @@ impl TransactionsService for Transactions {
         let request = request.into_inner();
         let validate_only = request.validate_only;
         let accepted = create_transaction(&self.0, &call, caller, read(request)?).await?;
-        Ok(Response::new(accepted_transaction(accepted, caller, validate_only)))
+        let marks = told(&accepted, validate_only);
+        Ok(fresh::of_operations(accepted_transaction(accepted, caller, validate_only), marks))
     }
 
     async fn batch_create_transactions(
@@ -88,8 +91,9 @@ impl TransactionsService for Transactions {
         let terms = Terms { atomic: message.atomic, wait: wait.unwrap_or_default(), validate_only: message.validate_only };
         let requests = message.requests.into_iter().map(read_in_batch).collect();
         let results = batch_create_transactions(&self.0, &call, caller, requests, terms).await?;
+        let marks = results.iter().flatten().filter_map(|accepted| told(accepted, terms.validate_only)).collect();
         let results = results.into_iter().map(|result| batch_result(result, caller, terms.validate_only)).collect();
-        Ok(Response::new(BatchCreateTransactionsResponse { results }))
+        Ok(fresh::of_many_operations(&self.0, BatchCreateTransactionsResponse { results }, marks).await?)
     }
 
     async fn capture_transaction(&self, request: Request<CaptureTransactionRequest>) -> Result<Response<Transaction>, Status> {
@@ -99,21 +103,24 @@ impl TransactionsService for Transactions {
         let CaptureTransactionRequest { id, external_id, amount, .. } = message;
         let asked = CaptureRequest { id, external_id, amount: amount.map(read_money), validate_only };
         let accepted = capture_transaction(&self.0, &call, caller, asked).await?;
-        Ok(Response::new(accepted_transaction(accepted, caller, validate_only)))
+        let marks = told(&accepted, validate_only);
+        Ok(fresh::of_operations(accepted_transaction(accepted, caller, validate_only), marks))
     }
 
     async fn void_transaction(&self, request: Request<VoidTransactionRequest>) -> Result<Response<Transaction>, Status> {
         let call = Call::of(&request)?.clone();
         let (caller, message) = (call.user()?, request.into_inner());
         let accepted = void_transaction(&self.0, &call, caller, &message.id, message.external_id).await?;
-        Ok(Response::new(accepted_transaction(accepted, caller, false)))
+        let marks = told(&accepted, false);
+        Ok(fresh::of_operations(accepted_transaction(accepted, caller, false), marks))
     }
 
     async fn reverse_transaction(&self, request: Request<ReverseTransactionRequest>) -> Result<Response<Transaction>, Status> {
         let call = Call::of(&request)?.clone();
         let (caller, message) = (call.user()?, request.into_inner());
         let accepted = reverse_transaction(&self.0, &call, caller, &message.id, message.external_id).await?;
-        Ok(Response::new(accepted_transaction(accepted, caller, false)))
+        let marks = told(&accepted, false);
+        Ok(fresh::of_operations(accepted_transaction(accepted, caller, false), marks))
     }
 
     async fn get_transaction(&self, request: Request<GetTransactionRequest>) -> Result<Response<Transaction>, Status> {
@@ -216,6 +223,11 @@ fn filter(message: &ListTransactionsRequest, caller: &Caller) -> Result<Filter, 
 }
 
 /// What would happen has no id, and repeats nothing.
+/// What an answer tells of how far it has come; a dry run stores nothing.
+fn told(accepted: &Accepted, validate_only: bool) -> Option<(Uuid, i64)> {
+    fresh::mark(&accepted.operation).filter(|_| !validate_only)
+}
+
 fn accepted_transaction(accepted: Accepted, caller: &Caller, validate_only: bool) -> Transaction {
     let answer = transaction(accepted.operation, caller);
     if validate_only { Transaction { id: String::new(), ..answer } } else { Transaction { replayed: accepted.replayed, ..answer } }
