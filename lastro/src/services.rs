@@ -24,6 +24,7 @@ pub static SERVICES: &[&Service] = &[
     &lastro_transactions::SERVICE,
     &lastro_inventory::SERVICE,
     &lastro_orders::SERVICE,
+    &lastro_reports::SERVICE,
 ];
 
 /// Where the keys of tokens come from, and the revocations.

@@ -106,6 +106,8 @@ lastro_mesh::reasons! {
     SAGA_CANCELLED: FailedPrecondition, 409, Caller, "The saga has undone this step";
     /// Whoever calls has lost its lease on the saga.
     STALE_EPOCH: FailedPrecondition, 409, Caller, "Somebody else has the saga now";
+    /// The read side has not seen yet what the caller's freshness token names.
+    NOT_FRESH_YET: Unavailable, 503, Time, "The read side has not seen that write yet";
     /// The feature is in the contract but not offered yet.
     NOT_OFFERED: Unimplemented, 501, Operator, "Not offered yet";
     /// The header and the body say different things.

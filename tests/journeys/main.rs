@@ -36,6 +36,7 @@ mod poison;
 mod provider_events;
 mod providers;
 mod readers;
+mod reports;
 mod reservations;
 mod rest;
 mod reversals;
@@ -205,6 +206,9 @@ fn main() {
         payments: an_account_pays_and_gets_back, a_card_pays, cards_get_back, who_may_refund, fifty_refunds_at_once, several_payments_of_one_order,
             bad_payments_are_named, payments_over_grpc;
         poison: one_bad_member_of_a_batch_is_parked;
+        reports: days_begin_and_end_in_the_ledgers_time_zone, what_is_backdated_counts_from_its_day_on, balances_are_their_owners,
+            a_statement_runs_in_the_order_in_which_entries_count, transactions_are_counted, a_read_sees_what_its_caller_has_written,
+            bad_reports_are_named, reports_over_grpc;
         rest: problems_and_statuses, limits_of_the_edge, texts_and_nulls, cross_origin_requests, openapi_and_reference;
         sessions: refresh_rotates, reused_refresh_token_ends_the_session, the_last_traded_refresh_token_may_come_again,
             a_token_that_was_never_given_ends_nothing, attempts_are_counted_before_they_are_made, a_user_with_40000_sessions_can_be_disabled,

@@ -1,0 +1,87 @@
+//! The use cases of reports, one file each, and what they all work with.
+
+pub mod freshness;
+pub mod get_statement;
+pub mod get_transaction_report;
+pub mod list_daily_balances;
+
+use std::sync::Arc;
+
+use lastro_database::{Database, Error as DatabaseError};
+use lastro_events::bus::Bus;
+use lastro_events::changes::{Change, Changes, Versions};
+use lastro_mesh::clock;
+use lastro_mesh::identity::User as Caller;
+use lastro_mesh::status::Problem;
+use lastro_proto::permissions::Permission;
+use tokio::sync::Semaphore;
+use uuid::Uuid;
+
+use crate::Error;
+use crate::domain::calendar::{Calendar, Day};
+use crate::store::accounts::{self, Account};
+use crate::store::operations;
+
+/// Reads that wait at once until they see a write.
+const WAITING_MAX: usize = 4_096;
+/// How many days an answer covers where its caller does not say.
+const DAYS_DEFAULT: i64 = 30;
+
+/// What every use case works with.
+pub struct App {
+    pub database: Database,
+    pub calendar: Calendar,
+    /// The aggregates that somebody waits for, and how far each has come.
+    pub seen: Arc<Changes>,
+    waiting: Semaphore,
+}
+
+impl App {
+    pub fn new(database: Database, bus: &Bus, calendar: Calendar) -> Self {
+        Self { database, calendar, seen: Changes::new(bus, "reports"), waiting: Semaphore::new(WAITING_MAX) }
+    }
+
+    /// How far each aggregate has come, as the database has it.
+    pub fn versions(&self) -> SeenVersions<'_> {
+        SeenVersions(&self.database)
+    }
+
+    /// An account that the caller may see.
+    async fn account(&self, caller: &Caller, account_id: &str) -> Result<Account, Error> {
+        let id = Uuid::parse_str(account_id).map_err(|_| Problem::field("account_id", "must be a UUID"))?;
+        let account = accounts::get(self.database.reader(), id).await?;
+        account.filter(|account| account.owner_id == caller.id || sees_all(caller)).ok_or(Error::AccountNotFound)
+    }
+
+    /// The days that are asked for: as given, up to today, or the last 30.
+    fn days(&self, from: Option<&str>, to: Option<&str>) -> Result<(Day, Day), Problem> {
+        let to = match to {
+            Some(to) => date("to", to)?,
+            None => self.calendar.day_of(clock::now_us()),
+        };
+        let from = match from {
+            Some(from) => date("from", from)?,
+            None => to.plus(1 - DAYS_DEFAULT),
+        };
+        if from > to { Err(Problem::field("from", "must not be later than `to`")) } else { Ok((from, to)) }
+    }
+}
+
+fn sees_all(caller: &Caller) -> bool {
+    caller.may(Permission::ReadAll)
+}
+
+fn date(field: &str, text: &str) -> Result<Day, Problem> {
+    Day::parse(text).ok_or_else(|| Problem::field(field, "must be a date that there is, such as 2026-11-25"))
+}
+
+/// Of transactions and of accounts, whose ids are never the same.
+pub struct SeenVersions<'a>(&'a Database);
+
+impl Versions for SeenVersions<'_> {
+    async fn versions(&self, ids: &[Uuid]) -> Result<Vec<Change>, DatabaseError> {
+        let mut versions = operations::versions(self.0.reader(), ids).await?;
+        versions.extend(accounts::versions(self.0.reader(), ids).await?);
+        Ok(versions)
+    }
+}

@@ -1,0 +1,124 @@
+//! The daily balances of an account, or of a user's accounts in a currency together.
+
+use std::collections::BTreeMap;
+
+use lastro_mesh::clock;
+use lastro_mesh::identity::User as Caller;
+use lastro_mesh::status::Problem;
+use lastro_money::Currency;
+use uuid::Uuid;
+
+use super::App;
+use super::freshness::{SeesBy, wait_until_counted};
+use crate::Error;
+use crate::domain::calendar::Day;
+use crate::domain::total::Total;
+use crate::store::accounts;
+use crate::store::daily::{self, Flow};
+
+/// Days of one answer.
+const DAYS_MAX: i64 = 366;
+
+/// What is asked for.
+#[derive(Debug, Default)]
+pub struct Wanted<'a> {
+    /// Which account; else the caller's in `currency_code`.
+    pub account_id: Option<&'a str>,
+    /// In which currency.
+    pub currency_code: Option<&'a str>,
+    /// The first day.
+    pub from: Option<&'a str>,
+    /// The last day.
+    pub to: Option<&'a str>,
+    /// As it was at this instant, Unix microseconds.
+    pub as_of_us: Option<i64>,
+}
+
+/// A day.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DailyBalance {
+    /// Which.
+    pub day: Day,
+    /// When it began.
+    pub opening: Total,
+    /// What came and what went.
+    pub flow: Flow,
+    /// When it ended.
+    pub closing: Total,
+}
+
+/// Days of one currency.
+#[derive(Debug)]
+pub struct DailyBalances {
+    /// The currency.
+    pub currency: Currency,
+    /// Every day that was asked for.
+    pub days: Vec<DailyBalance>,
+    /// When the newest posting that counts was recorded, Unix microseconds.
+    pub as_of_us: Option<i64>,
+}
+
+/// Every day that is asked for, with what happened on it.
+pub async fn list_daily_balances(app: &App, caller: &Caller, wanted: Wanted<'_>, sees_by: Option<SeesBy>) -> Result<DailyBalances, Error> {
+    let (from, to) = app.days(wanted.from, wanted.to)?;
+    if to.number() - from.number() >= DAYS_MAX {
+        return Err(
+            Problem::field("from", format!("must be at most {} days before `to`: an answer has {DAYS_MAX} days at most", DAYS_MAX - 1)).into()
+        );
+    }
+    if wanted.as_of_us.is_some_and(|as_of_us| as_of_us > clock::now_us()) {
+        return Err(Problem::field("as_of", "must not lie in the future").into());
+    }
+    let (accounts, currency) = accounts_of(app, caller, &wanted).await?;
+    wait_until_counted(app, &accounts, sees_by).await?;
+    let found = daily::read(app.database.reader(), &accounts, from, to, wanted.as_of_us).await?;
+    Ok(DailyBalances { currency, days: every_day(from, to, found.before, &found.days), as_of_us: found.newest_us })
+}
+
+async fn accounts_of(app: &App, caller: &Caller, wanted: &Wanted<'_>) -> Result<(Vec<Uuid>, Currency), Error> {
+    let known = |code: &str| Currency::from_code(code);
+    match (wanted.account_id, wanted.currency_code) {
+        (Some(account_id), code) => {
+            let account = app.account(caller, account_id).await?;
+            if code.is_some_and(|code| code != account.currency_code) {
+                return Err(
+                    Problem::field("currency_code", format!("must be {}, the currency of the account, or left out", account.currency_code)).into()
+                );
+            }
+            let currency =
+                known(&account.currency_code).ok_or_else(|| lastro_database::Error::corrupt("an account in a currency that there is not"))?;
+            Ok((vec![account.id], currency))
+        }
+        (None, Some(code)) => {
+            let currency = known(code).ok_or_else(|| Problem::field("currency_code", "must be an ISO 4217 currency code, such as BRL"))?;
+            Ok((accounts::of_owner(app.database.reader(), caller.id, code).await?, currency))
+        }
+        (None, None) => Err(Problem::field("currency_code", "is required without `accountId`: of which currency the balances are").into()),
+    }
+}
+
+/// Days on which nothing happened are there too.
+fn every_day(from: Day, to: Day, before: Flow, flows: &BTreeMap<Day, Flow>) -> Vec<DailyBalance> {
+    let mut opening = before.credits - before.debits;
+    let day = |number: i64| {
+        let day = Day::of_number(number);
+        let flow = flows.get(&day).copied().unwrap_or_default();
+        let closing = opening + flow.credits - flow.debits;
+        DailyBalance { day, opening: std::mem::replace(&mut opening, closing), flow, closing }
+    };
+    (from.number()..=to.number()).map(day).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_day_begins_with_what_the_one_before_ended_with() {
+        let flow = |credits, debits| Flow { credits: Total::of(credits), debits: Total::of(debits) };
+        let flows = BTreeMap::from([(Day::of_number(11), flow(10, 3)), (Day::of_number(13), flow(0, 8))]);
+        let days = every_day(Day::of_number(10), Day::of_number(13), flow(100, 1), &flows);
+        let balances: Vec<(i128, i128)> = days.iter().map(|day| (day.opening.minor_units(), day.closing.minor_units())).collect();
+        assert_eq!(balances, [(99, 99), (99, 106), (106, 106), (106, 98)]);
+    }
+}

@@ -1,0 +1,52 @@
+//! Accounts, and whose they are, from the events of accounts.
+
+use std::sync::Arc;
+
+use lastro_database::Transaction;
+use lastro_events::changes::Changes;
+use lastro_events::consumer::Failure;
+use lastro_events::inbox::Progress;
+use lastro_events::{Event, Handler};
+use lastro_proto::transactions::events::v1::{AccountEvent, account_event};
+
+use super::{decode, id};
+use crate::store::accounts::{self, Account};
+
+pub struct Accounts {
+    pub seen: Arc<Changes>,
+}
+
+impl Handler for Accounts {
+    async fn apply(&self, tx: &Transaction, events: &[Event]) -> Result<(), Failure> {
+        let (mut new, mut changed) = (Vec::new(), Vec::new());
+        for stream in events.chunk_by(|one, next| one.aggregate_id == next.aggregate_id) {
+            let (Some(first), Some(last)) = (stream.first(), stream.last()) else { continue };
+            if first.version > 1 {
+                changed.push((last.aggregate_id, last.version));
+                continue;
+            }
+            let Some(account_event::Event::Opened(opened)) = decode::<AccountEvent>(first)?.event else {
+                return Err(Failure::Event("the first event of an account is not that it was opened".to_owned()));
+            };
+            new.push(Account {
+                id: first.aggregate_id,
+                owner_id: id("owner_id", &opened.owner_id)?,
+                currency_code: opened.currency_code,
+                is_system: opened.system,
+                opened_us: first.recorded_us,
+                version: last.version,
+            });
+        }
+        accounts::insert(tx, new).await?;
+        // What else happens to an account is nothing that reports tells, so far.
+        Ok(accounts::set_versions(tx, changed).await?)
+    }
+
+    fn applied(&self, events: &[Event]) {
+        self.seen.note(events.iter().map(|event| (event.aggregate_id, event.version)));
+    }
+
+    fn progress(&self) -> Progress {
+        Progress::Own { table: "accounts", id: "id", version: "version" }
+    }
+}

@@ -1,0 +1,179 @@
+//! Entries, daily balances and counts, from the events of transactions. A batch of events is one database transaction of a few statements, whatever it holds.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use lastro_database::Transaction;
+use lastro_events::changes::Changes;
+use lastro_events::consumer::Failure;
+use lastro_events::inbox::Progress;
+use lastro_events::{Event, Handler};
+use lastro_proto::transactions::events::v1::{self as wire, OperationEvent, operation_event};
+use uuid::Uuid;
+
+use super::{decode, id};
+use crate::domain::calendar::Calendar;
+use crate::domain::heads::Head;
+use crate::domain::operation::{CountChanges, Ending, Entry, Leg, Posted, Submission};
+use crate::store::operations::Operation;
+use crate::store::{counts, daily, entries, operations};
+
+pub struct Transactions {
+    pub calendar: Calendar,
+    pub seen: Arc<Changes>,
+}
+
+/// What a batch of events changes.
+#[derive(Default)]
+struct Batch {
+    counts: CountChanges,
+    /// Those that are settled, each with the version of the last event of its transaction.
+    entries: Vec<(Entry, i64)>,
+    /// Those that have not ended, or have without a posting, as they are now.
+    keep: Vec<Operation>,
+    /// Those that are settled now, and were stored before.
+    delete: Vec<Uuid>,
+    /// Those that were settled before.
+    settled: Vec<(Uuid, i64)>,
+}
+
+impl Handler for Transactions {
+    async fn apply(&self, tx: &Transaction, events: &[Event]) -> Result<(), Failure> {
+        let streams = || events.chunk_by(|one, next| one.aggregate_id == next.aggregate_id);
+        let begun_before: Vec<Uuid> = streams().filter(|stream| stream[0].version > 1).map(|stream| stream[0].aggregate_id).collect();
+        let mut stored = operations::get(tx, &begun_before).await?;
+        let mut batch = Batch::default();
+        for stream in streams() {
+            batch.add(stream, stored.remove(&stream[0].aggregate_id), &self.calendar)?;
+        }
+        operations::keep(tx, batch.keep).await?;
+        operations::delete(tx, &batch.delete).await?;
+        operations::set_settled_versions(tx, batch.settled).await?;
+        post(tx, batch.entries).await?;
+        Ok(counts::add(tx, batch.counts).await?)
+    }
+
+    fn applied(&self, events: &[Event]) {
+        self.seen.note(events.iter().map(|event| (event.aggregate_id, event.version)));
+    }
+
+    fn progress(&self) -> Progress {
+        operations::PROGRESS
+    }
+}
+
+/// Stores entries, moves the heads of their accounts, and adds what counts now to their days.
+async fn post(tx: &Transaction, new: Vec<(Entry, i64)>) -> Result<(), Failure> {
+    if new.is_empty() {
+        return Ok(());
+    }
+    let mut by_account: BTreeMap<Uuid, Vec<Entry>> = BTreeMap::new();
+    for (entry, _) in &new {
+        by_account.entry(entry.posted.account_id).or_default().push(entry.clone());
+    }
+    let ids: Vec<Uuid> = by_account.keys().copied().collect();
+    let heads = entries::lock_heads(tx, &ids).await?;
+    let with_ahead: Vec<Uuid> = ids.into_iter().filter(|id| heads.get(id).is_some_and(|head| head.ahead > 0)).collect();
+    let mut ahead = entries::ahead(tx, &with_ahead).await?;
+    let (mut moved, mut counting) = (Vec::with_capacity(by_account.len()), Vec::with_capacity(new.len()));
+    for (account_id, entries) in by_account {
+        let head = heads.get(&account_id).copied().unwrap_or_default();
+        let (head, now): (Head, Vec<Entry>) =
+            head.advance(entries, ahead.remove(&account_id).unwrap_or_default()).map_err(|error| Failure::Event(error.to_string()))?;
+        moved.push((account_id, head));
+        counting.extend(now);
+    }
+    entries::insert(tx, &new).await?;
+    entries::set_heads(tx, moved.into_iter()).await?;
+    Ok(daily::add(tx, counting.iter()).await?)
+}
+
+impl Batch {
+    /// Adds the next events of one transaction, of which this much is stored.
+    fn add(&mut self, stream: &[Event], stored: Option<Operation>, calendar: &Calendar) -> Result<(), Failure> {
+        let (first, last) = (&stream[0], &stream[stream.len() - 1]);
+        let (transaction_id, was_stored) = (first.aggregate_id, stored.is_some());
+        let mut operation = match stored {
+            Some(stored) => Operation { version: last.version, ..stored },
+            None if first.version == 1 => Operation {
+                id: transaction_id,
+                version: last.version,
+                submitted: first.payload.clone(),
+                accepted_us: first.recorded_us,
+                has_ended: false,
+            },
+            // Nothing that we know follows the last event of a transaction that is settled.
+            None => {
+                self.settled.push((transaction_id, last.version));
+                return Ok(());
+            }
+        };
+        if operation.has_ended {
+            self.keep.push(operation);
+            return Ok(());
+        }
+        let submission = submission_of(&operation)?;
+        if first.version == 1 {
+            self.counts.accepted(&submission, calendar);
+        }
+        for event in stream {
+            let Some(ending) = ending_of(event)? else { continue };
+            self.counts.ended(&submission, &ending, event.recorded_us, calendar);
+            if let Ending::Completed { postings, effective_us } = &ending {
+                let entries = submission.entries(transaction_id, postings, *effective_us, event.recorded_us, calendar);
+                let entries = entries.map_err(|error| Failure::Event(error.to_string()))?;
+                self.entries.extend(entries.into_iter().map(|entry| (entry, last.version)));
+                self.delete.extend(was_stored.then_some(transaction_id));
+                return Ok(());
+            }
+            operation = Operation { submitted: Vec::new(), has_ended: true, ..operation };
+            break;
+        }
+        self.keep.push(operation);
+        Ok(())
+    }
+}
+
+/// How it was submitted: what its first event tells.
+fn submission_of(operation: &Operation) -> Result<Submission, Failure> {
+    let wrong = |what: &str| Failure::Event(format!("the first event of a transaction: {what}"));
+    let payload = <OperationEvent as prost::Message>::decode(operation.submitted.as_slice()).map_err(|error| wrong(&error.to_string()))?;
+    let Some(operation_event::Event::Submitted(submitted)) = payload.event else { return Err(wrong("is not that it was submitted")) };
+    let of_legs = submitted.legs.iter().map(|leg| Leg { currency_code: leg.currency_code.clone(), description: leg.description.clone() });
+    let legs = if submitted.legs.is_empty() {
+        vec![Leg { currency_code: submitted.currency_code.clone(), description: String::new() }]
+    } else {
+        of_legs.collect()
+    };
+    Ok(Submission {
+        owner_id: id("owner_id", &submitted.owner_id)?,
+        kind: submitted.r#type.into(),
+        description: submitted.description,
+        effective_us: submitted.effective_time_us,
+        legs,
+        accepted_us: operation.accepted_us,
+    })
+}
+
+/// How a transaction ended by an event; None where it has not.
+fn ending_of(event: &Event) -> Result<Option<Ending>, Failure> {
+    Ok(match decode::<OperationEvent>(event)?.event {
+        Some(operation_event::Event::Completed(completed)) => {
+            let posted = |posting: &wire::Posting| {
+                Ok(Posted {
+                    account_id: id("account_id", &posting.account_id)?,
+                    amount: posting.amount_minor,
+                    account_version: posting.account_version,
+                    balance: posting.balance_minor,
+                    record_us: posting.record_time_us.unwrap_or(event.recorded_us),
+                })
+            };
+            let postings = completed.postings.iter().map(posted).collect::<Result<_, Failure>>()?;
+            Some(Ending::Completed { postings, effective_us: completed.effective_time_us })
+        }
+        Some(operation_event::Event::Rejected(_)) => Some(Ending::Rejected),
+        Some(operation_event::Event::Voided(_) | operation_event::Event::Expired(_)) => Some(Ending::Released),
+        // What a newer ledger tells is not known here yet.
+        Some(operation_event::Event::Submitted(_) | operation_event::Event::Processing(_) | operation_event::Event::Authorized(_)) | None => None,
+    })
+}

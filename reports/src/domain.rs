@@ -1,0 +1,6 @@
+//! The rules of reports: pure, without clock, database or wire.
+
+pub mod calendar;
+pub mod heads;
+pub mod operation;
+pub mod total;
