@@ -2,6 +2,7 @@
 //! consumer, which applies every event exactly once and in the order of its aggregate. Knows nothing of payments.
 
 pub mod bus;
+pub mod cache;
 pub mod changes;
 pub mod consumer;
 mod cursor;

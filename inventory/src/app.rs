@@ -33,7 +33,7 @@ use uuid::Uuid;
 
 use crate::Error;
 use crate::batches::{Batches, Refused};
-use crate::cache::StockCache;
+use crate::cache::{StockCache, Stocks};
 use crate::domain::product::Product;
 use crate::store::reservations::Reservation;
 use crate::store::{products, reservations, stock};
@@ -74,7 +74,7 @@ pub struct App {
 impl App {
     /// On a migrated database.
     pub fn new(database: Database, bus: Bus, transactions: Outbound) -> Self {
-        let cache = StockCache::new(database.clone(), &bus);
+        let cache = StockCache::new(Stocks(database.clone()), &bus);
         Self {
             batches: Batches::new(database.clone(), bus.clone(), cache.clone()),
             transactions: OwnersServiceClient::new(transactions),
