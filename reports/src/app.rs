@@ -18,9 +18,11 @@ use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use crate::Error;
+use crate::app::freshness::{SeesBy, wait_a_moment};
+use crate::cache::{self, DaysCache};
 use crate::domain::calendar::{Calendar, Day};
 use crate::store::accounts::{self, Account};
-use crate::store::operations;
+use crate::store::{entries, operations};
 
 /// Reads that wait at once until they see a write.
 const WAITING_MAX: usize = 4_096;
@@ -33,12 +35,15 @@ pub struct App {
     pub calendar: Calendar,
     /// The aggregates that somebody waits for, and how far each has come.
     pub seen: Arc<Changes>,
+    /// The days of accounts that were asked for lately.
+    pub days_cache: Arc<DaysCache>,
     waiting: Semaphore,
 }
 
 impl App {
     pub fn new(database: Database, bus: &Bus, calendar: Calendar) -> Self {
-        Self { database, calendar, seen: Changes::new(bus, "reports"), waiting: Semaphore::new(WAITING_MAX) }
+        let days_cache = cache::open(&database, &calendar, bus);
+        Self { database, calendar, seen: Changes::new(bus, "reports"), days_cache, waiting: Semaphore::new(WAITING_MAX) }
     }
 
     /// How far each aggregate has come, as the database has it.
@@ -46,11 +51,15 @@ impl App {
         SeenVersions(&self.database)
     }
 
-    /// An account that the caller may see.
-    async fn account(&self, caller: &Caller, account_id: &str) -> Result<Account, Error> {
+    /// An account that the caller may see. For a read that sees a write: what was posted to it may be here before that it was opened.
+    async fn account(&self, caller: &Caller, account_id: &str, sees_by: Option<SeesBy>) -> Result<Account, Error> {
         let id = Uuid::parse_str(account_id).map_err(|_| Problem::field("account_id", "must be a UUID"))?;
-        let account = accounts::get(self.database.reader(), id).await?;
-        account.filter(|account| account.owner_id == caller.id || sees_all(caller)).ok_or(Error::AccountNotFound)
+        let mut account = accounts::get(self.database.reader(), id).await?;
+        while account.is_none() && sees_by.is_some() && entries::is_posted_to(self.database.reader(), id).await? {
+            wait_a_moment(sees_by).await?;
+            account = accounts::get(self.database.reader(), id).await?;
+        }
+        account.filter(|account| may_see(caller, account)).ok_or(Error::AccountNotFound)
     }
 
     /// The days that are asked for: as given, up to today, or the last 30.
@@ -65,6 +74,11 @@ impl App {
         };
         if from > to { Err(Problem::field("from", "must not be later than `to`")) } else { Ok((from, to)) }
     }
+}
+
+/// Its owner, and administrators.
+fn may_see(caller: &Caller, account: &Account) -> bool {
+    account.owner_id == caller.id || sees_all(caller)
 }
 
 fn sees_all(caller: &Caller) -> bool {

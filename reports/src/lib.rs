@@ -2,6 +2,7 @@
 //! tables up to date, `grpc` calls `app` (one file a use case), which reads them; the pure rules are in `domain`.
 
 mod app;
+mod cache;
 mod consume;
 mod domain;
 mod error;
@@ -47,16 +48,23 @@ async fn start(given: Given) -> anyhow::Result<Running> {
     let app = Arc::new(app::App::new(given.database, &given.bus, settings.time_zone));
     let jobs = vec![
         Job::helping("events of accounts", &app, move |app, stop| {
-            let consumer = Consumer::new(accounts.clone(), &app.database, consume::accounts::Accounts { seen: app.seen.clone() });
+            let consumer = Consumer::new(
+                accounts.clone(),
+                &app.database,
+                consume::accounts::Accounts { seen: app.seen.clone(), days_cache: app.days_cache.clone() },
+            );
             async move { consumer.run(stop).await }
         }),
         Job::helping("events of transactions", &app, move |app, stop| {
-            let handler = consume::transactions::Transactions { calendar: app.calendar.clone(), seen: app.seen.clone() };
+            let handler =
+                consume::transactions::Transactions { calendar: app.calendar.clone(), seen: app.seen.clone(), days_cache: app.days_cache.clone() };
             let consumer = Consumer::new(transactions.clone(), &app.database, handler);
             async move { consumer.run(stop).await }
         }),
         Job::helping("what other replicas have seen", &app, |app, stop| async move { app.seen.keep_hearing(&app.versions(), stop).await }),
         Job::helping("what this replica has seen", &app, |app, stop| async move { app.seen.keep_announcing(stop).await }),
+        Job::helping("days that other replicas have changed", &app, |app, stop| async move { app.days_cache.keep_hearing(stop).await }),
+        Job::helping("days that this replica has changed", &app, |app, stop| async move { app.days_cache.keep_announcing(stop).await }),
     ];
     Ok(Running::new(grpc::routes(&app), grpc::routes(&app)).with_jobs(jobs))
 }

@@ -207,6 +207,7 @@ fn main() {
             bad_payments_are_named, payments_over_grpc;
         poison: one_bad_member_of_a_batch_is_parked;
         reports: days_begin_and_end_in_the_ledgers_time_zone, what_is_backdated_counts_from_its_day_on, balances_are_their_owners,
+            what_is_cached_is_what_is_there,
             a_statement_runs_in_the_order_in_which_entries_count, transactions_are_counted, a_read_sees_what_its_caller_has_written,
             bad_reports_are_named, reports_over_grpc;
         rest: problems_and_statuses, limits_of_the_edge, texts_and_nulls, cross_origin_requests, openapi_and_reference;

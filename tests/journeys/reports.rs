@@ -156,6 +156,32 @@ pub async fn balances_are_their_owners(world: &World) -> Result<()> {
     Ok(())
 }
 
+/// Whichever replica is asked, and however often.
+pub async fn what_is_cached_is_what_is_there(world: &World) -> Result<()> {
+    let bank = Bank::open(world).await?;
+    let path = format!("/api/v1/reports/daily-balances?accountId={}&from=2026-02-20&to=2026-02-21", bank.account);
+    // That it is not there yet may be cached as well.
+    for _ in 0..4 {
+        let _ = bank.api.get(&path, Some(&bank.owner.token)).await?;
+    }
+    for number in 1..=5 {
+        let written = bank.deposit("1", Some("2026-02-20T12:00:00Z")).await?;
+        bank.days("from=2026-02-20&to=2026-02-20", &written).await?;
+        let since = std::time::Instant::now();
+        // A replica that did not apply it hears of it.
+        for _ in 0..6 {
+            let expected = format!("{number}.00");
+            while days_of(&bank.api.get(&path, Some(&bank.owner.token)).await?)?[1][4] != expected {
+                anyhow::ensure!(since.elapsed() < std::time::Duration::from_secs(3), "what was there before is still answered: {expected}");
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+        }
+    }
+    let other = bank.api.someone().await?;
+    assert_eq!(bank.api.get(&path, Some(&other.token)).await?.status, 404, "also of what is cached");
+    Ok(())
+}
+
 pub async fn a_statement_runs_in_the_order_in_which_entries_count(world: &World) -> Result<()> {
     let bank = Bank::open(world).await?;
     bank.deposit("100", Some("2026-03-02T12:00:00Z")).await?;

@@ -70,13 +70,18 @@ pub async fn wait_until_seen(app: &App, call: &Call, asked: &Asked) -> Result<Op
 /// Waits until nothing that is stored of these accounts waits for an earlier posting: what the caller has written may stand behind a gap, which closes as
 /// soon as the event of another transaction comes.
 pub async fn wait_until_counted(app: &App, accounts: &[Uuid], sees_by: Option<SeesBy>) -> Result<(), Error> {
-    let Some(SeesBy(deadline)) = sees_by else { return Ok(()) };
-    while entries::any_ahead(app.database.reader(), accounts).await? {
-        if Instant::now() + LOOK_EVERY > deadline {
-            return Err(Error::NotFreshYet);
-        }
-        sleep(LOOK_EVERY).await;
+    while sees_by.is_some() && entries::any_ahead(app.database.reader(), accounts).await? {
+        wait_a_moment(sees_by).await?;
     }
+    Ok(())
+}
+
+/// For what will be here in a moment, unless the time for that is over. Whoever waits for no write does not wait for this either.
+pub async fn wait_a_moment(sees_by: Option<SeesBy>) -> Result<(), Error> {
+    if sees_by.is_none_or(|SeesBy(deadline)| Instant::now() + LOOK_EVERY > deadline) {
+        return Err(Error::NotFreshYet);
+    }
+    sleep(LOOK_EVERY).await;
     Ok(())
 }
 

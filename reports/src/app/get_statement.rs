@@ -65,7 +65,7 @@ pub async fn get_statement(app: &App, caller: &Caller, wanted: Wanted<'_>, sees_
     if from > to {
         return Err(Problem::field("from", "must not be later than `to`").into());
     }
-    let account = app.account(caller, wanted.account_id).await?;
+    let account = app.account(caller, wanted.account_id, sees_by).await?;
     wait_until_counted(app, &[account.id], sees_by).await?;
     let begin = match wanted.page_token {
         "" => first(app, &account, from).await?,

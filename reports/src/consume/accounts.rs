@@ -9,11 +9,15 @@ use lastro_events::inbox::Progress;
 use lastro_events::{Event, Handler};
 use lastro_proto::transactions::events::v1::{AccountEvent, account_event};
 
+use uuid::Uuid;
+
 use super::{decode, id};
+use crate::cache::DaysCache;
 use crate::store::accounts::{self, Account};
 
 pub struct Accounts {
     pub seen: Arc<Changes>,
+    pub days_cache: Arc<DaysCache>,
 }
 
 impl Handler for Accounts {
@@ -43,6 +47,9 @@ impl Handler for Accounts {
     }
 
     fn applied(&self, events: &[Event]) {
+        // That there is no such account may be cached.
+        let opened: Vec<Uuid> = events.iter().filter(|event| event.version == 1).map(|event| event.aggregate_id).collect();
+        self.days_cache.forget(&opened);
         self.seen.note(events.iter().map(|event| (event.aggregate_id, event.version)));
     }
 

@@ -1,6 +1,6 @@
 //! Entries, daily balances and counts, from the events of transactions. A batch of events is one database transaction of a few statements, whatever it holds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use lastro_database::Transaction;
@@ -12,6 +12,7 @@ use lastro_proto::transactions::events::v1::{self as wire, OperationEvent, opera
 use uuid::Uuid;
 
 use super::{decode, id};
+use crate::cache::DaysCache;
 use crate::domain::calendar::Calendar;
 use crate::domain::heads::Head;
 use crate::domain::operation::{CountChanges, Ending, Entry, Leg, Posted, Submission};
@@ -21,6 +22,7 @@ use crate::store::{counts, daily, entries, operations};
 pub struct Transactions {
     pub calendar: Calendar,
     pub seen: Arc<Changes>,
+    pub days_cache: Arc<DaysCache>,
 }
 
 /// What a batch of events changes.
@@ -54,12 +56,25 @@ impl Handler for Transactions {
     }
 
     fn applied(&self, events: &[Event]) {
+        // Before anybody is told that it may read.
+        self.days_cache.forget(&posted_to(events));
         self.seen.note(events.iter().map(|event| (event.aggregate_id, event.version)));
     }
 
     fn progress(&self) -> Progress {
         operations::PROGRESS
     }
+}
+
+/// The accounts to which anything was posted, each once.
+fn posted_to(events: &[Event]) -> Vec<Uuid> {
+    let endings = events.iter().filter_map(|event| ending_of(event).ok().flatten());
+    let postings = endings.flat_map(|ending| match ending {
+        Ending::Completed { postings, .. } => postings,
+        Ending::Rejected | Ending::Released => Vec::new(),
+    });
+    let accounts: BTreeSet<Uuid> = postings.map(|posted| posted.account_id).collect();
+    accounts.into_iter().collect()
 }
 
 /// Stores entries, moves the heads of their accounts, and adds what counts now to their days.

@@ -21,6 +21,12 @@ pub struct Flow {
 }
 
 impl Flow {
+    /// Adds another one.
+    pub fn add_flow(&mut self, other: &Self) {
+        self.credits += other.credits;
+        self.debits += other.debits;
+    }
+
     fn add(&mut self, amount: i64) {
         if amount < 0 { self.debits += Total::ZERO - Total::of(amount) } else { self.credits += Total::of(amount) }
     }
@@ -68,7 +74,7 @@ pub fn added(table: &str, name: &str) -> String {
 }
 
 /// The days of accounts, together.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Days {
     /// What came and went before the first day that is asked for.
     pub before: Flow,

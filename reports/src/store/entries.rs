@@ -103,6 +103,20 @@ pub async fn ahead(tx: &Transaction, accounts: &[Uuid]) -> Result<BTreeMap<Uuid,
     Ok(ahead)
 }
 
+/// How far the postings of an account have come without a gap.
+pub async fn version_of(on: &impl ConnectionTrait, account_id: Uuid) -> Result<i64, Error> {
+    let sql = "SELECT account_id, version, ahead, balance, record_us FROM account_heads WHERE account_id {ids}";
+    let rows: Vec<HeadRow> = all_of_ids(on, sql, &[account_id], []).await?;
+    Ok(rows.first().map_or(0, |row| row.version))
+}
+
+/// Whether anything was posted to an account.
+pub async fn is_posted_to(on: &impl ConnectionTrait, account_id: Uuid) -> Result<bool, Error> {
+    let sql = "SELECT account_id, version, ahead, balance, record_us FROM account_heads WHERE account_id {ids}";
+    let rows: Vec<HeadRow> = all_of_ids(on, sql, &[account_id], []).await?;
+    Ok(!rows.is_empty())
+}
+
 /// Whether something of these accounts is stored that is ahead of a gap.
 pub async fn any_ahead(on: &impl ConnectionTrait, accounts: &[Uuid]) -> Result<bool, Error> {
     let sql = "SELECT account_id, version, ahead, balance, record_us FROM account_heads WHERE account_id {ids} AND ahead > 0";

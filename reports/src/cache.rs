@@ -1,0 +1,163 @@
+//! The days of accounts, cached: see [`lastro_events::cache`]. The commit of a projection has its accounts forgotten, here and at every other replica.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lastro_database::{Database, Error};
+use lastro_events::cache::{Cache, Cached};
+use lastro_mesh::clock;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::domain::calendar::{Calendar, Day};
+use crate::domain::total::Total;
+use crate::store::accounts::{self, Account};
+use crate::store::daily::{self, Days, Flow};
+use crate::store::entries;
+
+/// How many days before today are cached, apart from the sum of all days before them: two years, and what is asked for of the second one.
+const DAYS_CACHED: i64 = 800;
+/// After every day that there is.
+const LAST: Day = Day::of_number(10_000_000);
+
+/// The cache of this process.
+pub type DaysCache = Cache<AccountDays>;
+
+/// The days of accounts, as the database has them.
+pub struct AccountDays {
+    pub database: Database,
+    pub calendar: Calendar,
+}
+
+/// What is known of an account.
+#[derive(Debug, PartialEq, Eq)]
+pub struct KnownDays {
+    /// The account.
+    pub account: Account,
+    /// The first day that is apart from those before it.
+    pub from: Day,
+    /// What happened.
+    pub days: Days,
+}
+
+impl KnownDays {
+    /// The days from one to another one; None where they begin before those that are known apart.
+    pub fn range(&self, from: Day, to: Day) -> Option<Days> {
+        if from < self.from {
+            return None;
+        }
+        let mut range = Days { before: self.days.before, newest_us: self.days.newest_us, version: self.days.version, ..Days::default() };
+        for (day, flow) in self.days.days.range(..=to) {
+            if *day < from {
+                range.before.add_flow(flow);
+            } else {
+                range.days.insert(*day, *flow);
+            }
+        }
+        Some(range)
+    }
+}
+
+/// Of this database, beside the other replicas.
+pub fn open(database: &Database, calendar: &Calendar, bus: &lastro_events::bus::Bus) -> Arc<DaysCache> {
+    Cache::new(AccountDays { database: database.clone(), calendar: calendar.clone() }, bus)
+}
+
+impl Cached for AccountDays {
+    type Value = KnownDays;
+    const CHANNEL: &'static str = "reports days";
+    const METRIC: &'static str = "lastro_daily_balances_cache_total";
+    const SHARED_FOR: Duration = Duration::from_secs(60 * 60);
+
+    async fn query(&self, account_id: Uuid) -> Result<Option<KnownDays>, Error> {
+        let Some(account) = accounts::get(self.database.reader(), account_id).await? else { return Ok(None) };
+        let from = self.calendar.day_of(clock::now_us()).plus(-DAYS_CACHED);
+        let days = daily::read(self.database.reader(), &[account_id], from, LAST, None).await?;
+        Ok(Some(KnownDays { account, from, days }))
+    }
+
+    async fn is_current(&self, account_id: Uuid, known: Option<&KnownDays>) -> Result<bool, Error> {
+        // An account that is not there may have come since.
+        let Some(known) = known else { return Ok(false) };
+        Ok(entries::version_of(self.database.reader(), account_id).await? == known.days.version)
+    }
+
+    fn to_bytes(known: Option<&KnownDays>) -> Vec<u8> {
+        let flow = |flow: &Flow| {
+            let (credits, debits) = (flow.credits.parts(), flow.debits.parts());
+            json!([credits.0, credits.1, debits.0, debits.1])
+        };
+        let write = |KnownDays { account, from, days }: &KnownDays| {
+            let each: Vec<Value> = days.days.iter().map(|(day, of_day)| json!([day.number(), flow(of_day)])).collect();
+            json!({
+                "account": [account.id, account.owner_id, account.currency_code, account.is_system, account.opened_us, account.version],
+                "from": from.number(), "before": flow(&days.before), "days": each, "newest": days.newest_us, "version": days.version,
+            })
+        };
+        json!(known.map(write)).to_string().into_bytes()
+    }
+
+    fn of_bytes(bytes: &[u8]) -> Option<Option<KnownDays>> {
+        let found: Value = serde_json::from_slice(bytes).ok()?;
+        if found.is_null() { Some(None) } else { of_json(&found).map(Some) }
+    }
+}
+
+fn of_json(found: &Value) -> Option<KnownDays> {
+    let id = |value: &Value| Uuid::parse_str(value.as_str()?).ok();
+    let flow = |value: &Value| {
+        let number = |place: usize| value[place].as_i64();
+        Some(Flow { credits: Total::of_parts(number(0)?, number(1)?), debits: Total::of_parts(number(2)?, number(3)?) })
+    };
+    let account = &found["account"];
+    let account = Account {
+        id: id(&account[0])?,
+        owner_id: id(&account[1])?,
+        currency_code: account[2].as_str()?.to_owned(),
+        is_system: account[3].as_bool()?,
+        opened_us: account[4].as_i64()?,
+        version: account[5].as_i64()?,
+    };
+    let day = |value: &Value| Some((Day::of_number(value[0].as_i64()?), flow(&value[1])?));
+    let days = found["days"].as_array()?.iter().map(day).collect::<Option<_>>()?;
+    let days = Days { before: flow(&found["before"])?, days, newest_us: found["newest"].as_i64(), version: found["version"].as_i64()? };
+    Some(KnownDays { account, from: Day::of_number(found["from"].as_i64()?), days })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn known() -> KnownDays {
+        let flow = |credits, debits| Flow { credits: Total::of(credits), debits: Total::of(debits) };
+        let days = BTreeMap::from([(Day::of_number(10), flow(i64::MAX, 0)), (Day::of_number(12), flow(4, 5))]);
+        let days = Days { before: flow(1, 2), days, newest_us: Some(7), version: 3 };
+        let account = Account {
+            id: Uuid::from_u128(1),
+            owner_id: Uuid::from_u128(2),
+            currency_code: "BRL".to_owned(),
+            is_system: false,
+            opened_us: 5,
+            version: 1,
+        };
+        KnownDays { account, from: Day::of_number(9), days }
+    }
+
+    #[test]
+    fn what_is_shared_reads_back() {
+        assert_eq!(AccountDays::of_bytes(&AccountDays::to_bytes(Some(&known()))), Some(Some(known())));
+        assert_eq!(AccountDays::of_bytes(&AccountDays::to_bytes(None)), Some(None));
+        assert_eq!(AccountDays::of_bytes(b"{}"), None);
+    }
+
+    #[test]
+    fn a_range_begins_with_all_that_was_before_it() {
+        let range = known().range(Day::of_number(11), Day::of_number(12)).expect("it is known");
+        assert_eq!(range.before.credits, Total::of(1) + Total::of(i64::MAX));
+        assert_eq!(range.days.keys().map(|day| day.number()).collect::<Vec<_>>(), [12]);
+        assert!(known().range(Day::of_number(8), Day::of_number(12)).is_none(), "of days that are not apart nothing is known");
+        assert_eq!(known().range(Day::of_number(10), Day::of_number(11)).expect("it is known").days.len(), 1);
+    }
+}
