@@ -1,6 +1,6 @@
 //! One attempt of a batch, in one transaction: locks what it needs, decides in the order in which the callers came, writes everything, and commits.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use lastro_database::group_commit::{Failure, Job, Lock, Work as _, read_back};
 use lastro_database::{Error, Kind, Transaction};
@@ -45,7 +45,7 @@ impl Keeper {
         for index in order {
             outcomes[index] = decided.decide(&jobs[index].work)?;
         }
-        if decided.is_short(&tx).await? {
+        if decided.needs_what_has_run_out(&tx).await? {
             if expired_first {
                 tx.rollback().await.map_err(Error::from)?;
                 return Err(Failure::Detour(ExpiredFirst { expired_by_us: decided.now_us }));
@@ -148,6 +148,8 @@ struct Decided {
     now_us: i64,
     /// Products that somebody was refused for lack of.
     short: Vec<Uuid>,
+    /// Products of which stores were chosen by what each has left, while something of them was kept for others.
+    chosen: HashSet<Uuid>,
     /// Nothing was left out because somebody else has locked it: what is missing is not there.
     is_complete: bool,
 }
@@ -179,6 +181,7 @@ async fn lock_all(tx: &Transaction, jobs: &[Job<Work>], lock: Lock) -> Result<De
         snapshots: Vec::new(),
         now_us: 0,
         short: Vec::new(),
+        chosen: HashSet::new(),
         is_complete: lock == Lock::Wait || tx.get_database_backend() == DbBackend::Sqlite,
     })
 }
@@ -248,14 +251,15 @@ impl Decided {
         }
     }
 
-    /// Whether somebody lacks pieces that are kept by reservations which have run out.
-    async fn is_short(&self, tx: &Transaction) -> Result<bool, Error> {
-        if self.short.is_empty() {
+    /// Whether reservations that have run out keep pieces that somebody lacks, or that another store would have been chosen for.
+    async fn needs_what_has_run_out(&self, tx: &Transaction) -> Result<bool, Error> {
+        if self.short.is_empty() && self.chosen.is_empty() {
             return Ok(false);
         }
+        let is_needed = |item: &Item| self.short.contains(&item.product_id) || self.chosen.contains(&item.product_id);
         let expired = reservations::expired(tx, self.now_us, EXPIRED_LOOKED_AT).await?;
         // Where there are more than are looked at, nobody knows.
-        Ok(expired.len() >= EXPIRED_LOOKED_AT as usize || expired.iter().flat_map(|one| &one.items).any(|item| self.short.contains(&item.product_id)))
+        Ok(expired.len() >= EXPIRED_LOOKED_AT as usize || expired.iter().flat_map(|one| &one.items).any(is_needed))
     }
 
     fn adjust(&mut self, new: &NewAdjustment) -> Result<Option<Outcome>, Error> {
@@ -324,10 +328,13 @@ impl Decided {
     }
 
     /// Which stores all items come from; the items of which there is too little. None where somebody else has locked a store.
-    fn share(&self, asked: &[AskedItem]) -> Option<Result<Vec<Item>, Vec<Short>>> {
+    fn share(&mut self, asked: &[AskedItem]) -> Option<Result<Vec<Item>, Vec<Short>>> {
         let (mut items, mut short) = (Vec::new(), Vec::new());
         for (index, item) in asked.iter().enumerate() {
             let rows: Vec<&StockRow> = item.stocks.iter().map(|id| self.stock.get(id)).collect::<Option<_>>()?;
+            if rows.len() > 1 && rows.iter().any(|row| row.stock.reserved > 0) {
+                self.chosen.insert(item.product_id);
+            }
             let available: Vec<(&str, i64)> = rows.iter().map(|row| (row.store_id.as_str(), row.stock.available())).collect();
             match allocate(&available, item.quantity) {
                 Some(shares) => items.extend(shares.into_iter().map(|(place, quantity)| Item {
