@@ -150,6 +150,14 @@ impl<C: Cached> Cache<C> {
         })
     }
 
+    /// What this process knows of a thing without asking anybody.
+    pub async fn peek(&self, id: Uuid) -> Option<Arc<C::Value>> {
+        let hears = self.others.as_ref().is_none_or(|others| others.hears.load(Ordering::Relaxed));
+        let entry = self.entries.get(&id).await.filter(|entry| hears && self.is_fresh(id, entry))?;
+        self.hits.increment(1);
+        entry.value
+    }
+
     /// What is known of a thing; None where there is no such thing.
     pub async fn get(&self, id: Uuid) -> Result<Option<Arc<C::Value>>, Error> {
         if self.others.as_ref().is_some_and(|others| !others.hears.load(Ordering::Relaxed)) {
@@ -180,8 +188,10 @@ impl<C: Cached> Cache<C> {
     }
 
     fn is_fresh(&self, id: Uuid, entry: &Entry<C::Value>) -> bool {
+        // What is remembered is looked at first: it may be given up for room just then, which is told by a higher count.
+        let is_forgotten = self.forgotten.get(&id).is_some_and(|forgotten| forgotten > entry.since);
         let since_all = self.heard_from.load(Ordering::SeqCst).max(self.remembered_from.load(Ordering::SeqCst));
-        entry.since >= since_all && self.forgotten.get(&id).is_none_or(|forgotten| forgotten <= entry.since)
+        entry.since >= since_all && !is_forgotten
     }
 
     async fn load(&self, id: Uuid) -> Result<Entry<C::Value>, Error> {

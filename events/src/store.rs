@@ -207,12 +207,16 @@ impl EventStore {
             let place: Vec<Position> = all_of_ids(database.reader(), &sql, aggregates, []).await?;
             return Ok(place.first().map_or_else(Cursor::default, |place| Cursor { seq: place.seq, ..Cursor::default() }));
         }
-        let sql =
-            format!("SELECT xid::text::bigint AS xid, seq FROM {0} WHERE aggregate_id {{ids}} ORDER BY {0}.xid DESC, seq DESC LIMIT 1", self.table);
-        let place: Vec<Position> = all_of_ids(database.reader(), &sql, aggregates, []).await?;
         let lived = clusters(database, self.table).await?.lived;
-        let (Some(place), Some(last)) = (place.first(), lived.last()) else { return Ok(Cursor::default()) };
-        Ok(Cursor { incarnation: last.incarnation, cluster: last.cluster, xid: place.xid, seq: place.seq })
+        let Some(last) = lived.last() else { return Ok(Cursor::default()) };
+        // Transactions of an earlier cluster have numbers of their own: all of them lie before the first place of this one.
+        let sql = format!(
+            "SELECT xid::text::bigint AS xid, seq FROM {0} WHERE aggregate_id {{ids}} AND seq >= $2 ORDER BY {0}.xid DESC, seq DESC LIMIT 1",
+            self.table
+        );
+        let place: Vec<Position> = all_of_ids(database.reader(), &sql, aggregates, [last.first_seq.into()]).await?;
+        let begin = Cursor { incarnation: last.incarnation, cluster: last.cluster, xid: 0, seq: 0 };
+        Ok(place.first().map_or(begin, |place| Cursor { xid: place.xid, seq: place.seq, ..begin }))
     }
 
     /// The events, and the place before which none can come any more.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use lastro_mesh::identity::Access;
 use lastro_mesh::status::{self, Fixer, Reason};
 use lastro_proto::methods::{METHODS, Method, Success};
+use lastro_proto::reasons::NOT_FRESH_YET;
 use lastro_proto::{OPENAPI, reasons};
 use serde_json::{Map, Value, json};
 
@@ -78,6 +79,9 @@ fn complete(document: &mut Value, method: &Method) {
     }
     if method.takes_wait {
         add("Prefer", "`wait=5`: answer when the outcome is known, after 5 seconds at the latest; at most 30. Beats the body.");
+    }
+    if method.reasons.contains(&NOT_FRESH_YET.name) {
+        add("X-Lastro-Freshness", "As the answer to a write had it: the read waits until it sees that write. May stand several times.");
     }
     if method.streams {
         add("Last-Event-ID", "In place of `lastEventId`: the id of the last event that was received, after which the stream goes on.");

@@ -19,8 +19,8 @@ const MARKS: u8 = 1;
 const PLACE: u8 = 2;
 /// The bytes of one mark: an id, and a version.
 const MARK_BYTES: usize = 20;
-/// Marks that one read may ask for: more than one write can answer.
-pub const MARKS_MAX: usize = 4_096;
+/// Marks and places that one read may ask for.
+pub const MARKS_MAX: usize = 256;
 
 /// An aggregate, and the version of it that a reader must have come to.
 #[derive(Debug, Clone, PartialEq, Eq)]

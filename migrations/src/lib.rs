@@ -144,7 +144,7 @@ pub async fn grant(database: &Database, role: &str, rights: &Rights) -> Result<(
         name: String,
     }
     let tables = "SELECT tablename::text, false AS is_view FROM pg_tables WHERE schemaname = current_schema() \
-                  UNION ALL SELECT viewname::text, true FROM pg_views WHERE schemaname = current_schema()";
+                  UNION ALL SELECT viewname::text, true FROM pg_views WHERE schemaname = current_schema() AND viewowner = current_user";
     let tables: Vec<Table> = lastro_database::all(database.writer(), tables, []).await?;
     // Where the tables were made: `public`, unless the URL says otherwise.
     let schema: Option<Schema> = lastro_database::one(database.writer(), "SELECT quote_ident(current_schema()) AS name", []).await?;

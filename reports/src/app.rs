@@ -13,19 +13,22 @@ use lastro_events::changes::{Change, Changes, Versions};
 use lastro_mesh::clock;
 use lastro_mesh::identity::User as Caller;
 use lastro_mesh::status::Problem;
+use lastro_mesh::turns::Turns;
 use lastro_proto::permissions::Permission;
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use crate::Error;
-use crate::app::freshness::{SeesBy, wait_a_moment};
+use crate::app::freshness::{ReadUpTo, SeesBy, wait_a_moment};
 use crate::cache::{self, DaysCache};
 use crate::domain::calendar::{Calendar, Day};
 use crate::store::accounts::{self, Account};
 use crate::store::{entries, operations};
 
 /// Reads that wait at once until they see a write.
-const WAITING_MAX: usize = 4_096;
+const WAITING_MAX: usize = 1_024;
+/// And those of one caller.
+const WAITING_OF_CALLER: usize = 32;
 /// How many days an answer covers where its caller does not say.
 const DAYS_DEFAULT: i64 = 30;
 
@@ -37,13 +40,17 @@ pub struct App {
     pub seen: Arc<Changes>,
     /// The days of accounts that were asked for lately.
     pub days_cache: Arc<DaysCache>,
-    waiting: Semaphore,
+    read_up_to: ReadUpTo,
+    waiting: Arc<Semaphore>,
+    waiting_of_caller: Turns<Uuid>,
 }
 
 impl App {
     pub fn new(database: Database, bus: &Bus, calendar: Calendar) -> Self {
         let days_cache = cache::open(&database, &calendar, bus);
-        Self { database, calendar, seen: Changes::new(bus, "reports"), days_cache, waiting: Semaphore::new(WAITING_MAX) }
+        let read_up_to = ReadUpTo::new(&database);
+        let (waiting, waiting_of_caller) = (Arc::new(Semaphore::new(WAITING_MAX)), Turns::new(WAITING_OF_CALLER));
+        Self { database, calendar, seen: Changes::new(bus, "reports"), days_cache, read_up_to, waiting, waiting_of_caller }
     }
 
     /// How far each aggregate has come, as the database has it.
@@ -52,10 +59,10 @@ impl App {
     }
 
     /// An account that the caller may see. For a read that sees a write: what was posted to it may be here before that it was opened.
-    async fn account(&self, caller: &Caller, account_id: &str, sees_by: Option<SeesBy>) -> Result<Account, Error> {
+    async fn account(&self, caller: &Caller, account_id: &str, sees_by: Option<&SeesBy>) -> Result<Account, Error> {
         let id = Uuid::parse_str(account_id).map_err(|_| Problem::field("account_id", "must be a UUID"))?;
         let mut account = accounts::get(self.database.reader(), id).await?;
-        while account.is_none() && sees_by.is_some() && entries::is_posted_to(self.database.reader(), id).await? {
+        while account.is_none() && sees_by.is_some() && !entries::versions_of(self.database.reader(), &[id]).await?.is_empty() {
             wait_a_moment(sees_by).await?;
             account = accounts::get(self.database.reader(), id).await?;
         }

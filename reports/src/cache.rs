@@ -17,8 +17,8 @@ use crate::store::entries;
 
 /// How many days before today are cached, apart from the sum of all days before them: two years, and what is asked for of the second one.
 const DAYS_CACHED: i64 = 800;
-/// After every day that there is.
-const LAST: Day = Day::of_number(10_000_000);
+/// And how many days after today.
+const DAYS_AHEAD_CACHED: i64 = 400;
 
 /// The cache of this process.
 pub type DaysCache = Cache<AccountDays>;
@@ -36,14 +36,16 @@ pub struct KnownDays {
     pub account: Account,
     /// The first day that is apart from those before it.
     pub from: Day,
+    /// The last day that is known.
+    pub to: Day,
     /// What happened.
     pub days: Days,
 }
 
 impl KnownDays {
-    /// The days from one to another one; None where they begin before those that are known apart.
+    /// The days from one to another one; None where they are not among those that are known apart.
     pub fn range(&self, from: Day, to: Day) -> Option<Days> {
-        if from < self.from {
+        if from < self.from || to > self.to {
             return None;
         }
         let mut range = Days { before: self.days.before, newest_us: self.days.newest_us, version: self.days.version, ..Days::default() };
@@ -71,15 +73,17 @@ impl Cached for AccountDays {
 
     async fn query(&self, account_id: Uuid) -> Result<Option<KnownDays>, Error> {
         let Some(account) = accounts::get(self.database.reader(), account_id).await? else { return Ok(None) };
-        let from = self.calendar.day_of(clock::now_us()).plus(-DAYS_CACHED);
-        let days = daily::read(self.database.reader(), &[account_id], from, LAST, None).await?;
-        Ok(Some(KnownDays { account, from, days }))
+        let today = self.calendar.day_of(clock::now_us());
+        let (from, to) = (today.plus(-DAYS_CACHED), today.plus(DAYS_AHEAD_CACHED));
+        let days = daily::read(self.database.reader(), &[account_id], from, to, None).await?;
+        Ok(Some(KnownDays { account, from, to, days }))
     }
 
     async fn is_current(&self, account_id: Uuid, known: Option<&KnownDays>) -> Result<bool, Error> {
         // An account that is not there may have come since.
         let Some(known) = known else { return Ok(false) };
-        Ok(entries::version_of(self.database.reader(), account_id).await? == known.days.version)
+        let version = entries::versions_of(self.database.reader(), &[account_id]).await?.first().map_or(0, |(_, version)| *version);
+        Ok(version == known.days.version)
     }
 
     fn to_bytes(known: Option<&KnownDays>) -> Vec<u8> {
@@ -87,11 +91,11 @@ impl Cached for AccountDays {
             let (credits, debits) = (flow.credits.parts(), flow.debits.parts());
             json!([credits.0, credits.1, debits.0, debits.1])
         };
-        let write = |KnownDays { account, from, days }: &KnownDays| {
+        let write = |KnownDays { account, from, to, days }: &KnownDays| {
             let each: Vec<Value> = days.days.iter().map(|(day, of_day)| json!([day.number(), flow(of_day)])).collect();
             json!({
                 "account": [account.id, account.owner_id, account.currency_code, account.is_system, account.opened_us, account.version],
-                "from": from.number(), "before": flow(&days.before), "days": each, "newest": days.newest_us, "version": days.version,
+                "from": from.number(), "to": to.number(), "before": flow(&days.before), "days": each, "newest": days.newest_us, "version": days.version,
             })
         };
         json!(known.map(write)).to_string().into_bytes()
@@ -121,7 +125,8 @@ fn of_json(found: &Value) -> Option<KnownDays> {
     let day = |value: &Value| Some((Day::of_number(value[0].as_i64()?), flow(&value[1])?));
     let days = found["days"].as_array()?.iter().map(day).collect::<Option<_>>()?;
     let days = Days { before: flow(&found["before"])?, days, newest_us: found["newest"].as_i64(), version: found["version"].as_i64()? };
-    Some(KnownDays { account, from: Day::of_number(found["from"].as_i64()?), days })
+    let bound = |name: &str| found[name].as_i64().map(Day::of_number);
+    Some(KnownDays { account, from: bound("from")?, to: bound("to")?, days })
 }
 
 #[cfg(test)]
@@ -142,7 +147,7 @@ mod tests {
             opened_us: 5,
             version: 1,
         };
-        KnownDays { account, from: Day::of_number(9), days }
+        KnownDays { account, from: Day::of_number(9), to: Day::of_number(20), days }
     }
 
     #[test]
@@ -157,7 +162,9 @@ mod tests {
         let range = known().range(Day::of_number(11), Day::of_number(12)).expect("it is known");
         assert_eq!(range.before.credits, Total::of(1) + Total::of(i64::MAX));
         assert_eq!(range.days.keys().map(|day| day.number()).collect::<Vec<_>>(), [12]);
-        assert!(known().range(Day::of_number(8), Day::of_number(12)).is_none(), "of days that are not apart nothing is known");
+        for (from, to) in [(8, 12), (12, 21)] {
+            assert!(known().range(Day::of_number(from), Day::of_number(to)).is_none(), "of days that are not apart nothing is known");
+        }
         assert_eq!(known().range(Day::of_number(10), Day::of_number(11)).expect("it is known").days.len(), 1);
     }
 }

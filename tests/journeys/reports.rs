@@ -134,7 +134,7 @@ pub async fn what_is_backdated_counts_from_its_day_on(world: &World) -> Result<(
 pub async fn balances_are_their_owners(world: &World) -> Result<()> {
     let bank = Bank::open(world).await?;
     let second = bank.api.account(&bank.owner.token, "BRL").await?;
-    let dollars = bank.api.account(&bank.owner.token, "USD").await?;
+    bank.api.account(&bank.owner.token, "USD").await?;
     bank.deposit("10", Some("2026-02-01T12:00:00Z")).await?;
     let moved = bank.api.transact(&bank.owner.token, Api::transfer("t1", &bank.account, &second, "4")).await?;
     let path = format!("daily-balances?accountId={}&from=2026-02-01&to=2026-02-01", bank.account);
@@ -147,12 +147,12 @@ pub async fn balances_are_their_owners(world: &World) -> Result<()> {
     let together = |code: &str| format!("daily-balances?currencyCode={code}&from=2026-02-01&to=2026-02-02");
     let days = days_of(&bank.read(&together("BRL"), &bank.owner.token, &moved).await?)?;
     assert_eq!(days[1], ["2026-02-02", "10.00", "0.00", "0.00", "10.00"].map(str::to_owned));
+    assert_eq!(days_of(&bank.read(&together("USD"), &bank.owner.token, &moved).await?)?[1][4], "0.00", "another currency is not in it");
     assert_eq!(days_of(&bank.read(&together("BRL"), &other.token, &moved).await?)?[1][4], "0.00");
     // An account that has nothing is there as soon as it is opened.
     let opened = bank.api.post("/api/v1/accounts", Some(&bank.owner.token), json!({ "currencyCode": "JPY", "displayName": "" })).await?;
     let path = format!("daily-balances?accountId={}&from=2026-02-01&to=2026-02-01", opened.text("id")?);
     assert_eq!(days_of(&bank.read(&path, &bank.owner.token, &opened).await?)?, rows(&[["2026-02-01", "0", "0", "0", "0"]]));
-    let _ = dollars;
     Ok(())
 }
 
@@ -202,7 +202,10 @@ pub async fn a_statement_runs_in_the_order_in_which_entries_count(world: &World)
     assert_eq!(shown(&first), pairs(&[("5.00", "5.00"), ("100.00", "105.00")]));
     let later = bank.deposit("1000", Some("2026-03-01T13:00:00Z")).await?;
     bank.read(&format!("statement?accountId={}", bank.account), &bank.owner.token, &later).await?;
-    let second = statement(&format!("&pageSize=2&pageToken={}", first.text("nextPageToken")?)).await?;
+    let token = first.text("nextPageToken")?;
+    let elsewhere = statement(&format!("&from=2026-03-02&pageToken={token}")).await?;
+    assert_eq!((elsewhere.status, &elsewhere.body["errors"][0]["field"]), (400, &json!("pageToken")), "a token is of one account and its days");
+    let second = statement(&format!("&pageSize=2&pageToken={token}")).await?;
     assert_eq!((shown(&second), &second.body["nextPageToken"]), (pairs(&[("-30.00", "75.00")]), &json!("")));
     assert_eq!(second.text("asOfTime")?, first.text("asOfTime")?);
     Ok(())
@@ -262,6 +265,16 @@ pub async fn a_read_sees_what_its_caller_has_written(world: &World) -> Result<()
         let refused = read(&[(FRESHNESS, malformed)]).await?;
         assert_eq!((refused.status, &refused.body["errors"][0]["field"]), (400, &json!(FRESHNESS)), "{refused:?}");
     }
+    // To methods that wait for nothing it says nothing, however much of it there is; and no service looks broken because of it.
+    let flood = [(FRESHNESS, "A".repeat(4_000)), (FRESHNESS, "B".repeat(4_000))];
+    let flood: Vec<(&str, &str)> = flood.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    for _ in 0..12 {
+        let wrong = json!({ "email": "nobody@example.com", "password": "no password" });
+        let answer = bank.api.json(Method::POST, "/api/v1/auth/login", None, &flood, Some(wrong)).await?;
+        assert!([401, 429].contains(&answer.status), "{answer:?}");
+        assert_eq!(read(&flood).await?.status, 400);
+    }
+    assert_eq!(bank.api.get("/api/v1/users/me", Some(&bank.owner.token)).await?.status, 200);
     let dry_run = json!({ "externalId": "dry", "type": "WITHDRAWAL", "sourceAccountId": bank.account, "amount": brl("1"), "validateOnly": true });
     assert_eq!(bank.api.post("/api/v1/transactions", Some(&bank.owner.token), dry_run).await?.header(FRESHNESS), "");
     Ok(())

@@ -1,9 +1,11 @@
 //! Headers that mean something here stand once. Of two with different values, which one counts would depend on who reads them.
 
 use http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE};
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use lastro_mesh::freshness::FRESHNESS_HEADER;
 use lastro_mesh::status::Problem;
 use lastro_proto::reasons::IDEMPOTENCY_KEY_CONFLICT;
+use tonic::metadata::AsciiMetadataValue;
 
 use super::IDEMPOTENCY_KEY;
 
@@ -20,6 +22,22 @@ const SINGLE: [(HeaderName, &str); 5] = [
 
 /// It goes on to the services in a header, and a header that they do not take would make them look broken. Ours have about 700.
 const TOKEN_BYTES_MAX: usize = 4096;
+
+/// The same holds for these, together with the token.
+const FRESHNESS_BYTES_MAX: usize = 2048;
+
+/// The freshness tokens of a request, as they go on to a service that reads what others write.
+pub fn freshness(headers: &HeaderMap) -> Result<Vec<AsciiMetadataValue>, Problem> {
+    let values = || headers.get_all(FRESHNESS_HEADER).iter().filter(|value| !value.is_empty());
+    if values().map(HeaderValue::len).sum::<usize>() > FRESHNESS_BYTES_MAX {
+        let rule = format!("has at most {FRESHNESS_BYTES_MAX} bytes in all; send only the tokens of your last writes");
+        return Err(Problem::field(FRESHNESS_HEADER, rule));
+    }
+    // What is no ASCII is no token.
+    let value = |value: &HeaderValue| value.to_str().ok().and_then(|value| value.parse().ok());
+    let malformed = || Problem::field(FRESHNESS_HEADER, "must be as an earlier answer had it");
+    values().map(|one| value(one).ok_or_else(malformed)).collect()
+}
 
 /// Refuses a header that is given more than once with different values.
 pub fn check(headers: &HeaderMap) -> Result<(), Problem> {

@@ -11,11 +11,11 @@ use lastro_mesh::freshness::FRESHNESS_HEADER;
 use lastro_mesh::outbound::Outbound;
 use lastro_mesh::status::{INTERNAL, Problem};
 use lastro_proto::methods::Success;
+use lastro_proto::reasons::NOT_FRESH_YET;
 use lastro_proto::rest_methods::{Progress, RestMethod};
 use tonic::client::Grpc;
-use tonic::metadata::AsciiMetadataValue;
 
-use super::{MethodCall, TIMEOUT, request_to};
+use super::{MethodCall, TIMEOUT, headers, request_to};
 use crate::answer::{self, Body};
 use crate::problem;
 
@@ -40,18 +40,17 @@ pub async fn answer<M: RestMethod>(channel: Outbound, input: MethodCall) -> Resu
         return Ok(elsewhere);
     }
     let mut call = input.call(TIMEOUT + Duration::from_secs(wait.seconds));
-    let asked_freshness: Vec<&HeaderValue> = input.headers.get_all(FRESHNESS_HEADER).iter().collect();
-    call.waits = wait.waits || M::METHOD.waits_outside || !asked_freshness.is_empty();
+    // Only a method that reads what others write waits for it: to all others the header says nothing.
+    let freshness = if M::METHOD.reasons.contains(&NOT_FRESH_YET.name) { headers::freshness(&input.headers)? } else { Vec::new() };
+    call.waits = wait.waits || M::METHOD.waits_outside || !freshness.is_empty();
     if call.waits {
         input.slot.release();
     }
     let validates_only = M::validates_only(&request);
     let codec = ValidatingCodec::<M::Request, M::Answer>::default();
     let mut request = request_to(&call, request);
-    for value in asked_freshness {
-        // What is no ASCII is no token, which the service says.
-        let value = value.to_str().ok().and_then(|value| value.parse().ok()).unwrap_or(AsciiMetadataValue::from_static("malformed"));
-        request.metadata_mut().append(FRESHNESS_HEADER, value);
+    for token in freshness {
+        request.metadata_mut().append(FRESHNESS_HEADER, token);
     }
     let answered = Grpc::new(channel).unary(request, PathAndQuery::from_static(M::METHOD.path), codec).await;
     let (metadata, answer, _) = answered.map_err(|status| problem::from_status(&status))?.into_parts();

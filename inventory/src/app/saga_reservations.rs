@@ -43,8 +43,9 @@ pub async fn saga_reserve(app: &App, call: &Call, buyer_id: Uuid, wanted: Wanted
         fence(app, saga).await?;
     }
     match made.reservation.state {
-        State::Released | State::Returned => Err(Error::SagaCancelled),
-        State::Reserved | State::Confirmed | State::Expired => Ok(made.reservation),
+        // What has run out is kept for nobody any more: nothing is to be paid for it.
+        State::Released | State::Returned | State::Expired => Err(Error::SagaCancelled),
+        State::Reserved | State::Confirmed => Ok(made.reservation),
     }
 }
 

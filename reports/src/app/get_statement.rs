@@ -6,6 +6,7 @@ use lastro_mesh::identity::User as Caller;
 use lastro_mesh::page::BYTES_MAX;
 use lastro_mesh::status::Problem;
 use lastro_money::Currency;
+use uuid::Uuid;
 
 use super::freshness::{SeesBy, wait_until_counted};
 use super::{App, date};
@@ -17,7 +18,9 @@ use crate::store::entries::{self, Place, Which};
 use crate::store::{accounts::Account, daily};
 
 const PAGE_DEFAULT: u32 = 50;
-const TOKEN_BYTES: usize = 48;
+/// Before the year 10000, in Unix microseconds.
+const AS_OF_US_MAX: i64 = 253_402_200_000_000_000;
+const TOKEN_BYTES: usize = 80;
 /// Before and after every date that there is.
 const EVER: (Day, Day) = (Day::of_number(-1_000_000), Day::of_number(10_000_000));
 
@@ -49,9 +52,18 @@ pub struct Statement {
     pub as_of_us: Option<i64>,
 }
 
+/// Which statement a page is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Of {
+    account_id: Uuid,
+    from: Day,
+    to: Day,
+}
+
 /// Where a page begins. All pages of a statement are of the moment of the first one: postings after that version are in none of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Begin {
+    of: Of,
     after: Option<Place>,
     balance: Total,
     up_to_version: i64,
@@ -59,7 +71,7 @@ struct Begin {
 }
 
 /// A page of what was posted to an account that the caller may see.
-pub async fn get_statement(app: &App, caller: &Caller, wanted: Wanted<'_>, sees_by: Option<SeesBy>) -> Result<Statement, Error> {
+pub async fn get_statement(app: &App, caller: &Caller, wanted: Wanted<'_>, sees_by: Option<&SeesBy>) -> Result<Statement, Error> {
     let from = wanted.from.map(|from| date("from", from)).transpose()?.unwrap_or(EVER.0);
     let to = wanted.to.map(|to| date("to", to)).transpose()?.unwrap_or(EVER.1);
     if from > to {
@@ -67,25 +79,27 @@ pub async fn get_statement(app: &App, caller: &Caller, wanted: Wanted<'_>, sees_
     }
     let account = app.account(caller, wanted.account_id, sees_by).await?;
     wait_until_counted(app, &[account.id], sees_by).await?;
+    let of = Of { account_id: account.id, from, to };
     let begin = match wanted.page_token {
-        "" => first(app, &account, from).await?,
-        token => {
-            Begin::of_token(token).ok_or_else(|| Problem::field("page_token", "must be a nextPageToken of an earlier page, as it was answered"))?
-        }
+        "" => first(app, of).await?,
+        token => Begin::of_token(token).filter(|begin| begin.of == of).ok_or_else(|| {
+            Problem::field("page_token", "must be a nextPageToken of an earlier page of the same account and days, as it was answered")
+        })?,
     };
-    page(app, &account, (from, to), begin, wanted.page_size).await
+    page(app, &account, begin, wanted.page_size).await
 }
 
-async fn first(app: &App, account: &Account, from: Day) -> Result<Begin, Error> {
-    let found = daily::read(app.database.reader(), &[account.id], from, from, None).await?;
-    Ok(Begin { after: None, balance: found.before.credits - found.before.debits, up_to_version: found.version, as_of_us: found.newest_us })
+async fn first(app: &App, of: Of) -> Result<Begin, Error> {
+    let found = daily::read(app.database.reader(), &[of.account_id], of.from, of.from, None).await?;
+    Ok(Begin { of, after: None, balance: found.before.credits - found.before.debits, up_to_version: found.version, as_of_us: found.newest_us })
 }
 
-async fn page(app: &App, account: &Account, (from, to): (Day, Day), begin: Begin, size: i32) -> Result<Statement, Error> {
+async fn page(app: &App, account: &Account, begin: Begin, size: i32) -> Result<Statement, Error> {
     let currency = Currency::from_code(&account.currency_code);
     let currency = currency.ok_or_else(|| lastro_database::Error::corrupt("an account in a currency that there is not"))?;
     let size = u32::try_from(size).ok().filter(|size| *size > 0).unwrap_or(PAGE_DEFAULT);
-    let which = Which { account_id: account.id, up_to_version: begin.up_to_version, from, to, after: begin.after };
+    let Of { account_id, from, to } = begin.of;
+    let which = Which { account_id, up_to_version: begin.up_to_version, from, to, after: begin.after };
     let mut found = entries::list(app.database.reader(), which, u64::from(size) + 1).await?;
     let kept = fitting(&found).min(size as usize);
     let has_more = found.len() > kept;
@@ -118,17 +132,26 @@ impl Begin {
     fn token(&self) -> String {
         let place = self.after.unwrap_or(Place { effective_us: i64::MIN, account_version: 0 });
         let numbers = [place.effective_us, place.account_version, self.up_to_version, self.as_of_us.unwrap_or_default()];
-        let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_be_bytes()).chain(self.balance.to_bytes()).collect();
+        let days = [self.of.from.number(), self.of.to.number()];
+        let numbers = numbers.into_iter().chain(days).flat_map(i64::to_be_bytes);
+        let bytes: Vec<u8> = numbers.chain(self.balance.to_bytes()).chain(self.of.account_id.into_bytes()).collect();
         URL_SAFE_NO_PAD.encode(bytes)
     }
 
     fn of_token(token: &str) -> Option<Self> {
         let bytes: [u8; TOKEN_BYTES] = URL_SAFE_NO_PAD.decode(token).ok()?.try_into().ok()?;
-        let (numbers, balance) = bytes.split_at(32);
+        let (numbers, others) = bytes.split_at(48);
+        let (balance, account_id) = others.split_at(16);
         let mut numbers = numbers.as_chunks::<8>().0.iter().map(|bytes| i64::from_be_bytes(*bytes));
         let (effective_us, account_version, up_to_version, as_of_us) = (numbers.next()?, numbers.next()?, numbers.next()?, numbers.next()?);
+        let (from, to) = (Day::of_number(numbers.next()?), Day::of_number(numbers.next()?));
+        let of = Of { account_id: Uuid::from_slice(account_id).ok()?, from, to };
+        // Whoever makes one up must not make the answer unwritable.
+        if !(0..=AS_OF_US_MAX).contains(&as_of_us) {
+            return None;
+        }
         let after = Some(Place { effective_us, account_version });
-        Some(Self { after, balance: Total::of_bytes(balance.try_into().ok()?), up_to_version, as_of_us: Some(as_of_us) })
+        Some(Self { of, after, balance: Total::of_bytes(balance.try_into().ok()?), up_to_version, as_of_us: Some(as_of_us) })
     }
 }
 
@@ -139,7 +162,10 @@ mod tests {
     #[test]
     fn a_token_says_where_the_next_page_begins() {
         let after = Some(Place { effective_us: -5, account_version: 7 });
-        let begin = Begin { after, balance: Total::of(-9), up_to_version: 11, as_of_us: Some(13) };
+        let of = Of { account_id: Uuid::from_u128(3), from: Day::of_number(-4), to: Day::of_number(5) };
+        let begin = Begin { of, after, balance: Total::of(-9), up_to_version: 11, as_of_us: Some(13) };
+        let never = Begin { as_of_us: Some(i64::MAX), ..begin };
+        assert_eq!(Begin::of_token(&never.token()), None);
         assert_eq!(Begin::of_token(&begin.token()), Some(begin));
         for wrong in ["", "x", "AAAA", &begin.token()[1..]] {
             assert_eq!(Begin::of_token(wrong), None, "{wrong}");

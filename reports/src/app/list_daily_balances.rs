@@ -19,6 +19,11 @@ use crate::store::daily::{self, Days, Flow};
 /// Days of one answer.
 const DAYS_MAX: i64 = 366;
 
+/// Accounts that are told of together.
+const ACCOUNTS_MAX: usize = 1_000;
+/// Record times are by the clocks of other machines, which may be ahead of ours by so much.
+const CLOCKS_DIFFER_US: i64 = 5_000_000;
+
 /// What is asked for.
 #[derive(Debug, Default)]
 pub struct Wanted<'a> {
@@ -59,14 +64,14 @@ pub struct DailyBalances {
 }
 
 /// Every day that is asked for, with what happened on it.
-pub async fn list_daily_balances(app: &App, caller: &Caller, wanted: Wanted<'_>, sees_by: Option<SeesBy>) -> Result<DailyBalances, Error> {
+pub async fn list_daily_balances(app: &App, caller: &Caller, wanted: Wanted<'_>, sees_by: Option<&SeesBy>) -> Result<DailyBalances, Error> {
     let (from, to) = app.days(wanted.from, wanted.to)?;
     if to.number() - from.number() >= DAYS_MAX {
         return Err(
             Problem::field("from", format!("must be at most {} days before `to`: an answer has {DAYS_MAX} days at most", DAYS_MAX - 1)).into()
         );
     }
-    if wanted.as_of_us.is_some_and(|as_of_us| as_of_us > clock::now_us()) {
+    if wanted.as_of_us.is_some_and(|as_of_us| as_of_us > clock::now_us() + CLOCKS_DIFFER_US) {
         return Err(Problem::field("as_of", "must not lie in the future").into());
     }
     // Who waits for a write of its own is answered by the database.
@@ -86,7 +91,17 @@ pub async fn list_daily_balances(app: &App, caller: &Caller, wanted: Wanted<'_>,
 async fn of_cache(app: &App, caller: &Caller, wanted: &Wanted<'_>, from: Day, to: Day) -> Result<Option<(Currency, Days)>, Error> {
     let Some(account_id) = wanted.account_id else { return Ok(None) };
     let id = Uuid::parse_str(account_id).map_err(|_| Problem::field("account_id", "must be a UUID"))?;
-    let Some(known) = app.days_cache.get(id).await?.filter(|known| may_see(caller, &known.account)) else { return Err(Error::AccountNotFound) };
+    let known = match app.days_cache.peek(id).await {
+        Some(known) => known,
+        // Only for whoever may see it something is looked up, and kept.
+        None => {
+            app.account(caller, account_id, None).await?;
+            app.days_cache.get(id).await?.ok_or(Error::AccountNotFound)?
+        }
+    };
+    if !may_see(caller, &known.account) {
+        return Err(Error::AccountNotFound);
+    }
     Ok(known.range(from, to).zip(currency_of(&known.account, wanted.currency_code)?).map(|(days, currency)| (currency, days)))
 }
 
@@ -98,7 +113,7 @@ fn currency_of(account: &Account, wanted: Option<&str>) -> Result<Option<Currenc
     Ok(Currency::from_code(&account.currency_code))
 }
 
-async fn accounts_of(app: &App, caller: &Caller, wanted: &Wanted<'_>, sees_by: Option<SeesBy>) -> Result<(Vec<Uuid>, Currency), Error> {
+async fn accounts_of(app: &App, caller: &Caller, wanted: &Wanted<'_>, sees_by: Option<&SeesBy>) -> Result<(Vec<Uuid>, Currency), Error> {
     let known = |code: &str| Currency::from_code(code);
     match (wanted.account_id, wanted.currency_code) {
         (Some(account_id), code) => {
@@ -109,7 +124,12 @@ async fn accounts_of(app: &App, caller: &Caller, wanted: &Wanted<'_>, sees_by: O
         }
         (None, Some(code)) => {
             let currency = known(code).ok_or_else(|| Problem::field("currency_code", "must be an ISO 4217 currency code, such as BRL"))?;
-            Ok((accounts::of_owner(app.database.reader(), caller.id, code).await?, currency))
+            let accounts = accounts::of_owner(app.database.reader(), caller.id, code, ACCOUNTS_MAX + 1).await?;
+            if accounts.len() > ACCOUNTS_MAX {
+                let rule = format!("has more than {ACCOUNTS_MAX} accounts of yours, too many to be told together; name one of them in `accountId`");
+                return Err(Problem::field("currency_code", rule).into());
+            }
+            Ok((accounts, currency))
         }
         (None, None) => Err(Problem::field("currency_code", "is required without `accountId`: of which currency the balances are").into()),
     }

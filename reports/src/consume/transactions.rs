@@ -14,10 +14,13 @@ use uuid::Uuid;
 use super::{decode, id};
 use crate::cache::DaysCache;
 use crate::domain::calendar::Calendar;
-use crate::domain::heads::Head;
+use crate::domain::heads::Contradiction;
 use crate::domain::operation::{CountChanges, Ending, Entry, Leg, Posted, Submission};
 use crate::store::operations::Operation;
 use crate::store::{counts, daily, entries, operations};
+
+/// Entries behind a gap that are read at once.
+const READ_AT_ONCE: u32 = 1_000;
 
 pub struct Transactions {
     pub calendar: Calendar,
@@ -88,17 +91,21 @@ async fn post(tx: &Transaction, new: Vec<(Entry, i64)>) -> Result<(), Failure> {
     }
     let ids: Vec<Uuid> = by_account.keys().copied().collect();
     let heads = entries::lock_heads(tx, &ids).await?;
-    let with_ahead: Vec<Uuid> = ids.into_iter().filter(|id| heads.get(id).is_some_and(|head| head.ahead > 0)).collect();
-    let mut ahead = entries::ahead(tx, &with_ahead).await?;
+    entries::insert(tx, &new).await?;
+    let wrong = |error: Contradiction| Failure::Event(error.to_string());
     let (mut moved, mut counting) = (Vec::with_capacity(by_account.len()), Vec::with_capacity(new.len()));
-    for (account_id, entries) in by_account {
-        let head = heads.get(&account_id).copied().unwrap_or_default();
-        let (head, now): (Head, Vec<Entry>) =
-            head.advance(entries, ahead.remove(&account_id).unwrap_or_default()).map_err(|error| Failure::Event(error.to_string()))?;
+    for (account_id, new) in by_account {
+        let (mut head, mut now) = heads.get(&account_id).copied().unwrap_or_default().advance(new).map_err(wrong)?;
+        // A gap may be closed now: only then what lies behind it is read.
+        let mut has_moved = !now.is_empty();
+        while has_moved && head.ahead > 0 {
+            let (after, behind) = head.catch_up(entries::after(tx, account_id, head.version, READ_AT_ONCE).await?).map_err(wrong)?;
+            (head, has_moved) = (after, !behind.is_empty());
+            now.extend(behind);
+        }
         moved.push((account_id, head));
         counting.extend(now);
     }
-    entries::insert(tx, &new).await?;
     entries::set_heads(tx, moved.into_iter()).await?;
     Ok(daily::add(tx, counting.iter()).await?)
 }

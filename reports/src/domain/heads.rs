@@ -38,28 +38,37 @@ pub enum Contradiction {
 }
 
 impl Head {
-    /// Adds new postings, with those that were stored ahead of a gap: the head afterwards, and those that count now. Both are sorted by version before.
-    pub fn advance<T: Follows>(self, new: Vec<T>, ahead: Vec<T>) -> Result<(Self, Vec<T>), Contradiction> {
-        let mut all: Vec<T> = new.into_iter().chain(ahead).collect();
-        all.sort_by_key(Follows::version);
-        let repeated = all.windows(2).find(|pair| pair[0].version() == pair[1].version()).map(|pair| pair[0].version());
-        let known = all.first().map(Follows::version).filter(|version| *version <= self.version);
+    /// Adds new postings: the head afterwards, and those that count now. What is ahead of a gap is stored by the caller, and counted here.
+    pub fn advance<T: Follows>(self, mut new: Vec<T>) -> Result<(Self, Vec<T>), Contradiction> {
+        new.sort_by_key(Follows::version);
+        let repeated = new.windows(2).find(|pair| pair[0].version() == pair[1].version()).map(|pair| pair[0].version());
+        let known = new.first().map(Follows::version).filter(|version| *version <= self.version);
         if let Some(version) = repeated.or(known) {
             return Err(Contradiction::Repeated(version));
         }
-        let total = all.len();
+        let total = new.len();
+        let (head, counts) = self.follow(new)?;
+        Ok((Self { ahead: self.ahead + (total - counts.len()) as i64, ..head }, counts))
+    }
+
+    /// Adds those postings that were stored ahead of a gap which is closed now, sorted by version.
+    pub fn catch_up<T: Follows>(self, stored: Vec<T>) -> Result<(Self, Vec<T>), Contradiction> {
+        let (head, counts) = self.follow(stored)?;
+        Ok((Self { ahead: self.ahead - counts.len() as i64, ..head }, counts))
+    }
+
+    fn follow<T: Follows>(self, sorted: Vec<T>) -> Result<(Self, Vec<T>), Contradiction> {
         let (mut head, mut counts) = (self, Vec::new());
-        for posting in all {
+        for posting in sorted {
             if posting.version() != head.version + 1 {
                 break;
             }
             if head.balance.checked_add(posting.amount()) != Some(posting.balance()) {
                 return Err(Contradiction::Balance(posting.version()));
             }
-            head = Self { version: posting.version(), ahead: 0, balance: posting.balance(), record_us: posting.record_us() };
+            head = Self { version: posting.version(), balance: posting.balance(), record_us: posting.record_us(), ..head };
             counts.push(posting);
         }
-        head.ahead = i64::try_from(total - counts.len()).unwrap_or(i64::MAX);
         Ok((head, counts))
     }
 }
@@ -92,9 +101,10 @@ mod tests {
     #[test]
     fn what_cannot_be_is_refused() {
         let head = Head { version: 2, ahead: 0, balance: 20, record_us: 1_002 };
-        assert_eq!(head.advance(vec![Posting(2)], vec![]), Err(Contradiction::Repeated(2)));
-        assert_eq!(head.advance(vec![Posting(4)], vec![Posting(4)]), Err(Contradiction::Repeated(4)));
-        assert_eq!(Head { balance: 21, ..head }.advance(vec![Posting(3)], vec![]), Err(Contradiction::Balance(3)));
+        assert_eq!(head.advance(vec![Posting(2)]), Err(Contradiction::Repeated(2)));
+        assert_eq!(head.advance(vec![Posting(4), Posting(4)]), Err(Contradiction::Repeated(4)));
+        assert_eq!(Head { balance: 21, ..head }.advance(vec![Posting(3)]), Err(Contradiction::Balance(3)));
+        assert_eq!(Head { balance: 21, ahead: 1, ..head }.catch_up(vec![Posting(3)]), Err(Contradiction::Balance(3)));
     }
 
     proptest! {
@@ -102,14 +112,22 @@ mod tests {
         fn in_whichever_order_postings_come_all_count_once(order in Just((1..=30_i64).collect::<Vec<_>>()).prop_shuffle(), size in 1..8_usize) {
             let (mut head, mut stored, mut counted) = (Head::default(), Vec::new(), Vec::new());
             for batch in order.chunks(size) {
-                let ahead: Vec<Posting> = std::mem::take(&mut stored);
-                prop_assert_eq!(head.ahead, ahead.len() as i64);
                 let new: Vec<Posting> = batch.iter().copied().map(Posting).collect();
-                let all: Vec<Posting> = new.iter().chain(&ahead).copied().collect();
-                let (after, counts) = head.advance(new, ahead).expect("nothing is wrong");
+                stored.extend(new.iter().copied());
+                let (after, counts) = head.advance(new).expect("nothing is wrong");
                 counted.extend(counts.iter().map(|posting| posting.0));
-                stored = all.into_iter().filter(|posting| posting.0 > after.version).collect();
+                // What is stored is read three at a time.
+                let mut window = counts.len();
                 head = after;
+                while head.ahead > 0 && window > 0 {
+                    let mut next: Vec<Posting> = stored.iter().copied().filter(|posting| posting.0 > head.version).collect();
+                    next.sort_unstable_by_key(|posting| posting.0);
+                    next.truncate(3);
+                    let (after, counts) = head.catch_up(next).expect("nothing is wrong");
+                    counted.extend(counts.iter().map(|posting| posting.0));
+                    (head, window) = (after, counts.len());
+                }
+                prop_assert_eq!(head.ahead, stored.iter().filter(|posting| posting.0 > head.version).count() as i64);
                 prop_assert_eq!(&counted, &(1..=head.version).collect::<Vec<_>>());
             }
             prop_assert_eq!(head, Head { version: 30, ahead: 0, balance: 300, record_us: 1_030 });

@@ -63,10 +63,10 @@ pub async fn get(on: &impl ConnectionTrait, id: Uuid) -> Result<Option<Account>,
     one(on, "SELECT id, owner_id, currency_code, is_system, opened_us, version FROM accounts WHERE id = $1", [id.into()]).await
 }
 
-/// A user's accounts in a currency.
-pub async fn of_owner(on: &impl ConnectionTrait, owner_id: Uuid, currency_code: &str) -> Result<Vec<Uuid>, Error> {
-    let sql = "SELECT id FROM accounts WHERE owner_id = $1 AND currency_code = $2";
-    let rows: Vec<Id> = all(on, sql, [owner_id.into(), currency_code.into()]).await?;
+/// A user's accounts in a currency, up to a limit.
+pub async fn of_owner(on: &impl ConnectionTrait, owner_id: Uuid, currency_code: &str, limit: usize) -> Result<Vec<Uuid>, Error> {
+    let sql = format!("SELECT id FROM accounts WHERE owner_id = $1 AND currency_code = $2 LIMIT {limit}");
+    let rows: Vec<Id> = all(on, &sql, [owner_id.into(), currency_code.into()]).await?;
     Ok(rows.into_iter().map(|row| row.id).collect())
 }
 

@@ -149,3 +149,58 @@ pub async fn read(on: &impl ConnectionTrait, accounts: &[Uuid], from: Day, to: D
     }
     Ok(found)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::heads::Head;
+    use crate::domain::operation::Posted;
+    use crate::store::entries;
+
+    const DAY_US: i64 = 86_400_000_000;
+
+    /// An account whose third posting was recorded two days after the first two, and counts before them.
+    async fn backdated() -> (lastro_database::Database, tempfile::TempDir, Uuid) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let database = lastro_database::Database::open_sqlite(&folder.path().join("reports.db")).await.expect("a database");
+        crate::SERVICE.migrator.run(&database).await.expect("the tables");
+        let account_id = Uuid::from_u128(1);
+        let entry = |account_version: i64, amount: i64, balance: i64, day: i64, record_us: i64| Entry {
+            posted: Posted { account_id, amount, account_version, balance, record_us },
+            transaction_id: Uuid::from_u128(account_version as u128),
+            posting: 0,
+            kind: 1,
+            effective_us: day * DAY_US,
+            day: Day::of_number(day),
+            description: String::new(),
+        };
+        let stored = [entry(1, 10, 10, 5, 5 * DAY_US + 1), entry(2, -4, 6, 5, 5 * DAY_US + 7), entry(3, 100, 106, 3, 7 * DAY_US + 2)];
+        let tx = database.begin().await.expect("a transaction");
+        entries::insert(&tx, &stored.clone().map(|entry| (entry, 2))).await.expect("entries");
+        entries::set_heads(&tx, [(account_id, Head { version: 3, ahead: 0, balance: 106, record_us: 7 * DAY_US + 2 })].into_iter())
+            .await
+            .expect("a head");
+        add(&tx, stored.iter()).await.expect("days");
+        tx.commit().await.expect("stored");
+        (database, folder, account_id)
+    }
+
+    #[tokio::test]
+    async fn what_was_known_at_an_instant_is_told_from_whole_days_and_the_one_that_was_under_way() {
+        let (database, _folder, account_id) = backdated().await;
+        let known = async |as_of_us: Option<i64>| {
+            let found = read(database.reader(), &[account_id], Day::of_number(4), Day::of_number(9), as_of_us).await.expect("days");
+            let net = |flow: &Flow| (flow.credits - flow.debits).minor_units();
+            (net(&found.before), found.days.values().map(net).sum::<i128>(), found.newest_us)
+        };
+        assert_eq!(known(None).await, (100, 6, Some(7 * DAY_US + 2)));
+        // Nothing, the first one, both, and both two days later, when the third one is under way and when it is there.
+        assert_eq!(known(Some(5 * DAY_US)).await, (0, 0, None));
+        assert_eq!(known(Some(5 * DAY_US + 1)).await, (0, 10, Some(5 * DAY_US + 1)));
+        assert_eq!(known(Some(5 * DAY_US + 7)).await, (0, 6, Some(5 * DAY_US + 7)));
+        assert_eq!(known(Some(6 * DAY_US)).await, (0, 6, Some(5 * DAY_US + 7)));
+        assert_eq!(known(Some(7 * DAY_US + 1)).await, (0, 6, Some(5 * DAY_US + 7)));
+        assert_eq!(known(Some(7 * DAY_US + 2)).await, (100, 6, Some(7 * DAY_US + 2)));
+        assert_eq!(known(Some(8 * DAY_US)).await, (100, 6, Some(7 * DAY_US + 2)));
+    }
+}

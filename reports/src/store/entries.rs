@@ -1,6 +1,6 @@
 //! What was posted to accounts, and how far each account has come.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 
 use lastro_database::rows::{Type, all_of_ids, insert_rows};
 use lastro_database::{Error, Transaction, all};
@@ -86,42 +86,31 @@ async fn write_heads(tx: &Transaction, heads: impl Iterator<Item = (Uuid, Head)>
     insert_rows(tx, "account_heads", &columns, conflict, heads.map(row).collect()).await.map(|_| ())
 }
 
-/// The entries of accounts that are stored and ahead of a gap, by account.
-pub async fn ahead(tx: &Transaction, accounts: &[Uuid]) -> Result<BTreeMap<Uuid, Vec<Entry>>, Error> {
-    let mut ahead: BTreeMap<Uuid, Vec<Entry>> = BTreeMap::new();
-    if accounts.is_empty() {
-        return Ok(ahead);
-    }
-    let columns = COLUMNS.split(", ").map(|column| format!("e.{column}")).collect::<Vec<_>>().join(", ");
-    let sql = format!(
-        "SELECT {columns} FROM account_heads h JOIN entries e ON e.account_id = h.account_id AND e.account_version > h.version WHERE h.account_id {{ids}}"
-    );
-    let rows: Vec<EntryRow> = all_of_ids(tx, &sql, accounts, []).await?;
-    for row in rows {
-        ahead.entry(row.account_id).or_default().push(row.entry());
-    }
-    Ok(ahead)
+/// Entries of an account after a version, in the order of their versions, up to a limit.
+pub async fn after(tx: &Transaction, account_id: Uuid, version: i64, limit: u32) -> Result<Vec<Entry>, Error> {
+    let sql = format!("SELECT {COLUMNS} FROM entries WHERE account_id = $1 AND account_version > $2 ORDER BY account_version LIMIT {limit}");
+    let rows: Vec<EntryRow> = all(tx, &sql, [account_id.into(), version.into()]).await?;
+    Ok(rows.into_iter().map(EntryRow::entry).collect())
 }
 
-/// How far the postings of an account have come without a gap.
-pub async fn version_of(on: &impl ConnectionTrait, account_id: Uuid) -> Result<i64, Error> {
-    let sql = "SELECT account_id, version, ahead, balance, record_us FROM account_heads WHERE account_id {ids}";
-    let rows: Vec<HeadRow> = all_of_ids(on, sql, &[account_id], []).await?;
-    Ok(rows.first().map_or(0, |row| row.version))
+#[derive(FromQueryResult)]
+struct Version {
+    account_id: Uuid,
+    version: i64,
 }
 
-/// Whether anything was posted to an account.
-pub async fn is_posted_to(on: &impl ConnectionTrait, account_id: Uuid) -> Result<bool, Error> {
-    let sql = "SELECT account_id, version, ahead, balance, record_us FROM account_heads WHERE account_id {ids}";
-    let rows: Vec<HeadRow> = all_of_ids(on, sql, &[account_id], []).await?;
-    Ok(!rows.is_empty())
+/// The last posting that is stored of each of these accounts of which something is ahead of a gap.
+pub async fn stored_ahead(on: &impl ConnectionTrait, accounts: &[Uuid]) -> Result<Vec<(Uuid, i64)>, Error> {
+    let sql = "SELECT h.account_id, (SELECT MAX(e.account_version) FROM entries e WHERE e.account_id = h.account_id) AS version FROM account_heads h \
+               WHERE h.account_id {ids} AND h.ahead > 0";
+    let rows: Vec<Version> = all_of_ids(on, sql, accounts, []).await?;
+    Ok(rows.into_iter().map(|row| (row.account_id, row.version)).collect())
 }
 
-/// Whether something of these accounts is stored that is ahead of a gap.
-pub async fn any_ahead(on: &impl ConnectionTrait, accounts: &[Uuid]) -> Result<bool, Error> {
-    let sql = "SELECT account_id, version, ahead, balance, record_us FROM account_heads WHERE account_id {ids} AND ahead > 0";
-    let rows: Vec<HeadRow> = all_of_ids(on, sql, accounts, []).await?;
-    Ok(!rows.is_empty())
+/// How far the postings of accounts have come without a gap; those to which nothing was posted are left out.
+pub async fn versions_of(on: &impl ConnectionTrait, accounts: &[Uuid]) -> Result<Vec<(Uuid, i64)>, Error> {
+    let rows: Vec<Version> = all_of_ids(on, "SELECT account_id, version FROM account_heads WHERE account_id {ids}", accounts, []).await?;
+    Ok(rows.into_iter().map(|row| (row.account_id, row.version)).collect())
 }
 
 /// Stores entries, each with the version of the last event of its transaction.

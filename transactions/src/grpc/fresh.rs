@@ -1,7 +1,6 @@
 //! What an answer to a write says of the events that it stored, so that its caller can read them back from services that read them.
 
 use lastro_mesh::freshness;
-use lastro_mesh::status::Problem;
 use tonic::Response;
 use uuid::Uuid;
 
@@ -11,7 +10,7 @@ use crate::domain::operation::Operation;
 use crate::store::account_events::ACCOUNT_EVENTS;
 
 /// More operations than these are told of by the place up to which all of them are stored: headers must not grow with them.
-const TOLD_ONE_BY_ONE: usize = 64;
+const TOLD_ONE_BY_ONE: usize = 32;
 
 /// An operation, and how far it has come; None of one that is not stored.
 pub fn mark(operation: &Operation) -> Option<(Uuid, i64)> {
@@ -26,9 +25,9 @@ pub fn of_operations<T>(answer: T, marks: impl IntoIterator<Item = (Uuid, i64)>)
 }
 
 /// An answer that speaks of perhaps many operations.
-pub async fn of_many_operations<T>(app: &App, answer: T, marks: Vec<(Uuid, i64)>) -> Result<Response<T>, Problem> {
+pub async fn of_many_operations<T>(app: &App, answer: T, marks: Vec<(Uuid, i64)>) -> Response<T> {
     if marks.len() <= TOLD_ONE_BY_ONE {
-        return Ok(of_operations(answer, marks));
+        return of_operations(answer, marks);
     }
     let ids: Vec<Uuid> = marks.into_iter().map(|(id, _)| id).collect();
     let mut response = Response::new(answer);
@@ -37,7 +36,7 @@ pub async fn of_many_operations<T>(app: &App, answer: T, marks: Vec<(Uuid, i64)>
         Ok(place) => freshness::tell_place(response.metadata_mut(), EVENTS.topic, &place.to_string()),
         Err(error) => tracing::warn!(%error, "it cannot be looked up where a batch is stored: its answer has no freshness token"),
     }
-    Ok(response)
+    response
 }
 
 /// An answer that speaks of an account that has come so far at least.

@@ -33,7 +33,7 @@ impl PaymentsService for Payments {
         let asked = PaymentRequest { order_id, method, account_id, card_token, legs: legs.into_iter().map(leg).collect() };
         let (payment, replayed) = process_payment(&self.0, &call, caller, asked).await?;
         let marks = marks_of(&payment);
-        Ok(fresh::of_many_operations(&self.0, wire_payment(payment, replayed), marks).await?)
+        Ok(fresh::of_many_operations(&self.0, wire_payment(payment, replayed), marks).await)
     }
 
     async fn get_payment(&self, request: Request<GetPaymentRequest>) -> Result<Response<Payment>, Status> {
@@ -50,7 +50,7 @@ impl PaymentsService for Payments {
         let asked = RefundRequest { name, amount: message.amount.map(read_money), external_id: message.external_id };
         let (payment, replayed) = refund_payment(&self.0, &call, caller, asked).await?;
         let marks = marks_of(&payment);
-        Ok(fresh::of_many_operations(&self.0, wire_payment(payment, replayed), marks).await?)
+        Ok(fresh::of_many_operations(&self.0, wire_payment(payment, replayed), marks).await)
     }
 }
 

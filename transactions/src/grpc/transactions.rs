@@ -93,7 +93,7 @@ impl TransactionsService for Transactions {
         let results = batch_create_transactions(&self.0, &call, caller, requests, terms).await?;
         let marks = results.iter().flatten().filter_map(|accepted| told(accepted, terms.validate_only)).collect();
         let results = results.into_iter().map(|result| batch_result(result, caller, terms.validate_only)).collect();
-        Ok(fresh::of_many_operations(&self.0, BatchCreateTransactionsResponse { results }, marks).await?)
+        Ok(fresh::of_many_operations(&self.0, BatchCreateTransactionsResponse { results }, marks).await)
     }
 
     async fn capture_transaction(&self, request: Request<CaptureTransactionRequest>) -> Result<Response<Transaction>, Status> {
@@ -222,12 +222,12 @@ fn filter(message: &ListTransactionsRequest, caller: &Caller) -> Result<Filter, 
     Ok(Filter { states: states_from_wire(message.state()), kind: type_from_wire(message.r#type()), from_us, to_us, metadata })
 }
 
-/// What would happen has no id, and repeats nothing.
 /// What an answer tells of how far it has come; a dry run stores nothing.
 fn told(accepted: &Accepted, validate_only: bool) -> Option<(Uuid, i64)> {
     fresh::mark(&accepted.operation).filter(|_| !validate_only)
 }
 
+/// What would happen has no id, and repeats nothing.
 fn accepted_transaction(accepted: Accepted, caller: &Caller, validate_only: bool) -> Transaction {
     let answer = transaction(accepted.operation, caller);
     if validate_only { Transaction { id: String::new(), ..answer } } else { Transaction { replayed: accepted.replayed, ..answer } }
