@@ -352,6 +352,7 @@ fn write_methods(pool: &DescriptorPool, out: &Path) -> Result<()> {
             };
             let (path_fields, query) = rest_fields(&method, &http_path, &body)?;
             let access = access(&method)?;
+            let csv = rest_methods::csv(&method, &rest)?;
             let shared = option("shared").and_then(|value| value.as_bool()).unwrap_or_default();
             ensure!(
                 rest.key.is_empty() || method.input().get_field_by_name(&rest.key).is_some(),
@@ -365,7 +366,7 @@ fn write_methods(pool: &DescriptorPool, out: &Path) -> Result<()> {
             writeln!(
                 table,
                 "    Method {{ service: {:?}, name: {:?}, path: \"/{}/{}\", access: {access}, shared: {shared}, http_method: {http_method:?}, http_path: {http_path:?}, \
-                 success: Success::{}, takes_idempotency_key: {}, key: {:?}, takes_wait: {}, waits_outside: {}, reasons: &{:?}, streams: {}, retry_safe: {retry_safe}, \
+                 success: Success::{}, takes_idempotency_key: {}, key: {:?}, takes_wait: {}, waits_outside: {}, csv: {csv}, reasons: &{:?}, streams: {}, retry_safe: {retry_safe}, \
                  takes_body: {}, path_fields: &{path_fields:?}, query: &[{query}], input: {:?}, class: Class::{class}, \
                  request_bytes_max: {}, body_bytes_max: {} }},",
                 service.full_name(),

@@ -49,6 +49,7 @@ pub static SERVICE: Service = Service {
     migrator: lastro_migrations::Migrator::of::<migrations::Migrator>(),
     prepare: |database| Box::pin(async move { Ok(Customers::ensure_first_key(&database).await?) }),
     settings: SettingsGroup::of::<settings::CustomersGroup>(),
+    replay: None,
     start: |given| Box::pin(start(given)),
 };
 

@@ -167,7 +167,12 @@ fn kind(error: &sqlx::Error) -> Kind {
     if error.is_unique_violation() {
         return Kind::Unique;
     }
-    kind_of_code(error.code().as_deref().unwrap_or_default())
+    let code = error.code().unwrap_or_default();
+    // SQLITE_ERROR is anything that is wrong with a statement; a table or a column that is not there is nothing that a value is at fault for.
+    if code == "1" && error.message().starts_with("no such ") {
+        return Kind::Fault;
+    }
+    kind_of_code(&code)
 }
 
 fn kind_of_code(code: &str) -> Kind {

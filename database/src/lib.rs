@@ -7,6 +7,7 @@ pub mod group_commit;
 pub mod pipelined;
 mod read_only;
 pub mod rows;
+pub mod shadow;
 pub mod url;
 
 use std::path::Path;

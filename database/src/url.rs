@@ -250,6 +250,15 @@ impl PostgresUrl {
         Self { user: user.to_owned(), password: Some(password.to_owned()), ..self.clone() }
     }
 
+    /// The same server, with settings of every session: each counts instead of one of this name in the URL.
+    #[must_use]
+    pub(crate) fn with_settings(&self, settings: &[(&str, &str)]) -> Self {
+        let mut all = self.settings.clone();
+        all.retain(|(name, _)| settings.iter().all(|(new, _)| new != name));
+        all.extend(settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        Self { settings: all, ..self.clone() }
+    }
+
     /// For sqlx, without any setting of ours. Everything that its defaults take from the environment is set here.
     pub(crate) fn for_sqlx(&self, database: &str) -> PgConnectOptions {
         let options = PgConnectOptions::new_without_pgpass()

@@ -249,6 +249,12 @@ impl<C: Cached> Cache<C> {
         let _ = timeout(TOLD_WITHIN, told).await;
     }
 
+    /// Everything may have changed.
+    pub fn forget_all(&self) {
+        let count = self.count.fetch_add(1, Ordering::SeqCst) + 1;
+        self.remembered_from.fetch_max(count, Ordering::SeqCst);
+    }
+
     fn forget_here(&self, ids: &[Uuid]) -> u64 {
         let count = self.count.fetch_add(1, Ordering::SeqCst) + 1;
         for id in ids {

@@ -108,7 +108,7 @@ impl Changes {
     }
 
     /// Tells of everything that has changed while nobody told.
-    async fn look(&self, database: &impl Versions) -> Result<(), Error> {
+    pub async fn look(&self, database: &impl Versions) -> Result<(), Error> {
         let ids: Vec<Uuid> = self.by_id.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect();
         for some in ids.chunks(LOOK_AT_ONCE) {
             self.tell(&database.versions(some).await?);

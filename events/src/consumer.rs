@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use lastro_database::{Database, Error, Kind, Transaction};
-use metrics::{counter, gauge};
+use metrics::{counter, gauge, histogram};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -21,9 +21,10 @@ use uuid::Uuid;
 use crate::bus::redis_streams::{Marker, Observation, RedisBus};
 use crate::bus::{Bus, BusError};
 use crate::event::Event;
+use crate::heartbeat::Heartbeat;
 use crate::inbox::{Inbox, Outcome, Progress, Step, Unapplied, now_us};
 use crate::source::{Page, Source, SourceError};
-use crate::store::Cursor;
+use crate::store::{Cursor, EventStore};
 
 /// Attempts before an event that is at fault itself becomes a dead letter.
 const ATTEMPTS_MAX: usize = 5;
@@ -99,7 +100,7 @@ pub struct Topic {
 
 /// Consumes one topic into one database.
 pub struct Consumer<H> {
-    topic: Topic,
+    pub(crate) topic: Topic,
     database: Database,
     handler: H,
     /// Whether something came by the bus of which a part is missing.
@@ -110,6 +111,9 @@ pub struct Consumer<H> {
     ended: watch::Sender<(u64, Option<Marker>)>,
     /// Where the group's cursor was last, and from where to read on. On the embedded bus nobody else moves it.
     known_place: Mutex<Option<(Cursor, Cursor)>>,
+    heartbeat: Heartbeat,
+    /// Whether events that came by the bus are being applied.
+    is_delivering: AtomicBool,
 }
 
 /// What became of a delivery.
@@ -131,7 +135,15 @@ impl<H: Handler> Consumer<H> {
             begun: AtomicU64::new(0),
             ended: watch::Sender::new((0, None)),
             known_place: Mutex::default(),
+            heartbeat: Heartbeat::default(),
+            is_delivering: AtomicBool::new(false),
         }
+    }
+
+    /// The same, which tells there that it is alive.
+    #[must_use]
+    pub fn beating(self, heartbeat: &Heartbeat) -> Self {
+        Self { heartbeat: heartbeat.clone(), ..self }
     }
 
     /// Consumes until told to stop.
@@ -147,9 +159,10 @@ impl<H: Handler> Consumer<H> {
                         // What is stored in many commits a second is read together.
                         sleep(GATHER).await;
                     };
-                    if self.catch_up(&stop, |_| ()).await.is_none() {
+                    if self.catch_up(&stop, |_| (), |_| ()).await.is_none() {
                         return;
                     }
+                    self.beat();
                     if looked.elapsed() >= LOOK_EVERY {
                         looked = Instant::now();
                         self.close_gaps(&stop).await;
@@ -172,9 +185,31 @@ impl<H: Handler> Consumer<H> {
         Inbox { database: &self.database, topic: self.topic.name, group: self.topic.reader, handler: &self.handler }
     }
 
+    /// Applies all that is in the event store after the group's cursor, and returns; `applied` is told how many events of it are done with. For tables
+    /// that are made anew, beside those that [`run`](Self::run) keeps up to date.
+    pub async fn read_to_end(&self, applied: impl Fn(usize)) {
+        let never = CancellationToken::new();
+        // It ends only when told to, or done.
+        let _ = self.catch_up(&never, |_| (), applied).await;
+        self.close_gaps(&never).await;
+    }
+
+    /// As [`read_to_end`](Self::read_to_end), all that the publisher has committed by now: also that before which something may be committed yet. The
+    /// cursor stays before it, so that nothing is left out later.
+    pub async fn read_committed(&self, store: &EventStore, publisher: &Database) -> Result<(), Error> {
+        let mut cursor = self.inbox().cursor().await?;
+        loop {
+            let found = store.visible_after(publisher, cursor, PAGE).await?;
+            let Some((last, _)) = found.last() else { return Ok(()) };
+            cursor = *last;
+            let events: Vec<Event> = found.into_iter().map(|(_, event)| event).collect();
+            self.deliver(&events, None, &CancellationToken::new()).await;
+        }
+    }
+
     /// Reads the event store from the group's cursor to its end. None when told to stop meanwhile. `is_reachable` is told whether the publisher
-    /// answers.
-    async fn catch_up(&self, stop: &CancellationToken, is_reachable: impl Fn(bool)) -> Option<()> {
+    /// answers, `applied` how many events are done with.
+    async fn catch_up(&self, stop: &CancellationToken, is_reachable: impl Fn(bool), applied: impl Fn(usize)) -> Option<()> {
         let mut pauses = PAUSES.build();
         'anew: loop {
             let known = self.known_place.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -209,7 +244,12 @@ impl<H: Handler> Consumer<H> {
                 // The next page comes while this one is applied.
                 let following = has_more.then(|| self.fetch(page.cursor));
                 match self.deliver(&page.events, Some(step), stop).await {
-                    Delivery::Done => cursor = step.to,
+                    // Applied, or given up: either way it goes on.
+                    Delivery::Done => {
+                        self.beat();
+                        cursor = step.to;
+                        applied(page.events.len());
+                    }
                     Delivery::Overtaken => continue 'anew,
                     Delivery::Stopped => return None,
                 }
@@ -243,6 +283,7 @@ impl<H: Handler> Consumer<H> {
             match self.inbox().apply(events, step).await {
                 Ok(outcome) => {
                     self.count(outcome);
+                    self.note_age(events);
                     return Delivery::Done;
                 }
                 Err(Unapplied::Overtaken) => return Delivery::Overtaken,
@@ -260,6 +301,7 @@ impl<H: Handler> Consumer<H> {
                     if self.bisect(planned, stop).await.is_none() {
                         return Delivery::Stopped;
                     }
+                    self.beat();
                 }
             }
         }
@@ -279,6 +321,7 @@ impl<H: Handler> Consumer<H> {
                 let failure = match self.inbox().apply_alone(&part).await {
                     Ok(outcome) => {
                         self.count(outcome);
+                        self.beat();
                         break;
                     }
                     Err(Unapplied::Overtaken) => break,
@@ -291,10 +334,8 @@ impl<H: Handler> Consumer<H> {
                 }
                 attempts += usize::from(!failure.is_transient());
                 cancelled += usize::from(failure.is_cancelled());
-                if cancelled >= CANCELLED_MAX && self.give_up(&part[0], &failure).await {
-                    break;
-                }
-                if attempts >= ATTEMPTS_MAX && self.give_up(&part[0], &failure).await {
+                if (cancelled >= CANCELLED_MAX || attempts >= ATTEMPTS_MAX) && self.give_up(&part[0], &failure).await {
+                    self.beat();
                     break;
                 }
                 self.pause(stop, pauses.next()).await?;
@@ -366,8 +407,13 @@ impl<H: Handler> Consumer<H> {
                 // Before it is acknowledged: from then on nothing else tells of it.
                 self.misses.store(true, Ordering::SeqCst);
             }
-            if !delivered.events.is_empty() && matches!(self.deliver(&delivered.events, None, stop).await, Delivery::Stopped) {
-                return;
+            if !delivered.events.is_empty() {
+                self.is_delivering.store(true, Ordering::SeqCst);
+                let delivery = self.deliver(&delivered.events, None, stop).await;
+                self.is_delivering.store(false, Ordering::SeqCst);
+                if matches!(delivery, Delivery::Stopped) {
+                    return;
+                }
             }
             if let Err(error) = subscription.acknowledge(&delivered).await {
                 // They are delivered again, and the inbox knows them.
@@ -389,9 +435,13 @@ impl<H: Handler> Consumer<H> {
             // Looked at before reading: what goes wrong meanwhile is noticed afterwards.
             let begin = bus.observe(self.topic.name, self.topic.reader).await;
             if self
-                .catch_up(stop, |is_reachable| {
-                    open.send_replace(!is_reachable);
-                })
+                .catch_up(
+                    stop,
+                    |is_reachable| {
+                        open.send_replace(!is_reachable);
+                    },
+                    |_| (),
+                )
                 .await
                 .is_none()
             {
@@ -442,6 +492,10 @@ impl<H: Handler> Consumer<H> {
             }
             published = published.or(now.marker);
             self.close_gaps(stop).await;
+            // One that works on a delivery that it cannot apply is not alive because it looks.
+            if !self.is_delivering.load(Ordering::SeqCst) {
+                self.beat();
+            }
         }
     }
 
@@ -503,12 +557,31 @@ impl<H: Handler> Consumer<H> {
         }
     }
 
+    /// It is alive: it has applied something, or has found nothing to do.
+    fn beat(&self) {
+        self.heartbeat.beat();
+        gauge!("lastro_consumer_heartbeat_seconds", "topic" => self.topic.name, "group" => self.topic.reader).set(seconds(now_us()));
+    }
+
+    /// How old events were when they were applied.
+    fn note_age(&self, events: &[Event]) {
+        self.beat();
+        let ages = histogram!("lastro_consumer_lag_seconds", "topic" => self.topic.name, "group" => self.topic.reader);
+        let now_us = now_us();
+        events.iter().for_each(|event| ages.record(seconds((now_us - event.recorded_us).max(0))));
+    }
+
     fn count(&self, outcome: Outcome) {
         let outcomes = [("applied", outcome.applied), ("duplicate", outcome.duplicates), ("parked", outcome.parked), ("dead", outcome.dead)];
         for (outcome, count) in outcomes.into_iter().filter(|(_, count)| *count > 0) {
             counter!("lastro_events_consumed_total", "topic" => self.topic.name, "outcome" => outcome).increment(count as u64);
         }
     }
+}
+
+/// Microseconds as metrics have them.
+fn seconds(us: i64) -> f64 {
+    Duration::from_micros(us.unsigned_abs()).as_secs_f64()
 }
 
 /// Why a gap cannot be closed now.

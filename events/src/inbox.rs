@@ -9,7 +9,7 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
 use lastro_database::rows::{Type, all_of_ids, execute_of_ids, insert_rows};
-use lastro_database::{Database, Error, Transaction, all, execute, one};
+use lastro_database::{Database, Error, Transaction, all, execute, one, shadow};
 use sea_orm::{ConnectionTrait as _, DbBackend, FromQueryResult, Value};
 use uuid::Uuid;
 
@@ -305,14 +305,24 @@ pub async fn cursor(database: &Database, topic: &str, reader: &str) -> Result<Cu
 
 /// Waits until nobody else applies, buries or retries events of these aggregates. SQLite has one writer.
 pub(crate) async fn take_turns(tx: &Transaction, topic: &str, aggregates: &[Uuid]) -> Result<(), Error> {
-    if tx.get_database_backend() != DbBackend::Postgres || aggregates.is_empty() {
+    take(tx, topic, aggregates.iter().map(|id| id.as_u128() % SHARDS).collect()).await
+}
+
+/// As [`take_turns`], of all aggregates.
+pub(crate) async fn hold_all_turns(tx: &Transaction, topic: &str) -> Result<(), Error> {
+    take(tx, topic, (0..SHARDS).collect()).await
+}
+
+async fn take(tx: &Transaction, topic: &str, mut shards: Vec<u128>) -> Result<(), Error> {
+    if tx.get_database_backend() != DbBackend::Postgres || shards.is_empty() {
         return Ok(());
     }
-    let mut shards: Vec<u128> = aggregates.iter().map(|id| id.as_u128() % SHARDS).collect();
     shards.sort_unstable();
     shards.dedup();
+    // Tables that are made anew have turns of their own: see `replay`.
+    let turns = format!("hashtext(concat($1, CASE current_schema() WHEN '{}' THEN ' anew' END))", shadow::SCHEMA);
     // In this order, so that two that want several never wait for each other in a circle.
-    let locks = shards.iter().map(|shard| format!("pg_advisory_xact_lock(hashtext($1), {shard})")).collect::<Vec<_>>().join(", ");
+    let locks = shards.iter().map(|shard| format!("pg_advisory_xact_lock({turns}, {shard})")).collect::<Vec<_>>().join(", ");
     execute(tx, &format!("SELECT {locks}"), [topic.into()]).await.map(|_| ())
 }
 

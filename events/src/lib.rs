@@ -8,12 +8,15 @@ pub mod consumer;
 mod cursor;
 pub mod dead_letters;
 pub mod event;
+pub mod heartbeat;
 pub mod inbox;
 pub mod relay;
+pub mod replay;
 pub mod source;
 pub mod store;
 
 pub use consumer::{Consumer, Handler, Topic};
 pub use event::{Event, NewEvent};
+pub use heartbeat::Heartbeat;
 pub use source::Source;
 pub use store::EventStore;

@@ -147,6 +147,16 @@ impl EventStore {
         rows.into_iter().map(Row::event).collect()
     }
 
+    /// About how many events there are; a number, to show how far something has come.
+    pub async fn stored(&self, database: &Database) -> Result<i64, Error> {
+        let sql = if database.is_postgres() {
+            format!("SELECT coalesce(pg_sequence_last_value(pg_get_serial_sequence('{}', 'seq')::regclass), 0) AS seq", self.table)
+        } else {
+            format!("SELECT coalesce(max(seq), 0) AS seq FROM {}", self.table)
+        };
+        Ok(one::<Seq>(database.reader(), &sql, []).await?.map_or(0, |row| row.seq))
+    }
+
     /// The cursor after which every event lies that cannot be seen yet: whoever reads the service's tables from now on, and then the events after
     /// it, misses nothing. Some that can be seen may lie after it as well.
     pub async fn end(&self, database: &Database) -> Result<Cursor, Error> {

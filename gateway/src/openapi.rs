@@ -53,6 +53,10 @@ fn complete(document: &mut Value, method: &Method) {
         if matches!(*status, "201" | "202") {
             response["headers"]["Location"] = refer("headers", "Location");
         }
+        if *status == "200" && method.csv.is_some() {
+            response["content"]["text/csv"] =
+                json!({ "schema": { "type": "string", "description": "All rows, with their names in the first one; to `Accept: text/csv`." } });
+        }
         if method.takes_wait {
             response["headers"]["Preference-Applied"] = refer("headers", "Preference-Applied");
         }

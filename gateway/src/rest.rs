@@ -3,6 +3,7 @@
 //! method is generated (`lastro_proto::rest_methods`), so that a new method needs no code here.
 
 mod body;
+mod csv;
 mod headers;
 mod json_path;
 mod query;

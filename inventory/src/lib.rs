@@ -42,6 +42,7 @@ pub static SERVICE: Service = Service {
     migrator: lastro_migrations::Migrator::of::<migrations::Migrator>(),
     prepare: Service::nothing_to_prepare,
     settings: SettingsGroup::NONE,
+    replay: None,
     start: |given| Box::pin(std::future::ready(start(given))),
 };
 

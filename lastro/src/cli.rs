@@ -1,6 +1,7 @@
 //! The command line. Every flag is also an environment variable, `LASTRO_…`; `--help` says what each is for.
 
 mod groups;
+mod replay;
 mod service;
 mod up;
 
@@ -9,6 +10,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use lastro_database::PostgresUrl;
 
+pub use replay::ReplaySettings;
 pub use service::{GatewayArgs, GatewaySettings, ProcessSettings, ServiceSettings, StoreSettings};
 pub use up::{UpArgs, UpSettings};
 
@@ -27,6 +29,7 @@ pub fn command() -> clap::Command {
     // The services stand behind `up`, which stands first.
     let fixed = Cli::command().mut_subcommands(|command| command.display_order(SERVICES.len() + 2));
     let fixed = fixed
+        .mut_subcommand("replay", replay::replay_command)
         .mut_subcommand("up", |up| up::up_command(up).display_order(0))
         .mut_subcommand("gateway", |gateway| service::gateway_command(gateway).display_order(SERVICES.len() + 1));
     (1..).zip(SERVICES).fold(fixed, |command, (place, service)| command.subcommand(service::service_command(service).display_order(place)))
@@ -50,6 +53,11 @@ pub enum Command {
     /// List the events that a service could not apply, or have those of one aggregate tried again.
     #[command(subcommand)]
     DeadLetters(DeadLettersCommand),
+    /// Make the tables of a service anew from the events that others have published, while it works and is read: after a defect, or for another time zone.
+    Replay(replay::NoArgs),
+    /// Compare what a service tells with the ledger, while everything runs; fails where anything differs.
+    #[command(subcommand)]
+    Verify(VerifyCommand),
     /// Make a development authority and a certificate for each service, for nginx (edge) and for an operator, and the policy of who may call
     /// what. What is there already stays.
     Certs {
@@ -76,6 +84,18 @@ pub enum Command {
     Proto {
         /// The folder to write to; it is made where it is missing.
         dir: PathBuf,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum VerifyCommand {
+    /// Compare every posting and every day of every account. What has not come yet is counted, and is no difference.
+    Reports {
+        /// The data folder of `lastro up`, which may run.
+        #[arg(long, env = "LASTRO_DATA", value_name = "DIR", default_value = "data")]
+        data: PathBuf,
+        #[command(flatten)]
+        database: DatabaseArgs,
     },
 }
 

@@ -65,6 +65,22 @@ pub fn write_private(path: &Path, content: &[u8]) -> Result<()> {
     write().with_context(|| format!("{} cannot be written", path.display()))
 }
 
+/// A file that is empty and closed to others, and was not there.
+pub fn create_private(path: &Path) -> Result<()> {
+    private(OpenOptions::new().create_new(true)).open(path).with_context(|| format!("{} cannot be made", path.display())).map(|_| ())
+}
+
+/// Locks a file, which is made where it is missing, until it is dropped. None where somebody else holds it.
+pub fn lock_file(path: &Path) -> Result<Option<File>> {
+    let file =
+        private(OpenOptions::new().create(true).truncate(false)).open(path).with_context(|| format!("{} cannot be written", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("{} cannot be locked", path.display())),
+    }
+}
+
 fn private(options: &mut OpenOptions) -> &mut OpenOptions {
     options.write(true).mode(0o600)
 }

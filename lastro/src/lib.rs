@@ -14,10 +14,12 @@ mod ops;
 mod print;
 mod process;
 mod proto;
+mod replay;
 mod routes;
 mod services;
 mod storage;
 mod up;
+mod verify;
 
 use clap::{ArgMatches, FromArgMatches as _};
 
@@ -50,6 +52,8 @@ fn dispatch(matches: &ArgMatches) -> anyhow::Result<()> {
         cli::Command::Migrate(args) => run(migrate::migrate(args)),
         cli::Command::Keys(command) => run(keys::keys(command)),
         cli::Command::Admin(command) => run(admin::admin(command)),
+        cli::Command::Replay(_) => run(replay::replay(cli::ReplaySettings::read(given)?)),
+        cli::Command::Verify(command) => run(verify::verify(command)),
         cli::Command::DeadLetters(command) => run(dead_letters::dead_letters(command)),
         cli::Command::Certs { dir, host } => certs::write(&dir, &host),
         cli::Command::Health { ops } => health::ask(&ops),

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use lastro_database::Database;
+use lastro_events::Heartbeat;
 use lastro_events::relay::Relay;
 use lastro_mesh::health::Health;
 use lastro_mesh::metrics::PrometheusHandle;
@@ -21,6 +22,8 @@ use crate::ops;
 
 const PING_EVERY: Duration = Duration::from_millis(500);
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
+/// Work that is alive says so at least every few seconds: a consumer tries for 5 s, and pauses for 2 s.
+const STUCK_AFTER: Duration = Duration::from_secs(10);
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 const TRY_AGAIN_AFTER: Duration = Duration::from_millis(500);
 
@@ -76,7 +79,23 @@ impl Process {
         // Once for each kind of work, for as long as the process lives.
         let check = Box::leak(format!("{service}: {}", job.name).into_boxed_str());
         let work = Work { name: job.name, check, is_essential: job.is_essential };
+        if let Some(heartbeat) = job.heartbeat.clone() {
+            self.watch_heartbeat(Box::leak(format!("{check} (stuck)").into_boxed_str()), heartbeat);
+        }
         self.spawn(async move { keep_running(work, &health, &stop, || job.run(stop.clone())).await });
+    }
+
+    /// Lists work as degraded that has not said for a while that it is alive.
+    fn watch_heartbeat(&self, what: &'static str, heartbeat: Heartbeat) {
+        let (stop, health) = (self.end_of_background.clone(), self.health.clone());
+        self.spawn(async move {
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = tokio::time::sleep(PING_EVERY) => health.set_degraded(what, heartbeat.age() > STUCK_AFTER),
+                }
+            }
+        });
     }
 
     /// Work in the background, to end when `end_of_background` is cancelled.

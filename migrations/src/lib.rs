@@ -110,6 +110,14 @@ pub async fn lock(database: &Database) -> Result<Lock, Error> {
     Ok(Lock(session))
 }
 
+/// As [`lock`], of whoever makes the tables of a service anew. None where somebody else does.
+pub async fn try_lock_replay(database: &Database) -> Result<Option<Lock>, Error> {
+    let pool = database.postgres().ok_or_else(|| Error::corrupt("only PostgreSQL has advisory locks"))?;
+    let mut session = pool.acquire().await?;
+    let is_free: bool = sqlx::query_scalar("SELECT pg_try_advisory_lock($1)").bind(LOCK + 1).fetch_one(&mut *session).await?;
+    Ok(is_free.then_some(Lock(session)))
+}
+
 async fn run<M: MigratorTrait>(database: &Database) -> Result<(), Error> {
     if !database.is_postgres() {
         return Ok(Whole::<M>::up(database.writer(), None).await?);
@@ -127,6 +135,16 @@ pub struct Rights {
     pub append_only: Vec<&'static str>,
     /// It only reads them. What they hold is written by commands, as the owner.
     pub read_only: Vec<&'static str>,
+}
+
+/// Whether there is a role of this name, which is not the one that works here.
+pub async fn is_other_role(database: &Database, role: &str) -> Result<bool, Error> {
+    #[derive(FromQueryResult)]
+    struct Role {
+        is_there: bool,
+    }
+    let sql = "SELECT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = $1 AND rolname <> current_user) AS is_there";
+    Ok(lastro_database::one::<Role>(database.reader(), sql, [role.into()]).await?.is_some_and(|role| role.is_there))
 }
 
 /// What only migrations write.

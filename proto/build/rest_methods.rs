@@ -21,6 +21,8 @@ pub struct Rest {
     pub key: String,
     pub takes_wait: bool,
     pub waits_outside: bool,
+    /// The field whose messages are rows, or empty.
+    pub csv: String,
     pub reasons: Vec<String>,
 }
 
@@ -38,6 +40,7 @@ impl Rest {
             key: value("key").and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default(),
             takes_wait: is("takes_wait"),
             waits_outside: is("waits_outside"),
+            csv: value("csv").and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default(),
             reasons: listed.as_ref().and_then(Value::as_list).into_iter().flatten().filter_map(|one| one.as_str().map(str::to_owned)).collect(),
         }
     }
@@ -118,6 +121,16 @@ fn write_one(code: &mut String, index: usize, method: &MethodDescriptor, rest: &
     if input.get_field_by_name("validate_only").is_some_and(|field| field.kind() == Kind::Bool && !field.is_list()) {
         writeln!(items, "fn validates_only(request: &{request}) -> bool {{ request.validate_only }}")?;
     }
+    if !rest.csv.is_empty() && output.get_field_by_name("next_page_token").is_some() {
+        need(&output, "next_page_token", |kind| *kind == Kind::String)?;
+        need(&input, "page_token", |kind| *kind == Kind::String)?;
+        need(&input, "page_size", |kind| *kind == Kind::Int32)?;
+        writeln!(
+            items,
+            "fn page(request: &mut {request}) -> Option<(&mut i32, &mut String)> {{ Some((&mut request.page_size, &mut request.page_token)) }}\n\
+             fn next_page_token(answer: &{answer}) -> &str {{ &answer.next_page_token }}"
+        )?;
+    }
     ensure!(rest.location.is_empty() || ["CREATED", "ACCEPTED"].contains(&rest.success.as_str()), "only what is made or accepted has a location");
     if !rest.location.is_empty() {
         let (mut template, mut fields) = (String::new(), String::new());
@@ -158,6 +171,31 @@ fn write_one(code: &mut String, index: usize, method: &MethodDescriptor, rest: &
         method.full_name()
     )?;
     Ok(())
+}
+
+/// The value of `Method::csv`: the columns that the messages of the field have.
+pub fn csv(method: &MethodDescriptor, rest: &Rest) -> Result<String> {
+    if rest.csv.is_empty() {
+        return Ok("None".to_owned());
+    }
+    let output = method.output();
+    let rows = output.get_field_by_name(&rest.csv).filter(prost_reflect::FieldDescriptor::is_list);
+    let rows = rows.with_context(|| format!("{}: {} is to be its table, and is no list of its answer", method.full_name(), rest.csv))?;
+    let row = rows.kind().as_message().cloned().context("a table of messages")?;
+    let mut columns = String::new();
+    for field in row.fields() {
+        let name = field.json_name().to_owned();
+        ensure!(!field.is_list() && !field.is_map(), "{}: a cell has one value", field.full_name());
+        match field.kind() {
+            Kind::Message(of) if of.full_name() == "lastro.type.v1.Money" => write!(
+                columns,
+                "Column {{ name: {name:?}, path: &[{name:?}, \"amount\"] }}, Column {{ name: \"{name}CurrencyCode\", path: &[{name:?}, \"currencyCode\"] }}, "
+            )?,
+            Kind::Message(of) if of.full_name() != "google.protobuf.Timestamp" => anyhow::bail!("{}: a cell has one value", field.full_name()),
+            _ => write!(columns, "Column {{ name: {name:?}, path: &[{name:?}] }}, ")?,
+        }
+    }
+    Ok(format!("Some(Csv {{ rows: {:?}, columns: &[{columns}] }})", rows.json_name()))
 }
 
 /// The message from the root of the crate.

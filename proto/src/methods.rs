@@ -30,6 +30,8 @@ pub struct Method {
     pub takes_wait: bool,
     /// Whether somebody outside is waited for in the call.
     pub waits_outside: bool,
+    /// The table that it answers over REST to `Accept: text/csv`, if it does.
+    pub csv: Option<Csv>,
     /// The reasons that it may be refused for, beside those that every call may be.
     pub reasons: &'static [&'static str],
     /// Whether it answers again and again.
@@ -50,6 +52,24 @@ pub struct Method {
     pub request_bytes_max: usize,
     /// The largest body over REST, in bytes.
     pub body_bytes_max: usize,
+}
+
+/// The messages of one field of an answer, as rows of a table.
+#[derive(Debug, Clone, Copy)]
+pub struct Csv {
+    /// The field of the answer, by its name in JSON.
+    pub rows: &'static str,
+    /// In the order of the fields of the message.
+    pub columns: &'static [Column],
+}
+
+/// A column of a table.
+#[derive(Debug, Clone, Copy)]
+pub struct Column {
+    /// As the first row has it: the field's name in JSON. An amount of money has another column for its currency.
+    pub name: &'static str,
+    /// Where it stands in a message as JSON.
+    pub path: &'static [&'static str],
 }
 
 /// A field that a REST route reads from its query.

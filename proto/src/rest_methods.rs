@@ -32,6 +32,16 @@ pub trait RestMethod: Send + Sync + 'static {
         false
     }
 
+    /// Where the request says which page it wants: how many messages, and from where. Of a method whose pages a table has all of.
+    fn page(_: &mut Self::Request) -> Option<(&mut i32, &mut String)> {
+        None
+    }
+
+    /// From where the next page goes on; empty where there is none.
+    fn next_page_token(_: &Self::Answer) -> &str {
+        ""
+    }
+
     /// Where the thing is that a call made.
     fn location(_: &Self::Answer) -> Option<String> {
         None

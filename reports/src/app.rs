@@ -1,11 +1,13 @@
 //! The use cases of reports, one file each, and what they all work with.
 
+pub mod current;
 pub mod freshness;
 pub mod get_statement;
 pub mod get_transaction_report;
 pub mod list_daily_balances;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use lastro_database::{Database, Error as DatabaseError};
 use lastro_events::bus::Bus;
@@ -16,14 +18,18 @@ use lastro_mesh::status::Problem;
 use lastro_mesh::turns::Turns;
 use lastro_proto::permissions::Permission;
 use tokio::sync::Semaphore;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::Error;
+use crate::app::current::CurrentEdition;
 use crate::app::freshness::{ReadUpTo, SeesBy, wait_a_moment};
 use crate::cache::{self, DaysCache};
-use crate::domain::calendar::{Calendar, Day};
+use crate::consume::Readers;
+use crate::domain::calendar::Day;
 use crate::store::accounts::{self, Account};
-use crate::store::{entries, operations};
+use crate::store::{edition, entries, operations};
 
 /// Reads that wait at once until they see a write.
 const WAITING_MAX: usize = 1_024;
@@ -31,11 +37,14 @@ const WAITING_MAX: usize = 1_024;
 const WAITING_OF_CALLER: usize = 32;
 /// How many days an answer covers where its caller does not say.
 const DAYS_DEFAULT: i64 = 30;
+/// Another edition of the tables is noticed within so long.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// What every use case works with.
 pub struct App {
     pub database: Database,
-    pub calendar: Calendar,
+    /// The edition of the tables.
+    pub edition: CurrentEdition,
     /// The aggregates that somebody waits for, and how far each has come.
     pub seen: Arc<Changes>,
     /// The days of accounts that were asked for lately.
@@ -46,11 +55,41 @@ pub struct App {
 }
 
 impl App {
-    pub fn new(database: Database, bus: &Bus, calendar: Calendar) -> Self {
-        let days_cache = cache::open(&database, &calendar, bus);
+    pub fn new(database: Database, bus: &Bus, edition: CurrentEdition) -> Self {
+        let days_cache = cache::open(&database, &edition, bus);
         let read_up_to = ReadUpTo::new(&database);
         let (waiting, waiting_of_caller) = (Arc::new(Semaphore::new(WAITING_MAX)), Turns::new(WAITING_OF_CALLER));
-        Self { database, calendar, seen: Changes::new(bus, "reports"), days_cache, read_up_to, waiting, waiting_of_caller }
+        Self { database, edition, seen: Changes::new(bus, "reports"), days_cache, read_up_to, waiting, waiting_of_caller }
+    }
+
+    /// Whoever reads here, to be told of what events change.
+    pub fn readers(&self) -> Readers {
+        Readers::Here { seen: self.seen.clone(), days_cache: self.days_cache.clone() }
+    }
+
+    /// Looks from time to time whether another edition of the tables has taken their place, until told to stop.
+    pub async fn keep_looking_for_another_edition(&self, stop: CancellationToken) {
+        while !stop.is_cancelled() {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = sleep(LOOK_EVERY) => {}
+            }
+            if let Err(error) = self.look_for_another_edition().await {
+                tracing::debug!(%error, "which edition of the tables these are cannot be asked now");
+            }
+        }
+    }
+
+    async fn look_for_another_edition(&self) -> Result<(), DatabaseError> {
+        let found = edition::get(self.database.reader()).await?;
+        if self.edition.is_another(&found) {
+            // What was applied while it was made was applied elsewhere: nobody has told those who wait for it.
+            self.seen.look(&self.versions()).await?;
+            self.days_cache.forget_all();
+            tracing::info!(time_zone = found.calendar.name(), "reports are of another edition from now on");
+            self.edition.set(found);
+        }
+        Ok(())
     }
 
     /// How far each aggregate has come, as the database has it.
@@ -73,7 +112,7 @@ impl App {
     fn days(&self, from: Option<&str>, to: Option<&str>) -> Result<(Day, Day), Problem> {
         let to = match to {
             Some(to) => date("to", to)?,
-            None => self.calendar.day_of(clock::now_us()),
+            None => self.edition.get().calendar.day_of(clock::now_us()),
         };
         let from = match from {
             Some(from) => date("from", from)?,

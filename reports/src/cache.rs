@@ -9,11 +9,12 @@ use lastro_mesh::clock;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::domain::calendar::{Calendar, Day};
+use crate::app::current::CurrentEdition;
+use crate::domain::calendar::Day;
 use crate::domain::total::Total;
 use crate::store::accounts::{self, Account};
 use crate::store::daily::{self, Days, Flow};
-use crate::store::entries;
+use crate::store::{edition, entries};
 
 /// How many days before today are cached, apart from the sum of all days before them: two years, and what is asked for of the second one.
 const DAYS_CACHED: i64 = 800;
@@ -26,12 +27,14 @@ pub type DaysCache = Cache<AccountDays>;
 /// The days of accounts, as the database has them.
 pub struct AccountDays {
     pub database: Database,
-    pub calendar: Calendar,
+    pub edition: CurrentEdition,
 }
 
 /// What is known of an account.
 #[derive(Debug, PartialEq, Eq)]
 pub struct KnownDays {
+    /// Of which edition of the tables it is, by when that was begun.
+    pub edition_us: i64,
     /// The account.
     pub account: Account,
     /// The first day that is apart from those before it.
@@ -61,8 +64,8 @@ impl KnownDays {
 }
 
 /// Of this database, beside the other replicas.
-pub fn open(database: &Database, calendar: &Calendar, bus: &lastro_events::bus::Bus) -> Arc<DaysCache> {
-    Cache::new(AccountDays { database: database.clone(), calendar: calendar.clone() }, bus)
+pub fn open(database: &Database, edition: &CurrentEdition, bus: &lastro_events::bus::Bus) -> Arc<DaysCache> {
+    Cache::new(AccountDays { database: database.clone(), edition: edition.clone() }, bus)
 }
 
 impl Cached for AccountDays {
@@ -73,15 +76,20 @@ impl Cached for AccountDays {
 
     async fn query(&self, account_id: Uuid) -> Result<Option<KnownDays>, Error> {
         let Some(account) = accounts::get(self.database.reader(), account_id).await? else { return Ok(None) };
-        let today = self.calendar.day_of(clock::now_us());
+        // Looked up first: where another edition comes in between, the days are taken for those of the one before, and thrown away.
+        let edition = self.edition.get();
+        let today = edition.calendar.day_of(clock::now_us());
         let (from, to) = (today.plus(-DAYS_CACHED), today.plus(DAYS_AHEAD_CACHED));
         let days = daily::read(self.database.reader(), &[account_id], from, to, None).await?;
-        Ok(Some(KnownDays { account, from, to, days }))
+        Ok(Some(KnownDays { edition_us: edition.begun_us, account, from, to, days }))
     }
 
     async fn is_current(&self, account_id: Uuid, known: Option<&KnownDays>) -> Result<bool, Error> {
         // An account that is not there may have come since.
         let Some(known) = known else { return Ok(false) };
+        if edition::get(self.database.reader()).await?.begun_us != known.edition_us {
+            return Ok(false);
+        }
         let version = entries::versions_of(self.database.reader(), &[account_id]).await?.first().map_or(0, |(_, version)| *version);
         Ok(version == known.days.version)
     }
@@ -91,9 +99,10 @@ impl Cached for AccountDays {
             let (credits, debits) = (flow.credits.parts(), flow.debits.parts());
             json!([credits.0, credits.1, debits.0, debits.1])
         };
-        let write = |KnownDays { account, from, to, days }: &KnownDays| {
+        let write = |KnownDays { edition_us, account, from, to, days }: &KnownDays| {
             let each: Vec<Value> = days.days.iter().map(|(day, of_day)| json!([day.number(), flow(of_day)])).collect();
             json!({
+                "edition": edition_us,
                 "account": [account.id, account.owner_id, account.currency_code, account.is_system, account.opened_us, account.version],
                 "from": from.number(), "to": to.number(), "before": flow(&days.before), "days": each, "newest": days.newest_us, "version": days.version,
             })
@@ -126,7 +135,7 @@ fn of_json(found: &Value) -> Option<KnownDays> {
     let days = found["days"].as_array()?.iter().map(day).collect::<Option<_>>()?;
     let days = Days { before: flow(&found["before"])?, days, newest_us: found["newest"].as_i64(), version: found["version"].as_i64()? };
     let bound = |name: &str| found[name].as_i64().map(Day::of_number);
-    Some(KnownDays { account, from: bound("from")?, to: bound("to")?, days })
+    Some(KnownDays { edition_us: found["edition"].as_i64()?, account, from: bound("from")?, to: bound("to")?, days })
 }
 
 #[cfg(test)]
@@ -147,7 +156,7 @@ mod tests {
             opened_us: 5,
             version: 1,
         };
-        KnownDays { account, from: Day::of_number(9), to: Day::of_number(20), days }
+        KnownDays { edition_us: 8, account, from: Day::of_number(9), to: Day::of_number(20), days }
     }
 
     #[test]

@@ -55,7 +55,7 @@ impl ReportsService for Reports {
         };
         let found = list_daily_balances(&self.0, call.user()?, wanted, sees_by.as_ref()).await?;
         let days = found.days.iter().map(|day| wire_day(day, found.currency)).collect();
-        let time_zone = self.0.calendar.name().to_owned();
+        let time_zone = self.0.edition.get().calendar.name().to_owned();
         Ok(Response::new(ListDailyBalancesResponse { days, as_of_time: found.as_of_us.map(timestamp), time_zone }))
     }
 
@@ -80,7 +80,7 @@ impl ReportsService for Reports {
         let rows = get_transaction_report(&self.0, call.user()?, message.from.as_deref(), message.to.as_deref()).await?;
         let newest_us = rows.iter().map(|(_, counts)| counts.newest_us).max();
         let rows = rows.into_iter().map(|(of, counts)| wire_row(of, &counts)).collect();
-        let time_zone = self.0.calendar.name().to_owned();
+        let time_zone = self.0.edition.get().calendar.name().to_owned();
         Ok(Response::new(TransactionReport { rows, as_of_time: newest_us.map(timestamp), time_zone }))
     }
 }

@@ -10,11 +10,16 @@ mod grpc;
 mod migrations;
 mod settings;
 mod store;
+pub mod verify;
 
 use std::sync::Arc;
 
 use lastro_events::Consumer;
-use lastro_service::{Given, Job, Running, Service, SettingsGroup};
+use lastro_events::replay::Projector;
+use lastro_service::{Given, Job, Replay, Replaying, Running, Service, SettingsGroup};
+
+use crate::app::current::CurrentEdition;
+use crate::store::edition;
 
 pub use error::Error;
 pub use migrations::Migrator;
@@ -38,33 +43,38 @@ pub static SERVICE: Service = Service {
     migrator: lastro_migrations::Migrator::of::<migrations::Migrator>(),
     prepare: Service::nothing_to_prepare,
     settings: SettingsGroup::of::<settings::ReportsGroup>(),
+    replay: Some(Replay { settings: SettingsGroup::of::<settings::ReplayGroup>(), start: |replaying| Box::pin(replay(replaying)) }),
     start: |given| Box::pin(start(given)),
 };
 
 async fn start(given: Given) -> anyhow::Result<Running> {
-    let (accounts, transactions) = (given.topic("accounts")?, given.topic("transactions")?);
+    let (accounts_topic, transactions_topic) = (given.topic("accounts")?, given.topic("transactions")?);
     let settings = given.settings.get::<Settings>()?;
-    store::calendar::keep(&given.database, &settings.time_zone).await?;
-    let app = Arc::new(app::App::new(given.database, &given.bus, settings.time_zone));
+    let edition = edition::kept(&given.database, settings.time_zone).await?;
+    let app = Arc::new(app::App::new(given.database, &given.bus, CurrentEdition::new(edition)));
     let jobs = vec![
-        Job::helping("events of accounts", &app, move |app, stop| {
-            let consumer = Consumer::new(
-                accounts.clone(),
-                &app.database,
-                consume::accounts::Accounts { seen: app.seen.clone(), days_cache: app.days_cache.clone() },
-            );
+        Job::beating("events of accounts", &app, move |app, heartbeat, stop| {
+            let accounts = consume::accounts::Accounts { readers: app.readers() };
+            let consumer = Consumer::new(accounts_topic.clone(), &app.database, accounts).beating(&heartbeat);
             async move { consumer.run(stop).await }
         }),
-        Job::helping("events of transactions", &app, move |app, stop| {
-            let handler =
-                consume::transactions::Transactions { calendar: app.calendar.clone(), seen: app.seen.clone(), days_cache: app.days_cache.clone() };
-            let consumer = Consumer::new(transactions.clone(), &app.database, handler);
+        Job::beating("events of transactions", &app, move |app, heartbeat, stop| {
+            let transactions = consume::transactions::Transactions { readers: app.readers() };
+            let consumer = Consumer::new(transactions_topic.clone(), &app.database, transactions).beating(&heartbeat);
             async move { consumer.run(stop).await }
         }),
+        Job::helping("another edition of the tables", &app, |app, stop| async move { app.keep_looking_for_another_edition(stop).await }),
         Job::helping("what other replicas have seen", &app, |app, stop| async move { app.seen.keep_hearing(&app.versions(), stop).await }),
         Job::helping("what this replica has seen", &app, |app, stop| async move { app.seen.keep_announcing(stop).await }),
         Job::helping("days that other replicas have changed", &app, |app, stop| async move { app.days_cache.keep_hearing(stop).await }),
         Job::helping("days that this replica has changed", &app, |app, stop| async move { app.days_cache.keep_announcing(stop).await }),
     ];
     Ok(Running::new(grpc::routes(&app), grpc::routes(&app)).with_jobs(jobs))
+}
+
+async fn replay(replaying: Replaying) -> anyhow::Result<Vec<Box<dyn Projector>>> {
+    let topics = [replaying.topic("accounts")?, replaying.topic("transactions")?];
+    let settings = replaying.settings.get::<settings::ReplaySettings>()?;
+    edition::begin_anew(&replaying.live, &replaying.new, settings.time_zone).await?;
+    Ok(consume::projectors(&replaying.new, topics))
 }

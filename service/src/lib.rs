@@ -12,6 +12,7 @@ use std::pin::Pin;
 
 use lastro_database::Database;
 use lastro_events::bus::Bus;
+use lastro_events::replay::Projector;
 use lastro_events::{EventStore, Topic};
 use lastro_mesh::identity::{KeySource, Revocations};
 use lastro_mesh::outbound::Outbound;
@@ -53,6 +54,8 @@ pub struct Service {
     pub prepare: fn(Database) -> Done<()>,
     /// Its own settings.
     pub settings: SettingsGroup,
+    /// How its tables are made anew, where all of them are made from events.
+    pub replay: Option<Replay>,
     /// Starts it on its migrated database.
     pub start: fn(Given) -> Done<Running>,
 }
@@ -65,6 +68,37 @@ pub struct Need {
     pub why: &'static str,
     /// The paths that it calls, `*` at the end for all that begin so. What is not listed is refused by the policy.
     pub calls: &'static [&'static str],
+}
+
+/// How the tables of a service are made anew from the events of others.
+pub struct Replay {
+    /// What the command is told beside where the databases are.
+    pub settings: SettingsGroup,
+    /// Begins in empty tables, and says what fills them.
+    pub start: fn(Replaying) -> Done<Vec<Box<dyn Projector>>>,
+}
+
+/// What a service is given when its tables are made anew.
+pub struct Replaying {
+    /// The tables that it works with.
+    pub live: Database,
+    /// The new ones, empty.
+    pub new: Database,
+    /// As the settings of its [`Replay`] read them.
+    pub settings: Settings,
+    /// The topics that it reads, from the event stores themselves.
+    pub topics: HashMap<&'static str, Topic>,
+}
+
+impl Replaying {
+    /// A topic that was registered as read.
+    pub fn topic(&self, topic: &str) -> anyhow::Result<Topic> {
+        topic_of(&self.topics, topic)
+    }
+}
+
+fn topic_of(topics: &HashMap<&'static str, Topic>, topic: &str) -> anyhow::Result<Topic> {
+    topics.get(topic).cloned().ok_or_else(|| anyhow::anyhow!("the topic {topic} is read and is not among those that the service reads"))
 }
 
 /// What a service is given when it starts.
@@ -91,7 +125,7 @@ impl Given {
 
     /// A topic that was registered as read.
     pub fn topic(&self, topic: &str) -> anyhow::Result<Topic> {
-        self.topics.get(topic).cloned().ok_or_else(|| anyhow::anyhow!("the topic {topic} is read and is not among those that the service reads"))
+        topic_of(&self.topics, topic)
     }
 }
 

@@ -35,7 +35,7 @@ pub fn trials() -> Vec<Trial> {
     ]
 }
 
-fn lastro(arguments: &[&str]) -> Result<(Output, String)> {
+pub fn lastro(arguments: &[&str]) -> Result<(Output, String)> {
     let output = Command::new(binary()?).args(arguments).output()?;
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     Ok((output, text))

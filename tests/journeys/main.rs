@@ -36,6 +36,7 @@ mod poison;
 mod provider_events;
 mod providers;
 mod readers;
+mod replay;
 mod reports;
 mod reservations;
 mod rest;
@@ -209,7 +210,8 @@ fn main() {
         reports: days_begin_and_end_in_the_ledgers_time_zone, what_is_backdated_counts_from_its_day_on, balances_are_their_owners,
             what_is_cached_is_what_is_there,
             a_statement_runs_in_the_order_in_which_entries_count, transactions_are_counted, a_read_sees_what_its_caller_has_written,
-            bad_reports_are_named, reports_over_grpc;
+            tables_for_spreadsheets, bad_reports_are_named, reports_over_grpc;
+        replay: reports_are_made_anew_while_they_are_read, reports_are_what_the_ledger_has;
         rest: problems_and_statuses, limits_of_the_edge, texts_and_nulls, cross_origin_requests, openapi_and_reference;
         sessions: refresh_rotates, reused_refresh_token_ends_the_session, the_last_traded_refresh_token_may_come_again,
             a_token_that_was_never_given_ends_nothing, attempts_are_counted_before_they_are_made, a_user_with_40000_sessions_can_be_disabled,
@@ -248,6 +250,7 @@ fn main() {
     trials.extend(revocations::trials());
     trials.extend(stores::trials());
     trials.extend(streams::trials());
+    trials.extend(replay::trials());
     trials.extend(cli::trials());
     for kind in [Kind::Embedded, Kind::Stack] {
         let shared = shared.clone();

@@ -3,8 +3,8 @@
 use anyhow::{Context as _, Result};
 use lastro_proto::reports::v1::ListDailyBalancesRequest;
 use lastro_proto::reports::v1::reports_service_client::ReportsServiceClient;
-use lastro_tests::Api;
 use lastro_tests::client::{Answer, Someone};
+use lastro_tests::{Api, Front};
 use reqwest::Method;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -15,22 +15,26 @@ use crate::grpc::{channel, with_token};
 const FRESHNESS: &str = "x-lastro-freshness";
 
 /// Somebody with an account, and an administrator who brings money in at any time that counts.
-struct Bank {
-    api: Api,
-    administrator: String,
-    owner: Someone,
-    account: String,
+pub struct Bank {
+    pub api: Api,
+    pub administrator: String,
+    pub owner: Someone,
+    pub account: String,
 }
 
 impl Bank {
-    async fn open(world: &World) -> Result<Self> {
-        let (api, administrator) = (world.server.api(), world.server.administrator().await?);
+    pub async fn open(world: &World) -> Result<Self> {
+        Self::at(&world.server).await
+    }
+
+    pub async fn at(front: &Front) -> Result<Self> {
+        let (api, administrator) = (front.api(), front.administrator().await?);
         let owner = api.someone().await?;
         let account = api.account(&owner.token, "BRL").await?;
         Ok(Self { api, administrator, owner, account })
     }
 
-    async fn deposit(&self, amount: &str, effective: Option<&str>) -> Result<Answer> {
+    pub async fn deposit(&self, amount: &str, effective: Option<&str>) -> Result<Answer> {
         let mut body =
             json!({ "externalId": Uuid::new_v4().to_string(), "type": "DEPOSIT", "destinationAccountId": self.account, "amount": brl(amount) });
         if let Some(effective) = effective {
@@ -56,7 +60,7 @@ impl Bank {
     }
 
     /// Date, opening, credits, debits and closing of each day.
-    async fn days(&self, query: &str, written: &Answer) -> Result<(Vec<[String; 5]>, Answer)> {
+    pub async fn days(&self, query: &str, written: &Answer) -> Result<(Vec<[String; 5]>, Answer)> {
         let answer = self.read(&format!("daily-balances?accountId={}&{query}", self.account), &self.owner.token, written).await?;
         assert_eq!(answer.status, 200, "{answer:?}");
         Ok((days_of(&answer)?, answer))
@@ -313,6 +317,48 @@ pub async fn bad_reports_are_named(world: &World) -> Result<()> {
         days_of(&bank.api.get(&format!("/api/v1/reports/{}", with("from=2025-01-01&to=2026-01-01")), Some(&bank.owner.token)).await?)?.len(),
         366
     );
+    Ok(())
+}
+
+pub async fn tables_for_spreadsheets(world: &World) -> Result<()> {
+    let bank = Bank::open(world).await?;
+    let mut written = bank.deposit("1", Some("2026-04-01T12:00:00Z")).await?;
+    for (amount, description) in [("1000", "=HYPERLINK(\"x\")"), ("0.5", "two\nlines, and \"quotes\""), ("2", "plain")] {
+        let body = json!({ "externalId": Uuid::new_v4().to_string(), "type": "DEPOSIT", "destinationAccountId": bank.account, "amount": brl(amount),
+            "description": description, "effectiveTime": "2026-04-02T12:00:00Z" });
+        written = bank.api.transact(&bank.administrator, body).await?;
+        assert_eq!(written.body["state"], "COMPLETED", "{written:?}");
+    }
+    let table = async |path: &str, accept: &str| {
+        let bearer = format!("Bearer {}", bank.owner.token);
+        let headers = [("accept", accept), ("authorization", &bearer), (FRESHNESS, written.header(FRESHNESS))];
+        bank.api.send(Method::GET, &format!("/api/v1/reports/{path}"), &headers, None).await
+    };
+    // A page each, all of them in one answer.
+    for page_size in [1, 2, 3, 0] {
+        let answer = table(&format!("statement?accountId={}&pageSize={page_size}", bank.account), "text/csv").await?;
+        let told = (answer.status, answer.header("content-type"), answer.header("content-disposition"), answer.header("vary").contains("accept"));
+        assert_eq!(told, (200, "text/csv; charset=utf-8; header=present", "attachment; filename=\"statement.csv\"", true), "{answer:?}");
+        let rows: Vec<&str> = answer.body.as_str().context("text")?.split("\r\n").collect();
+        assert_eq!(rows[0], "transactionId,type,effectiveTime,recordTime,description,amount,amountCurrencyCode,balance,balanceCurrencyCode");
+        let ends = [",,1.00,BRL,1.00,BRL", ",\"'=HYPERLINK(\"\"x\"\")\",1000.00,BRL,1001.00,BRL", ",plain,2.00,BRL,1003.50,BRL"];
+        assert!(rows.len() == 6 && rows[5].is_empty() && [1, 2, 4].iter().zip(ends).all(|(row, end)| rows[*row].ends_with(end)), "{rows:#?}");
+        assert!(rows[3].ends_with(",\"two\nlines, and \"\"quotes\"\"\",0.50,BRL,1001.50,BRL"), "{rows:#?}");
+    }
+    let days = table(&format!("daily-balances?accountId={}&from=2026-04-01&to=2026-04-02", bank.account), "text/csv, */*;q=0.5").await?;
+    let expected = "date,opening,openingCurrencyCode,credits,creditsCurrencyCode,debits,debitsCurrencyCode,closing,closingCurrencyCode\r\n\
+                    2026-04-01,0.00,BRL,1.00,BRL,0.00,BRL,1.00,BRL\r\n2026-04-02,1.00,BRL,1002.50,BRL,0.00,BRL,1003.50,BRL\r\n";
+    assert_eq!(days.body, json!(expected));
+    let counts = table("transactions?from=2030-01-01&to=2030-01-02", "text/csv").await?;
+    let names = "date,type,currencyCode,count,completed,rejected,released,amount,amountCurrencyCode,successRate,processingMsMean\r\n";
+    assert_eq!((counts.status, &counts.body), (200, &json!(names)), "names alone where there is nothing");
+    // Who asks for JSON, or says nothing of tables, gets JSON; and what is refused is a problem.
+    for accept in ["application/json", "*/*", "text/html", "text/csv;q=0.1, application/json"] {
+        let answer = table(&format!("statement?accountId={}", bank.account), accept).await?;
+        assert_eq!((answer.header("content-type"), answer.body["entries"].as_array().map(Vec::len)), ("application/json", Some(4)), "{accept}");
+    }
+    let refused = table(&format!("statement?accountId={}", Uuid::new_v4()), "text/csv").await?;
+    assert_eq!((refused.status, refused.header("content-type")), (404, "application/problem+json"));
     Ok(())
 }
 

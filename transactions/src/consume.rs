@@ -2,12 +2,13 @@
 
 mod users;
 
-use lastro_events::Consumer;
+use lastro_events::{Consumer, Heartbeat};
 use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
 
 /// Consumes until told to stop.
-pub async fn run(app: &App, stop: CancellationToken) {
-    Consumer::new(app.users.clone(), &app.database, users::Users { revoked: app.revoked.clone() }).run(stop).await;
+pub async fn run(app: &App, heartbeat: &Heartbeat, stop: CancellationToken) {
+    let users = users::Users { revoked: app.revoked.clone() };
+    Consumer::new(app.users.clone(), &app.database, users).beating(heartbeat).run(stop).await;
 }

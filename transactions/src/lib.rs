@@ -2,6 +2,7 @@
 //! case), which uses `pipeline`, `store` and the pure rules in `domain`.
 
 mod app;
+pub mod audit;
 mod consume;
 mod contract;
 mod domain;
@@ -50,6 +51,7 @@ pub static SERVICE: Service = Service {
     migrator: lastro_migrations::Migrator::of::<migrations::Migrator>(),
     prepare: Service::nothing_to_prepare,
     settings: SettingsGroup::of::<settings::TransactionsGroup>(),
+    replay: None,
     start: |given| Box::pin(start(given)),
 };
 
@@ -67,7 +69,7 @@ async fn start(given: Given) -> anyhow::Result<Running> {
         Job::helping("changes for other replicas", &app, |app, stop| async move { app.changes().keep_announcing(stop).await }),
         Job::essential("changes by other replicas", &app, |app, stop| async move { app.changes().keep_hearing(&*app, stop).await }),
         Job::helping("owners of operations", &app, |app, stop| async move { jobs::keep_filling_in(&app, stop).await }),
-        Job::helping("events of users", &app, |app, stop| async move { consume::run(&app, stop).await }),
+        Job::beating("events of users", &app, |app, heartbeat, stop| async move { consume::run(&app, &heartbeat, stop).await }),
     ];
     Ok(Running { learns_revocations: true, jobs, ..Running::new(grpc::public_routes(&app), grpc::all_routes(&app)) })
 }

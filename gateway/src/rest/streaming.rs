@@ -2,7 +2,7 @@
 //! client that was cut off goes on: browsers send it as `Last-Event-ID` by themselves. Nothing is read ahead: a client that reads slowly slows down
 //! its own stream alone, and is ended when it does not read for half a minute.
 
-use std::convert::Infallible;
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -151,9 +151,9 @@ impl<M: RestMethod> Events<M> {
 
 impl<M: RestMethod> http_body::Body for Events<M> {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = io::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         let next = std::task::ready!(self.poll_next(cx));
         let silent_until = Instant::now() + self.silence_max;
         self.silence.as_mut().reset(silent_until);

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::header::{CONTENT_TYPE, LOCATION};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+use lastro_mesh::call::Call;
 use lastro_mesh::codec::ValidatingCodec;
 use lastro_mesh::freshness::FRESHNESS_HEADER;
 use lastro_mesh::outbound::Outbound;
@@ -14,8 +15,9 @@ use lastro_proto::methods::Success;
 use lastro_proto::reasons::NOT_FRESH_YET;
 use lastro_proto::rest_methods::{Progress, RestMethod};
 use tonic::client::Grpc;
+use tonic::metadata::AsciiMetadataValue;
 
-use super::{MethodCall, TIMEOUT, headers, request_to};
+use super::{MethodCall, TIMEOUT, csv, headers, request_to};
 use crate::answer::{self, Body};
 use crate::problem;
 
@@ -31,6 +33,9 @@ const WAIT_MAX_S: u64 = 30;
 
 /// Makes the call, and answers.
 pub async fn answer<M: RestMethod>(channel: Outbound, input: MethodCall) -> Result<Response<Body>, Problem> {
+    if let Some(table) = M::METHOD.csv.filter(|_| csv::is_wanted(&input.headers)) {
+        return csv::answer::<M>(channel, input, table).await;
+    }
     let mut request: M::Request = input.read::<M>()?;
     let wait = Wait::read::<M>(&mut request, &input.headers);
     let waits_s = if M::METHOD.waits_outside { wait.seconds.max(TIMEOUT.as_secs()) } else { wait.seconds };
@@ -40,20 +45,13 @@ pub async fn answer<M: RestMethod>(channel: Outbound, input: MethodCall) -> Resu
         return Ok(elsewhere);
     }
     let mut call = input.call(TIMEOUT + Duration::from_secs(wait.seconds));
-    // Only a method that reads what others write waits for it: to all others the header says nothing.
-    let freshness = if M::METHOD.reasons.contains(&NOT_FRESH_YET.name) { headers::freshness(&input.headers)? } else { Vec::new() };
+    let freshness = freshness_of::<M>(&input.headers)?;
     call.waits = wait.waits || M::METHOD.waits_outside || !freshness.is_empty();
     if call.waits {
         input.slot.release();
     }
     let validates_only = M::validates_only(&request);
-    let codec = ValidatingCodec::<M::Request, M::Answer>::default();
-    let mut request = request_to(&call, request);
-    for token in freshness {
-        request.metadata_mut().append(FRESHNESS_HEADER, token);
-    }
-    let answered = Grpc::new(channel).unary(request, PathAndQuery::from_static(M::METHOD.path), codec).await;
-    let (metadata, answer, _) = answered.map_err(|status| problem::from_status(&status))?.into_parts();
+    let (metadata, answer, _) = call_once::<M>(channel, &call, request, freshness).await?.into_parts();
 
     let status = if validates_only { StatusCode::OK } else { status_of::<M>(&answer, wait.waits) };
     let mut response = if status == StatusCode::NO_CONTENT {
@@ -68,6 +66,9 @@ pub async fn answer<M: RestMethod>(channel: Outbound, input: MethodCall) -> Resu
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         response
     };
+    if M::METHOD.csv.is_some() {
+        csv::set_vary(response.headers_mut());
+    }
     for value in metadata.into_headers().get_all(FRESHNESS_HEADER) {
         response.headers_mut().append(FRESHNESS_HEADER, value.clone());
     }
@@ -78,6 +79,27 @@ pub async fn answer<M: RestMethod>(channel: Outbound, input: MethodCall) -> Resu
         response.headers_mut().insert(PREFERENCE_APPLIED, applied);
     }
     Ok(response)
+}
+
+/// What the header of freshness says. Only a method that reads what others write waits for it: to all others the header says nothing.
+pub fn freshness_of<M: RestMethod>(headers: &HeaderMap) -> Result<Vec<AsciiMetadataValue>, Problem> {
+    if M::METHOD.reasons.contains(&NOT_FRESH_YET.name) { headers::freshness(headers) } else { Ok(Vec::new()) }
+}
+
+/// Makes the call.
+pub async fn call_once<M: RestMethod>(
+    channel: Outbound,
+    call: &Call,
+    request: M::Request,
+    freshness: Vec<AsciiMetadataValue>,
+) -> Result<tonic::Response<M::Answer>, Problem> {
+    let codec = ValidatingCodec::<M::Request, M::Answer>::default();
+    let mut request = request_to(call, request);
+    for token in freshness {
+        request.metadata_mut().append(FRESHNESS_HEADER, token);
+    }
+    let answered = Grpc::new(channel).unary(request, PathAndQuery::from_static(M::METHOD.path), codec).await;
+    answered.map_err(|status| problem::from_status(&status))
 }
 
 fn status_of<M: RestMethod>(answer: &M::Answer, waits: bool) -> StatusCode {

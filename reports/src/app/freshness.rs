@@ -17,13 +17,13 @@ use uuid::Uuid;
 
 use super::App;
 use crate::Error;
+use crate::consume::TOPICS;
 use crate::store::entries;
 
 /// A read waits for so long at most.
 const WAIT_MAX: Duration = Duration::from_secs(5);
 /// An answer has to be on its way so long before the caller gives up.
 const MARGIN: Duration = Duration::from_millis(300);
-const TOPICS: [&str; 2] = ["accounts", "transactions"];
 /// How often it is looked for what nobody tells of.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 

@@ -1,23 +1,17 @@
 //! Accounts, and whose they are, from the events of accounts.
 
-use std::sync::Arc;
-
 use lastro_database::Transaction;
-use lastro_events::changes::Changes;
 use lastro_events::consumer::Failure;
 use lastro_events::inbox::Progress;
 use lastro_events::{Event, Handler};
 use lastro_proto::transactions::events::v1::{AccountEvent, account_event};
-
 use uuid::Uuid;
 
-use super::{decode, id};
-use crate::cache::DaysCache;
+use super::{Readers, decode, id};
 use crate::store::accounts::{self, Account};
 
 pub struct Accounts {
-    pub seen: Arc<Changes>,
-    pub days_cache: Arc<DaysCache>,
+    pub readers: Readers,
 }
 
 impl Handler for Accounts {
@@ -49,8 +43,7 @@ impl Handler for Accounts {
     fn applied(&self, events: &[Event]) {
         // That there is no such account may be cached.
         let opened: Vec<Uuid> = events.iter().filter(|event| event.version == 1).map(|event| event.aggregate_id).collect();
-        self.days_cache.forget(&opened);
-        self.seen.note(events.iter().map(|event| (event.aggregate_id, event.version)));
+        self.readers.tell(events, &opened);
     }
 
     fn progress(&self) -> Progress {

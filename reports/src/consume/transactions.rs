@@ -1,31 +1,26 @@
 //! Entries, daily balances and counts, from the events of transactions. A batch of events is one database transaction of a few statements, whatever it holds.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use lastro_database::Transaction;
-use lastro_events::changes::Changes;
 use lastro_events::consumer::Failure;
 use lastro_events::inbox::Progress;
 use lastro_events::{Event, Handler};
 use lastro_proto::transactions::events::v1::{self as wire, OperationEvent, operation_event};
 use uuid::Uuid;
 
-use super::{decode, id};
-use crate::cache::DaysCache;
+use super::{Readers, decode, id};
 use crate::domain::calendar::Calendar;
 use crate::domain::heads::Contradiction;
 use crate::domain::operation::{CountChanges, Ending, Entry, Leg, Posted, Submission};
 use crate::store::operations::Operation;
-use crate::store::{counts, daily, entries, operations};
+use crate::store::{counts, daily, edition, entries, operations};
 
 /// Entries behind a gap that are read at once.
 const READ_AT_ONCE: u32 = 1_000;
 
 pub struct Transactions {
-    pub calendar: Calendar,
-    pub seen: Arc<Changes>,
-    pub days_cache: Arc<DaysCache>,
+    pub readers: Readers,
 }
 
 /// What a batch of events changes.
@@ -47,9 +42,11 @@ impl Handler for Transactions {
         let streams = || events.chunk_by(|one, next| one.aggregate_id == next.aggregate_id);
         let begun_before: Vec<Uuid> = streams().filter(|stream| stream[0].version > 1).map(|stream| stream[0].aggregate_id).collect();
         let mut stored = operations::get(tx, &begun_before).await?;
+        // That of the tables, whatever this process began with: another edition may have taken their place.
+        let calendar = edition::get(tx).await?.calendar;
         let mut batch = Batch::default();
         for stream in streams() {
-            batch.add(stream, stored.remove(&stream[0].aggregate_id), &self.calendar)?;
+            batch.add(stream, stored.remove(&stream[0].aggregate_id), &calendar)?;
         }
         operations::keep(tx, batch.keep).await?;
         operations::delete(tx, &batch.delete).await?;
@@ -59,9 +56,7 @@ impl Handler for Transactions {
     }
 
     fn applied(&self, events: &[Event]) {
-        // Before anybody is told that it may read.
-        self.days_cache.forget(&posted_to(events));
-        self.seen.note(events.iter().map(|event| (event.aggregate_id, event.version)));
+        self.readers.tell(events, &posted_to(events));
     }
 
     fn progress(&self) -> Progress {

@@ -13,8 +13,8 @@ impl MigrationTrait for Migration {
         run_statements(
             manager,
             &[
-                // The one row says in which time zone days begin and end.
-                "CREATE TABLE calendar (one {bigint} PRIMARY KEY, time_zone {text} NOT NULL, CHECK (one = 1)){strict}",
+                // The one row says when these tables were begun, Unix microseconds, and in which time zone their days begin and end.
+                "CREATE TABLE edition (one {bigint} PRIMARY KEY, begun_us {bigint} NOT NULL, time_zone {text} NOT NULL, CHECK (one = 1)){strict}",
                 // `version` is that of the last event of the account.
                 "CREATE TABLE accounts (id {uuid} PRIMARY KEY, owner_id {uuid} NOT NULL, currency_code {text} NOT NULL, is_system {bool} NOT NULL, \
                  opened_us {bigint} NOT NULL, version {bigint} NOT NULL){strict}",

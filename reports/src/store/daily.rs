@@ -27,7 +27,8 @@ impl Flow {
         self.debits += other.debits;
     }
 
-    fn add(&mut self, amount: i64) {
+    /// Adds a posting.
+    pub fn add(&mut self, amount: i64) {
         if amount < 0 { self.debits += Total::ZERO - Total::of(amount) } else { self.credits += Total::of(amount) }
     }
 }

@@ -1,0 +1,171 @@
+//! A second set of a service's tables beside those that it works with, to be filled and then put in their place while everybody goes on. On PostgreSQL a
+//! schema of the same database, on SQLite a file of its own. Knows no table by name, except the list of migrations, which stays.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sea_orm::{ConnectionTrait as _, FromQueryResult};
+use sqlx::pool::PoolConnection;
+use sqlx::{AssertSqlSafe, Executor as _, Sqlite};
+use tokio::time::sleep;
+
+use crate::{Database, Error, PostgresUrl, Transaction, all, one};
+
+/// The schema of the second set.
+pub const SCHEMA: &str = "lastro_replay";
+/// What migrations keep of themselves.
+const MIGRATIONS: &str = "seaql_migrations";
+/// Who reads holds a lock for as long as a statement takes. The exchange waits for it only so long, shorter than PostgreSQL's `deadlock_timeout` of 1 s, so that
+/// no reader is ever taken for one half of a deadlock; then it lets all of them go and tries again.
+const LOCK_TIMEOUT: &str = "200ms";
+const LOCK_PAUSE: Duration = Duration::from_millis(100);
+const LOCK_ATTEMPTS: u32 = 200;
+
+#[derive(FromQueryResult)]
+struct Name {
+    name: String,
+}
+
+impl Database {
+    /// The second set of tables in the database `name`, empty and without a table, whatever was left of an earlier one. They belong to the owner of the first
+    /// set, as whom the user of the URL has to be able to act.
+    pub async fn make_shadow_postgres(url: &PostgresUrl, name: &str, connections_max: u32) -> Result<Self, Error> {
+        let live = Self::connect_postgres(url, name, 1)?;
+        let owner = "SELECT tableowner::text AS name FROM pg_tables WHERE schemaname = current_schema() ORDER BY 1 LIMIT 1";
+        let owner: Option<Name> = one(live.reader(), owner, []).await?;
+        let owner = owner.ok_or_else(|| Error::corrupt("a database without tables"))?.name;
+        live.close().await;
+        let as_owner = Self::connect_postgres(&url.with_settings(&[("role", &owner)]), name, 1)?;
+        drop_schema(as_owner.writer()).await?;
+        as_owner.writer().execute_unprepared(&format!("CREATE SCHEMA {SCHEMA}")).await?;
+        as_owner.close().await;
+        Self::connect_postgres(&url.with_settings(&[("role", &owner), ("search_path", SCHEMA)]), name, connections_max)
+    }
+}
+
+/// Where the second set is.
+#[derive(Debug, Clone)]
+pub enum Place {
+    /// In [`SCHEMA`], of the same database.
+    Schema,
+    /// In this file.
+    File(PathBuf),
+}
+
+/// Nobody writes to the first set while this is held, once the caller has locked what writers lock.
+pub struct Held(How);
+
+enum How {
+    Postgres { tx: Transaction, live: String },
+    Sqlite(PoolConnection<Sqlite>),
+}
+
+/// Begins the exchange. On SQLite, where one writes at a time, nobody else does from now on. On PostgreSQL writers go on until the caller has locked what they
+/// lock, in [`Held::transaction`].
+pub async fn hold(live: &Database, place: &Place) -> Result<Held, Error> {
+    match place {
+        Place::Schema => {
+            let tx = live.begin().await?;
+            // The caller fills the rest of the second set while this is held.
+            let patient = "SET LOCAL lock_timeout = '30s'; SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0";
+            tx.execute_unprepared(patient).await?;
+            let schema: Option<Name> = one(&tx, "SELECT quote_ident(current_schema()) AS name", []).await?;
+            Ok(Held(How::Postgres { tx, live: schema.ok_or_else(|| Error::corrupt("a session without a schema"))?.name }))
+        }
+        Place::File(file) => {
+            let pool = live.sqlite().ok_or_else(|| Error::corrupt("only SQLite keeps its tables in a file"))?;
+            let mut connection = pool.acquire().await?;
+            sqlx::query("ATTACH DATABASE $1 AS shadow").bind(path_of(file)).execute(&mut *connection).await?;
+            // The first set is locked, the second one is not: it is written to until it is complete.
+            connection.execute(AssertSqlSafe(format!("BEGIN; DELETE FROM main.{MIGRATIONS} WHERE false"))).await?;
+            Ok(Held(How::Sqlite(connection)))
+        }
+    }
+}
+
+fn path_of(file: &Path) -> String {
+    file.to_string_lossy().into_owned()
+}
+
+impl Held {
+    /// On PostgreSQL, to lock what writers lock.
+    pub fn transaction(&self) -> Option<&Transaction> {
+        match &self.0 {
+            How::Postgres { tx, .. } => Some(tx),
+            How::Sqlite(_) => None,
+        }
+    }
+
+    /// Puts the second set in the place of the first one, all of it at once.
+    pub async fn exchange(self) -> Result<(), Error> {
+        match self.0 {
+            How::Postgres { tx, live } => exchange_schemas(tx, &live).await,
+            How::Sqlite(connection) => copy_file(connection).await,
+        }
+    }
+}
+
+async fn exchange_schemas(tx: Transaction, live: &str) -> Result<(), Error> {
+    let names = async |relations: &str| -> Result<Vec<String>, Error> {
+        let rows: Vec<Name> = all(&tx, relations, []).await?;
+        Ok(rows.into_iter().map(|row| row.name).collect())
+    };
+    let tables =
+        format!("SELECT quote_ident(tablename) AS name FROM pg_tables WHERE schemaname = '{SCHEMA}' AND tablename <> '{MIGRATIONS}' ORDER BY 1");
+    let tables = names(&tables).await?;
+    let views = names(&format!("SELECT quote_ident(viewname) AS name FROM pg_views WHERE schemaname = '{SCHEMA}' ORDER BY 1")).await?;
+    if tables.is_empty() {
+        return Err(Error::corrupt("a second set of tables without a table"));
+    }
+    let within = |schema: &str, names: &[String]| names.iter().map(|name| format!("{schema}.{name}")).collect::<Vec<_>>().join(", ");
+    lock_tables(&tx, &within(live, &tables)).await?;
+    let mut statements = Vec::new();
+    if !views.is_empty() {
+        statements.push(format!("DROP VIEW {}", within(live, &views)));
+    }
+    statements.push(format!("DROP TABLE {}", within(live, &tables)));
+    statements.extend(tables.iter().map(|table| format!("ALTER TABLE {SCHEMA}.{table} SET SCHEMA {live}")));
+    statements.extend(views.iter().map(|view| format!("ALTER VIEW {SCHEMA}.{view} SET SCHEMA {live}")));
+    // Fails where anything is left that was not moved.
+    statements.push(format!("DROP TABLE {SCHEMA}.{MIGRATIONS}; DROP SCHEMA {SCHEMA}"));
+    for statement in statements {
+        tx.execute_unprepared(&statement).await?;
+    }
+    Ok(tx.commit().await?)
+}
+
+async fn lock_tables(tx: &Transaction, tables: &str) -> Result<(), Error> {
+    tx.execute_unprepared(&format!("SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")).await?;
+    let mut attempts = 0;
+    loop {
+        tx.execute_unprepared("SAVEPOINT before_locks").await?;
+        match tx.execute_unprepared(&format!("LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE")).await {
+            Ok(_) => return Ok(()),
+            Err(error) if attempts == LOCK_ATTEMPTS => return Err(error.into()),
+            Err(_) => tx.execute_unprepared("ROLLBACK TO SAVEPOINT before_locks").await?,
+        };
+        attempts += 1;
+        sleep(LOCK_PAUSE).await;
+    }
+}
+
+async fn copy_file(mut connection: PoolConnection<Sqlite>) -> Result<(), Error> {
+    let tables = format!(
+        "SELECT '\"' || replace(name, '\"', '\"\"') || '\"' FROM shadow.sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' \
+         AND name <> '{MIGRATIONS}' ORDER BY 1"
+    );
+    let tables: Vec<String> = sqlx::query_scalar(AssertSqlSafe(tables)).fetch_all(&mut *connection).await?;
+    if tables.is_empty() {
+        return Err(Error::corrupt("a second set of tables without a table"));
+    }
+    for table in tables {
+        connection.execute(AssertSqlSafe(format!("DELETE FROM main.{table}; INSERT INTO main.{table} SELECT * FROM shadow.{table}"))).await?;
+    }
+    connection.execute("COMMIT; DETACH DATABASE shadow").await?;
+    Ok(())
+}
+
+/// Removes what was left of a second set.
+async fn drop_schema(on: &sea_orm::DatabaseConnection) -> Result<(), Error> {
+    Ok(on.execute_unprepared(&format!("DROP SCHEMA IF EXISTS {SCHEMA} CASCADE")).await.map(|_| ())?)
+}
