@@ -5,7 +5,7 @@ CARGO ?= cargo
 # Arguments for `make run`, as in: make run ARGS="--data /tmp/x --log info"
 ARGS ?=
 
-.PHONY: help run build test test-faults test-ha test-long test-abuse test-readers test-model test-providers test-stock test-sagas test-histories test-adding-a-service test-compose lint fmt bench ci docs deps deployment clean up down logs smoke stack load
+.PHONY: help run build test test-faults test-ha test-long test-abuse test-readers test-model test-providers test-stock test-sagas test-histories test-projections test-adding-a-service test-compose lint fmt bench ci docs deps deployment clean up down logs smoke stack load
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,10 +59,14 @@ test-histories: deps ## What 32 clients see on two replicas under kill -9, check
 	$(CARGO) build --locked --bin lastro
 	. tools/test-env && $(CARGO) test --locked -p lastro-tests --test journeys -- --ignored --nocapture histories::
 
+test-projections: deps ## Reports under an adversary, compared row by row with reports from scratch
+	$(CARGO) build --locked --bin lastro
+	. tools/test-env && $(CARGO) test --locked -p lastro-tests --test journeys -- --ignored --nocapture projections::
+
 test-adding-a-service: deps ## Follow docs/ADDING-A-SERVICE.md word by word in a copy of the checkout, and try the service
 	tools/test-adding-a-service
 
-test-long: test-faults test-ha test-abuse test-readers test-model test-providers test-stock test-sagas test-histories test-adding-a-service ## The long suites whole: faults, replicas under load, attackers, readers, models, histories
+test-long: test-faults test-ha test-abuse test-readers test-model test-providers test-stock test-sagas test-histories test-projections test-adding-a-service ## The long suites whole: faults, replicas under load, attackers, readers, models, histories
 
 test-compose: deps ## The stack of compose.yaml for real: built, started, tried, loaded, ended
 	tools/test-compose
@@ -110,6 +114,7 @@ ci: lint test ## What CI runs
 	LASTRO_STOCK_CASES=3 $(MAKE) test-stock
 	LASTRO_SAGA_SHARE=15 $(MAKE) test-sagas
 	LASTRO_HISTORY_SECONDS=8 $(MAKE) test-histories
+	LASTRO_PROJECTION_EVENTS=2000 $(MAKE) test-projections
 	LASTRO_HA_ONLY="one after the other" $(MAKE) test-ha
 	LASTRO_ABUSE_SECONDS=2 $(MAKE) test-abuse
 	LASTRO_READER_OPERATIONS=5000 $(MAKE) test-readers

@@ -13,6 +13,7 @@ mod orders;
 mod pgbench;
 mod raw;
 mod report;
+mod reports;
 mod setup;
 mod waiting;
 
@@ -44,7 +45,7 @@ struct Options {
     /// Accounts that transfers move money between.
     #[arg(long, default_value_t = 10_000)]
     accounts: usize,
-    /// Only this part: transfers, callers, idle, reads, pages, gateway, money, inventory, orders, waiting, fairness, events, embedded, stack, against.
+    /// Only this part: transfers, callers, idle, reads, pages, gateway, money, inventory, orders, reports, reports-away, waiting, fairness, events, embedded, stack, against.
     #[arg(long)]
     only: Option<String>,
     /// Another lastro, to measure beside this one in turns: transfers, reads, pages and idle latency, on the same PostgreSQL.
@@ -61,6 +62,9 @@ async fn main() -> Result<()> {
     let options = Options::parse();
     let wants = |part: &str| options.only.as_deref().is_none_or(|only| only == part);
     let span = Duration::from_secs(options.seconds);
+    if options.only.as_deref() == Some("reports-away") {
+        return reports::away(options.accounts.min(1000), span).await;
+    }
     if options.only.as_deref() == Some("stack") {
         return stack(options.rounds, span).await;
     }
@@ -129,6 +133,9 @@ async fn main() -> Result<()> {
     }
     if wants("orders") {
         orders::measure(&bench, &postgres, options.rounds, span).await?;
+    }
+    if wants("reports") {
+        reports::measure(&bench, &postgres, options.rounds, span).await?;
     }
     if wants("waiting") {
         waiting::measure(&bench, options.rounds, span).await?;

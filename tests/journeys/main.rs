@@ -33,6 +33,7 @@ mod payments;
 mod pipeline;
 mod pipelined;
 mod poison;
+mod projections;
 mod provider_events;
 mod providers;
 mod readers;
@@ -175,8 +176,8 @@ fn log_if_asked() {
 fn main() {
     log_if_asked();
     let mut arguments = Arguments::from_args();
-    // Each journey is many calls to two servers: more at once than cores only makes them wait.
-    arguments.test_threads = arguments.test_threads.or(Some(4));
+    // Each journey is many calls to two servers, or to a stack of its own: more at once than cores only makes them wait, and some of them past their deadlines.
+    arguments.test_threads = arguments.test_threads.or_else(|| std::thread::available_parallelism().ok().map(std::num::NonZero::get));
     let shared = Shared::default();
     let mut trials = journeys! { shared;
         access: every_method_wants_a_token, every_method_refuses_bad_input, somebody_elses_things_are_not_found;
@@ -250,6 +251,7 @@ fn main() {
     trials.extend(revocations::trials());
     trials.extend(stores::trials());
     trials.extend(streams::trials());
+    trials.extend(projections::trials());
     trials.extend(replay::trials());
     trials.extend(cli::trials());
     for kind in [Kind::Embedded, Kind::Stack] {

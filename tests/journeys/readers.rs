@@ -25,7 +25,7 @@ pub fn trials() -> Vec<Trial> {
     vec![Trial::test("readers::have_everything", || failed(block_on(have_everything()))).with_ignored_flag(true)]
 }
 
-fn setting(name: &str, default: u64) -> u64 {
+pub fn setting(name: &str, default: u64) -> u64 {
     std::env::vars().find(|(key, _)| key == name).and_then(|(_, value)| value.parse().ok()).unwrap_or(default)
 }
 
