@@ -236,12 +236,12 @@ async fn write(database: Database, mut streams: Vec<Stream>, seed: u64) -> Resul
 }
 
 /// What is done to Redis, again and again, until it is told to stop.
-async fn harm_redis(rig: Arc<Stack>, stop: Arc<AtomicBool>, seed: u64) -> Result<u32> {
+async fn harm_redis(rig: Arc<Stack>, stop: Arc<AtomicBool>, stays_up: Arc<AtomicBool>, seed: u64) -> Result<u32> {
     let (mut random, mut harmed) = (StdRng::seed_from_u64(seed), 0);
     while !stop.load(Ordering::Relaxed) {
         sleep(Duration::from_millis(random.random_range(200..1_200))).await;
         let choice = random.random_range(0..8);
-        if choice < 2 {
+        if choice < 2 && !stays_up.load(Ordering::Relaxed) {
             tokio::task::block_in_place(|| {
                 let mut redis = rig.redis.lock().expect("not poisoned");
                 if choice == 0 {
@@ -264,7 +264,7 @@ async fn harm_redis(rig: Arc<Stack>, stop: Arc<AtomicBool>, seed: u64) -> Result
 async fn harm_streams(rig: &Stack, choice: u32, random: &mut StdRng) -> Result<()> {
     let url = rig.redis.lock().expect("not poisoned").url();
     let mut redis = redis::Client::open(url)?.get_multiplexed_async_connection().await?;
-    if choice == 2 {
+    if choice <= 2 {
         return Ok(redis::cmd("FLUSHALL").query_async(&mut redis).await?);
     }
     for stream in ["transactions", "accounts"].iter().flat_map(|topic| (0..4).map(move |shard| format!("lastro:{{{topic}}}:stream:{shard}"))) {
@@ -400,8 +400,11 @@ async fn equal_those_from_scratch() -> Result<()> {
     let url = rig.postgres.url();
     let publisher = Database::open_postgres(&url.parse()?, "lastro_transactions", WRITERS as u32 + 2).await?;
     let reports = Database::open_postgres(&url.parse()?, "lastro_reports", 2).await?;
-    let (begun, stop) = (Instant::now(), Arc::new(AtomicBool::new(false)));
-    let harms = [tokio::spawn(harm_redis(rig.clone(), stop.clone(), seed ^ 1)), tokio::spawn(harm_replicas(rig.clone(), stop.clone(), seed ^ 2))];
+    let (begun, stop, stop_early) = (Instant::now(), Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let harms = [
+        tokio::spawn(harm_redis(rig.clone(), stop.clone(), stop_early.clone(), seed ^ 1)),
+        tokio::spawn(harm_replicas(rig.clone(), stop_early.clone(), seed ^ 2)),
+    ];
     // One after the other: an account may be opened after something was posted to it is seen.
     let mut shares: Vec<Vec<Stream>> = (0..WRITERS).map(|_| Vec::new()).collect();
     for (number, stream) in operations.into_iter().enumerate() {
@@ -414,6 +417,8 @@ async fn equal_those_from_scratch() -> Result<()> {
         sleep(Duration::from_secs(4)).await;
         replays.push(replay(&url)?);
     }
+    // A replica that starts, or that Redis was away from, reads everything that it misses. From now on nothing starts: what is lost has to be noticed.
+    stop_early.store(true, Ordering::Relaxed);
     for writer in writers {
         writer.await??;
     }
