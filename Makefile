@@ -61,7 +61,7 @@ test-histories: deps ## What 32 clients see on two replicas under kill -9, check
 
 test-projections: deps ## Reports under an adversary, compared row by row with reports from scratch
 	$(CARGO) build --locked --bin lastro
-	. tools/test-env && $(CARGO) test --locked -p lastro-tests --test journeys -- --ignored --nocapture projections::
+	. tools/test-env && $(CARGO) test --locked -p lastro-tests --test journeys -- --ignored --nocapture --test-threads=1 projections::
 
 test-adding-a-service: deps ## Follow docs/ADDING-A-SERVICE.md word by word in a copy of the checkout, and try the service
 	tools/test-adding-a-service
@@ -114,7 +114,7 @@ ci: lint test ## What CI runs
 	LASTRO_STOCK_CASES=3 $(MAKE) test-stock
 	LASTRO_SAGA_SHARE=15 $(MAKE) test-sagas
 	LASTRO_HISTORY_SECONDS=8 $(MAKE) test-histories
-	LASTRO_PROJECTION_EVENTS=2000 $(MAKE) test-projections
+	LASTRO_PROJECTION_EVENTS=2000 LASTRO_LEDGER_OPERATIONS=5000 $(MAKE) test-projections
 	LASTRO_HA_ONLY="one after the other" $(MAKE) test-ha
 	LASTRO_ABUSE_SECONDS=2 $(MAKE) test-abuse
 	LASTRO_READER_OPERATIONS=5000 $(MAKE) test-readers

@@ -146,9 +146,9 @@ fn reads_at_a_rate(rich: &Rich, span: Duration) -> JoinHandle<Result<(u64, u64, 
         for read in reads {
             let (is_answered, took) = read.await?;
             if is_answered {
-                answered += 1
+                answered += 1;
             } else {
-                refused += 1
+                refused += 1;
             }
             latency_us.saturating_record(took.as_micros() as u64);
         }

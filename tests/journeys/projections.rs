@@ -3,7 +3,10 @@
 //! killed, emptied and restarted, its streams are trimmed below what has been read, and get entries twice and in any order. One replica is killed, the other one
 //! is paused for longer than it may keep what it was given, and all tables are made anew in the middle.
 //!
-//! Ignored in a plain run: `make test-projections`. Events by LASTRO_PROJECTION_EVENTS, 20,000 if nothing is said; LASTRO_SEED repeats what is written and done.
+//! And reports that join a large ledger with an empty Redis have all of it.
+//!
+//! Ignored in a plain run: `make test-projections`. Events by LASTRO_PROJECTION_EVENTS, 20,000 if nothing is said, and operations of the large ledger by
+//! LASTRO_LEDGER_OPERATIONS, 1,000,000; LASTRO_SEED repeats what is written and done.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -33,7 +36,10 @@ use crate::readers::setting;
 use crate::{block_on, failed};
 
 pub fn trials() -> Vec<Trial> {
-    vec![Trial::test("projections::equal_those_from_scratch", || failed(block_on(equal_those_from_scratch()))).with_ignored_flag(true)]
+    vec![
+        Trial::test("projections::equal_those_from_scratch", || failed(block_on(equal_those_from_scratch()))).with_ignored_flag(true),
+        Trial::test("projections::join_a_large_ledger", || failed(block_on(join_a_large_ledger()))).with_ignored_flag(true),
+    ]
 }
 
 const ACCOUNTS: usize = 24;
@@ -42,6 +48,8 @@ const WRITERS: usize = 8;
 const STREAMS_AT_ONCE: usize = 10;
 /// For about so long events are written, however many there are.
 const SPAN: Duration = Duration::from_secs(20);
+/// Longer than reports take for a million operations.
+const GIVEN_UP_AFTER: Duration = Duration::from_secs(900);
 const HOUR_US: i64 = 3_600_000_000;
 /// 2026-01-01T00:00:00Z.
 const BEGIN_US: i64 = 1_767_225_600_000_000;
@@ -172,9 +180,9 @@ fn operation(random: &mut StdRng, accounts: &[Uuid], owners: &[Uuid], now_us: i6
                 *head = (head.0 + 1, head.1 + amount);
                 let flow = expected.days.entry((account, day(effective_us.unwrap_or(ended_us)))).or_default();
                 if amount > 0 {
-                    flow.0 += amount
+                    flow.0 += amount;
                 } else {
-                    flow.1 -= amount
+                    flow.1 -= amount;
                 }
                 expected.entries += 1;
                 Posting {
@@ -245,9 +253,9 @@ async fn harm_redis(rig: Arc<Stack>, stop: Arc<AtomicBool>, stays_up: Arc<Atomic
             tokio::task::block_in_place(|| {
                 let mut redis = rig.redis.lock().expect("not poisoned");
                 if choice == 0 {
-                    redis.lose_everything()?
+                    redis.lose_everything()?;
                 } else {
-                    redis.stop()
+                    redis.stop();
                 }
                 std::thread::sleep(Duration::from_millis(300));
                 redis.resume()
@@ -447,6 +455,51 @@ async fn equal_those_from_scratch() -> Result<()> {
     Ok(())
 }
 
+/// Both replicas are away while the ledger grows, and Redis is empty when they join.
+async fn join_a_large_ledger() -> Result<()> {
+    let (wanted, seed) = (setting("LASTRO_LEDGER_OPERATIONS", 1_000_000), setting("LASTRO_SEED", std::process::id().into()));
+    eprintln!("{wanted} operations, LASTRO_SEED={seed}");
+    let rig = Stack::start(stack::Options::default())?;
+    for name in rig.names().into_iter().filter(|name| !["customers-1", "transactions-1", "transactions-2"].contains(&name.as_str())) {
+        rig.kill(&name)?;
+    }
+    let url = rig.postgres.url();
+    let publisher = Database::open_postgres(&url.parse()?, "lastro_transactions", WRITERS as u32).await?;
+    let reports = Database::open_postgres(&url.parse()?, "lastro_reports", 2).await?;
+    let mut random = StdRng::seed_from_u64(seed);
+    // A transaction has two events, and a fifth of them one more.
+    let Written { accounts, operations, expected, events } = generate(&mut random, usize::try_from(wanted)? * 43 / 20);
+    let (begun, count) = (Instant::now(), operations.len());
+    let mut streams = accounts.into_iter().chain(operations).peekable();
+    while streams.peek().is_some() {
+        let tx = publisher.begin().await?;
+        let mut by_store: [(EventStore, Vec<Event>); 2] = [(ACCOUNT_EVENTS, Vec::new()), (EVENTS, Vec::new())];
+        for stream in streams.by_ref().take(1_000) {
+            by_store[usize::from(stream.store == EVENTS)].1.extend(stream.events);
+        }
+        for (store, events) in by_store {
+            store.insert(&tx, &events).await?;
+        }
+        tx.commit().await?;
+    }
+    let written = begun.elapsed();
+    let url = rig.redis.lock().expect("not poisoned").url();
+    let mut redis = redis::Client::open(url)?.get_multiplexed_async_connection().await?;
+    redis::cmd("FLUSHALL").query_async::<()>(&mut redis).await?;
+    let begun = Instant::now();
+    for name in ["reports-1", "reports-2"] {
+        rig.spawn(name)?;
+    }
+    until_all_is_there(&reports, &expected).await?;
+    let took = begun.elapsed();
+    compare(&reports, &expected).await?;
+    let rate = events as u128 * 1_000 / took.as_millis().max(1);
+    eprintln!(
+        "{count} operations, {events} events, written in {written:.1?}; reports with an empty Redis has all of it after {took:.1?}: {rate} events/s"
+    );
+    Ok(())
+}
+
 async fn until_all_is_there(reports: &Database, expected: &Expected) -> Result<()> {
     let since = Instant::now();
     let wanted = [("entries", expected.entries), ("accounts WHERE version > 0", ACCOUNTS as i64), ("dead_events WHERE version = 3", POISONED as i64)];
@@ -457,20 +510,20 @@ async fn until_all_is_there(reports: &Database, expected: &Expected) -> Result<(
             if found >= wanted {
                 break;
             }
-            ensure!(since.elapsed() < Duration::from_secs(180), "{table}: {found} of {wanted} rows are there");
+            ensure!(since.elapsed() < GIVEN_UP_AFTER, "{table}: {found} of {wanted} rows are there");
             sleep(Duration::from_millis(100)).await;
         }
     }
     let open = "SELECT count(*) AS count FROM inbox_parked";
     while count(reports, open).await? > 0 {
-        ensure!(since.elapsed() < Duration::from_secs(180), "{} events are parked", count(reports, open).await?);
+        ensure!(since.elapsed() < GIVEN_UP_AFTER, "{} events are parked", count(reports, open).await?);
         sleep(Duration::from_millis(100)).await;
     }
     // What came last of those that have no posting.
     let accepted =
         "SELECT coalesce(sum(accepted), 0)::bigint AS count FROM operation_days WHERE owner_id = '00000000-0000-0000-0000-000000000000' AND kind = 3";
     while count(reports, accepted).await? < expected.counts[0] {
-        ensure!(since.elapsed() < Duration::from_secs(180), "accepted: {} of {}", count(reports, accepted).await?, expected.counts[0]);
+        ensure!(since.elapsed() < GIVEN_UP_AFTER, "accepted: {} of {}", count(reports, accepted).await?, expected.counts[0]);
         sleep(Duration::from_millis(100)).await;
     }
     sleep(Duration::from_secs(1)).await;
