@@ -54,7 +54,9 @@ fn anonymous(user: &User) -> User {
 }
 
 async fn close_accounts(app: &App, call: &Call, user_id: Uuid) -> Result<(), Error> {
-    let request = call.request(CloseAccountsRequest { user_id: user_id.to_string() });
+    // It takes as long as there are accounts: no attempt is given up before the caller's own time is over.
+    let patient = Call { waits: true, ..call.clone() };
+    let request = patient.request(CloseAccountsRequest { user_id: user_id.to_string() });
     match app.transactions.clone().close_accounts(request).await {
         Ok(_) => Ok(()),
         Err(refused) if status::reason_name(&refused).as_deref() == Some(USER_HAS_MONEY.name) => Err(Error::UserHasMoney),
