@@ -87,9 +87,9 @@ async fn write_heads(tx: &Transaction, heads: impl Iterator<Item = (Uuid, Head)>
 }
 
 /// Entries of an account after a version, in the order of their versions, up to a limit.
-pub async fn after(tx: &Transaction, account_id: Uuid, version: i64, limit: u32) -> Result<Vec<Entry>, Error> {
+pub async fn after(on: &impl ConnectionTrait, account_id: Uuid, version: i64, limit: u32) -> Result<Vec<Entry>, Error> {
     let sql = format!("SELECT {COLUMNS} FROM entries WHERE account_id = $1 AND account_version > $2 ORDER BY account_version LIMIT {limit}");
-    let rows: Vec<EntryRow> = all(tx, &sql, [account_id.into(), version.into()]).await?;
+    let rows: Vec<EntryRow> = all(on, &sql, [account_id.into(), version.into()]).await?;
     Ok(rows.into_iter().map(EntryRow::entry).collect())
 }
 
