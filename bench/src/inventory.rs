@@ -61,7 +61,7 @@ impl Catalogue {
     async fn make(bench: &Bench) -> Result<Self> {
         let front = &bench.rich.front;
         let (rest, token) = (front.api(), front.administrator().await?);
-        let products = make_products(bench, PRODUCTS, 1).await?;
+        let products = make_products(&bench.rich.front, PRODUCTS, 1).await?;
         let mut channels = Vec::new();
         for _ in 0..CONNECTIONS {
             channels.push(front.channel().await?);

@@ -15,9 +15,9 @@ use tonic::{Request, Status};
 
 use crate::load::{self, Calls, Kind};
 use crate::report;
-use crate::setup::{Bench, make_products};
+use crate::setup::{Bench, Rich, make_products};
 
-const PRODUCTS: usize = 1_000;
+pub const PRODUCTS: usize = 1_000;
 /// The merchants that they are of, whose accounts get the money.
 const MERCHANTS: usize = 100;
 const AT_ONCE: [usize; 3] = [16, 64, 512];
@@ -25,7 +25,7 @@ const CONNECTIONS: usize = 4;
 
 /// In turns: transfers, and orders by so many callers.
 pub async fn measure(bench: &Bench, postgres: &Postgres, rounds: usize, span: Duration) -> Result<()> {
-    let market = Arc::new(Market::make(bench).await?);
+    let market = Arc::new(Market::make(&bench.rich).await?);
     let mut transfers = Vec::new();
     let mut found: Vec<Vec<f64>> = vec![Vec::new(); AT_ONCE.len()];
     for round in 1..=rounds {
@@ -56,7 +56,7 @@ pub async fn measure(bench: &Bench, postgres: &Postgres, rounds: usize, span: Du
 }
 
 /// Products with stock, and who buys them.
-struct Market {
+pub struct Market {
     products: Vec<String>,
     accounts: Vec<String>,
     token: String,
@@ -65,14 +65,14 @@ struct Market {
 }
 
 impl Market {
-    async fn make(bench: &Bench) -> Result<Self> {
-        let front = &bench.rich.front;
-        let products = make_products(bench, PRODUCTS, MERCHANTS).await?;
+    pub async fn make(rich: &Rich) -> Result<Self> {
+        let front = &rich.front;
+        let products = make_products(front, PRODUCTS, MERCHANTS).await?;
         let mut channels = Vec::new();
         for _ in 0..CONNECTIONS {
             channels.push(front.channel().await?);
         }
-        let (accounts, token) = (bench.rich.accounts.clone(), bench.rich.someone.token.clone());
+        let (accounts, token) = (rich.accounts.clone(), rich.someone.token.clone());
         Ok(Self { products, accounts, token, channels, numbers: AtomicUsize::new(0) })
     }
 
@@ -94,8 +94,8 @@ impl Market {
     }
 }
 
-/// Callers in a closed loop.
-async fn buy(market: &Arc<Market>, callers: usize, products: usize, span: Duration) -> Result<Calls> {
+/// So many callers in a closed loop, who buy the first so many products.
+pub async fn buy(market: &Arc<Market>, callers: usize, products: usize, span: Duration) -> Result<Calls> {
     let market = market.clone();
     load::closed_loop(callers, span, move |caller, _| {
         let (market, client) = (market.clone(), OrdersServiceClient::new(market.channels[caller % CONNECTIONS].clone()));

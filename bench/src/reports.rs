@@ -18,6 +18,8 @@ use tonic::Request;
 use tonic::transport::Channel;
 
 use crate::load::{self, Kind};
+use crate::orders::{self, Market};
+use crate::report;
 use crate::setup::{Bench, Rich};
 
 const CONNECTIONS: usize = 4;
@@ -26,6 +28,9 @@ const FRESHNESS: &str = "x-lastro-freshness";
 const CACHED: usize = 500;
 /// Reads a second beside full load: the bar of the source documents.
 const READS_PER_SECOND: u64 = 50;
+/// Callers beside each other while reports goes away.
+const TRANSFERRING: usize = 32;
+const ORDERING: usize = 16;
 
 /// In one process on PostgreSQL.
 pub async fn measure(bench: &Bench, postgres: &Postgres, rounds: usize, span: Duration) -> Result<()> {
@@ -60,25 +65,33 @@ pub async fn measure(bench: &Bench, postgres: &Postgres, rounds: usize, span: Du
     Ok(())
 }
 
-/// On the stack: transfers while reports runs, while both of its replicas are away for a minute, and once they are back.
-pub async fn away(postgres_accounts: usize, span: Duration) -> Result<()> {
-    println!("starting the stack and making {postgres_accounts} accounts …");
+/// On the stack: transfers and orders while reports runs, while both of its replicas are away for a minute, and once they are back.
+pub async fn away(accounts: usize, span: Duration) -> Result<()> {
+    println!("starting the stack and making {accounts} accounts …");
     let stack = Stack::start(StackOptions::default())?;
-    let rich = Rich::make(stack.front(), postgres_accounts).await?.at(stack.direct());
-    let before = load::measure(&rich, Kind::Transfer, 64, span).await?;
-    println!("reports runs: settled transfers, 64 callers: {before}");
+    let rich = Rich::make(stack.front(), accounts).await?.at(stack.direct());
+    let market = Arc::new(Market::make(&rich).await?);
+    let writes = async |what: &str, span: Duration| {
+        let transfers = load::measure(&rich, Kind::Transfer, TRANSFERRING, span);
+        let (transfers, orders) = tokio::try_join!(transfers, orders::buy(&market, ORDERING, orders::PRODUCTS, span))?;
+        println!("{what}: settled transfers, {TRANSFERRING} callers: {transfers}");
+        println!("{what}: completed orders, {ORDERING} callers: {orders}");
+        anyhow::Ok((transfers, orders))
+    };
+    let before = writes("reports runs", span).await?;
     for name in ["reports-1", "reports-2"] {
         stack.kill(name)?;
     }
-    let away = load::measure(&rich, Kind::Transfer, 64, Duration::from_secs(60)).await?;
-    println!("reports is away for a minute: {away}");
+    let away = writes("reports is away for a minute", Duration::from_secs(60)).await?;
     for name in ["reports-1", "reports-2"] {
         stack.spawn(name)?;
     }
-    let back = load::measure(&rich, Kind::Transfer, 64, span).await?;
-    println!("reports catches up: {back}");
-    println!("reports has all of it {:.1?} after the last transfer", until_caught_up(&stack.postgres).await?);
-    crate::report::ratio("settled transfers, reports away / there", Some(away.per_second()), Some(before.per_second()));
+    let back = writes("reports catches up", span).await?;
+    println!("reports has all of it {:.1?} after the last call", until_caught_up(&stack.postgres).await?);
+    for (when, (transfers, orders)) in [("away", &away), ("catching up", &back)] {
+        report::ratio(&format!("settled transfers, reports {when} / there"), Some(transfers.per_second()), Some(before.0.per_second()));
+        report::ratio(&format!("completed orders, reports {when} / there"), Some(orders.per_second()), Some(before.1.per_second()));
+    }
     Ok(())
 }
 

@@ -110,8 +110,7 @@ fn memory_mb(pid: u32, what: &str) -> Result<u64> {
 const PIECES: i64 = 100_000_000;
 
 /// Makes so many products with stock, of so many merchants' accounts.
-pub async fn make_products(bench: &Bench, products: usize, merchants: usize) -> Result<Vec<String>> {
-    let front = &bench.rich.front;
+pub async fn make_products(front: &Front, products: usize, merchants: usize) -> Result<Vec<String>> {
     let (rest, administrator) = (front.api(), front.administrator().await?);
     let merchant = rest.someone().await?;
     let mut accounts = Vec::with_capacity(merchants);

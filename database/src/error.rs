@@ -169,7 +169,7 @@ fn kind(error: &sqlx::Error) -> Kind {
     }
     let code = error.code().unwrap_or_default();
     // SQLITE_ERROR is anything that is wrong with a statement; a table or a column that is not there is nothing that a value is at fault for.
-    if code == "1" && error.message().starts_with("no such ") {
+    if code == "1" && (error.message().starts_with("no such ") || error.message().contains(" has no column named ")) {
         return Kind::Fault;
     }
     kind_of_code(&code)

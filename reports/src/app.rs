@@ -15,26 +15,20 @@ use lastro_events::changes::{Change, Changes, Versions};
 use lastro_mesh::clock;
 use lastro_mesh::identity::User as Caller;
 use lastro_mesh::status::Problem;
-use lastro_mesh::turns::Turns;
 use lastro_proto::permissions::Permission;
-use tokio::sync::Semaphore;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::Error;
 use crate::app::current::CurrentEdition;
-use crate::app::freshness::{ReadUpTo, SeesBy, wait_a_moment};
+use crate::app::freshness::{ReadUpTo, SeesBy, Waiting, wait_a_moment};
 use crate::cache::{self, DaysCache};
 use crate::consume::Readers;
 use crate::domain::calendar::Day;
 use crate::store::accounts::{self, Account};
 use crate::store::{edition, entries, operations};
 
-/// Reads that wait at once until they see a write.
-const WAITING_MAX: usize = 1_024;
-/// And those of one caller.
-const WAITING_OF_CALLER: usize = 32;
 /// How many days an answer covers where its caller does not say.
 const DAYS_DEFAULT: i64 = 30;
 /// Another edition of the tables is noticed within so long.
@@ -50,16 +44,14 @@ pub struct App {
     /// The days of accounts that were asked for lately.
     pub days_cache: Arc<DaysCache>,
     read_up_to: ReadUpTo,
-    waiting: Arc<Semaphore>,
-    waiting_of_caller: Turns<Uuid>,
+    waiting: Arc<Waiting>,
 }
 
 impl App {
     pub fn new(database: Database, bus: &Bus, edition: CurrentEdition) -> Self {
         let days_cache = cache::open(&database, &edition, bus);
         let read_up_to = ReadUpTo::new(&database);
-        let (waiting, waiting_of_caller) = (Arc::new(Semaphore::new(WAITING_MAX)), Turns::new(WAITING_OF_CALLER));
-        Self { database, edition, seen: Changes::new(bus, "reports"), days_cache, read_up_to, waiting, waiting_of_caller }
+        Self { database, edition, seen: Changes::new(bus, "reports"), days_cache, read_up_to, waiting: Arc::new(Waiting::new()) }
     }
 
     /// Whoever reads here, to be told of what events change.

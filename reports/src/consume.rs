@@ -15,7 +15,9 @@ use uuid::Uuid;
 use crate::cache::DaysCache;
 
 /// The topics that reports are made from.
-pub const TOPICS: [&str; 2] = ["accounts", "transactions"];
+pub const TOPICS: [&str; 2] = ["accounts", TRANSACTIONS];
+/// The events of transactions.
+pub const TRANSACTIONS: &str = "transactions";
 
 /// Whoever reads the tables that events change.
 #[derive(Clone)]

@@ -3,6 +3,7 @@
 pub mod accounts;
 pub mod counts;
 pub mod daily;
+pub mod early;
 pub mod edition;
 pub mod entries;
 pub mod operations;

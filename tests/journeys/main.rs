@@ -253,6 +253,7 @@ fn main() {
     trials.extend(streams::trials());
     trials.extend(projections::trials());
     trials.extend(replay::trials());
+    trials.extend(reports::trials());
     trials.extend(cli::trials());
     for kind in [Kind::Embedded, Kind::Stack] {
         let shared = shared.clone();

@@ -326,6 +326,7 @@ async fn rows(reports: &Database) -> Result<BTreeMap<&'static str, Vec<String>>>
     for (table, columns) in [
         ("accounts", "t.*"),
         ("account_heads", "t.*"),
+        ("early_postings", "t.*"),
         ("entries", "t.*"),
         ("daily_balances", "t.*"),
         ("operations", "t.*"),

@@ -1,18 +1,28 @@
 //! Daily balances, statements and reports of transactions, and reads that see what their caller has just written.
 
-use anyhow::{Context as _, Result};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use futures_util::future::try_join_all;
+use lastro_database::{Database, execute};
 use lastro_proto::reports::v1::ListDailyBalancesRequest;
 use lastro_proto::reports::v1::reports_service_client::ReportsServiceClient;
 use lastro_tests::client::{Answer, Someone};
-use lastro_tests::{Api, Front};
+use lastro_tests::{Api, Front, Server};
+use libtest_mimic::Trial;
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::time::sleep;
 use uuid::Uuid;
 
-use crate::World;
 use crate::grpc::{channel, with_token};
+use crate::{World, block_on, failed};
 
 const FRESHNESS: &str = "x-lastro-freshness";
+
+pub fn trials() -> Vec<Trial> {
+    vec![Trial::test("reports::a_new_account_counts_in_its_currency", || failed(block_on(a_new_account_counts_in_its_currency())))]
+}
 
 /// Somebody with an account, and an administrator who brings money in at any time that counts.
 pub struct Bank {
@@ -255,6 +265,11 @@ pub async fn a_read_sees_what_its_caller_has_written(world: &World) -> Result<()
     for headers in [tokens.iter().map(|token| (FRESHNESS, *token)).collect::<Vec<_>>(), vec![(FRESHNESS, &*tokens.join(", "))]] {
         assert_eq!(days_of(&read(&headers).await?)?[0][4], "3.00");
     }
+    // What is seen already waits for nothing, however many ask at once.
+    let headers = [(FRESHNESS, tokens[0])];
+    for answer in try_join_all((0..40).map(|_| read(&headers))).await? {
+        assert_eq!(answer.status, 200, "{answer:?}");
+    }
     // A batch is too large to name each of its transactions.
     let request = |number: usize| {
         json!({ "externalId": format!("{} {number}", bank.account), "type": "DEPOSIT", "destinationAccountId": bank.account, "amount": brl("1"),
@@ -281,6 +296,37 @@ pub async fn a_read_sees_what_its_caller_has_written(world: &World) -> Result<()
     assert_eq!(bank.api.get("/api/v1/users/me", Some(&bank.owner.token)).await?.status, 200);
     let dry_run = json!({ "externalId": "dry", "type": "WITHDRAWAL", "sourceAccountId": bank.account, "amount": brl("1"), "validateOnly": true });
     assert_eq!(bank.api.post("/api/v1/transactions", Some(&bank.owner.token), dry_run).await?.header(FRESHNESS), "");
+    Ok(())
+}
+
+/// The events of accounts are held up: what was posted to a new one is here before that it was opened.
+async fn a_new_account_counts_in_its_currency() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let data = folder.path().join("data");
+    let server = Server::start(&data, &[])?;
+    let mut bank = Bank::at(&server.front()).await?;
+    let written = bank.deposit("10", None).await?;
+    bank.days("", &written).await?;
+    let reports = Database::open_sqlite(&data.join("reports.db")).await?;
+    execute(reports.writer(), "ALTER TABLE accounts RENAME COLUMN is_system TO is_away", []).await?;
+    bank.account = bank.api.account(&bank.owner.token, "BRL").await?;
+    let written = bank.deposit("5", None).await?;
+    let since = Instant::now();
+    while lastro_tests::reader::count(&reports, "SELECT count(*) AS count FROM early_postings").await? == 0 {
+        ensure!(since.elapsed() < Duration::from_secs(20), "the deposit does not come");
+        sleep(Duration::from_millis(20)).await;
+    }
+    let read = bank.read("daily-balances?currencyCode=BRL", &bank.owner.token, &written);
+    let back = async {
+        sleep(Duration::from_secs(1)).await;
+        execute(reports.writer(), "ALTER TABLE accounts RENAME COLUMN is_away TO is_system", []).await
+    };
+    let (read, back) = tokio::join!(read, back);
+    back?;
+    let read = read?;
+    assert_eq!(read.status, 200, "{read:?}");
+    assert_eq!(days_of(&read)?[29][4], "15.00");
+    assert_eq!(lastro_tests::reader::count(&reports, "SELECT count(*) AS count FROM early_postings").await?, 0);
     Ok(())
 }
 

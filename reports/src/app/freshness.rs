@@ -1,6 +1,7 @@
 //! A read that its caller wants to see what it has written.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -8,30 +9,71 @@ use lastro_database::Database;
 use lastro_events::changes::Versions as _;
 use lastro_events::inbox;
 use lastro_events::store::Cursor;
-use lastro_mesh::call::Call;
-use lastro_mesh::freshness::{Asked, FRESHNESS_HEADER};
+use lastro_mesh::call::{Call, Slot};
+use lastro_mesh::freshness::{Asked, FRESHNESS_HEADER, Mark};
 use lastro_mesh::status::Problem;
-use tokio::sync::{Mutex, OwnedSemaphorePermit};
+use lastro_mesh::turns::Turns;
+use tokio::sync::{Mutex, OnceCell, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout_at};
 use uuid::Uuid;
 
 use super::App;
 use crate::Error;
-use crate::consume::TOPICS;
-use crate::store::entries;
+use crate::consume::{TOPICS, TRANSACTIONS};
+use crate::store::{early, entries};
 
 /// A read waits for so long at most.
 const WAIT_MAX: Duration = Duration::from_secs(5);
 /// An answer has to be on its way so long before the caller gives up.
 const MARGIN: Duration = Duration::from_millis(300);
+/// Reads that wait at once until they see a write.
+const WAITING_MAX: usize = 1_024;
+/// And those of one caller.
+const WAITING_OF_CALLER: usize = 32;
 /// How often it is looked for what nobody tells of.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// A read that is to see what its caller has written, by this instant at most. It holds its places until it is answered.
-#[derive(Debug)]
+/// The places of those that wait: only who waits takes one.
+pub struct Waiting {
+    of_all: Arc<Semaphore>,
+    of_caller: Turns<Uuid>,
+}
+
+type Places = (OwnedSemaphorePermit, OwnedSemaphorePermit);
+
+impl Waiting {
+    pub fn new() -> Self {
+        Self { of_all: Arc::new(Semaphore::new(WAITING_MAX)), of_caller: Turns::new(WAITING_OF_CALLER) }
+    }
+
+    async fn take(&self, caller_id: Uuid) -> Result<Places, Problem> {
+        let crowded = || Problem::crowded("too many reads wait until they see a write");
+        let of_caller = self.of_caller.take(caller_id, Instant::now()).await.ok_or_else(crowded)?;
+        Ok((of_caller, self.of_all.clone().try_acquire_owned().map_err(|_| crowded())?))
+    }
+}
+
+/// A read that is to see what its caller has written, by an instant at most.
 pub struct SeesBy {
     deadline: Instant,
-    _places: (OwnedSemaphorePermit, OwnedSemaphorePermit),
+    caller_id: Uuid,
+    waiting: Arc<Waiting>,
+    /// Once it has waited it holds them until it is answered.
+    places: OnceCell<Places>,
+    slot: Slot,
+    /// The transactions that it is to see, as far as they are named.
+    transactions: Vec<Uuid>,
+    /// Whether it is to see others too.
+    and_others: bool,
+}
+
+impl SeesBy {
+    /// From now on it waits, which is no load: calls that are handled need not wait for it.
+    async fn waits(&self) -> Result<(), Problem> {
+        self.places.get_or_try_init(|| self.waiting.take(self.caller_id)).await?;
+        self.slot.release();
+        Ok(())
+    }
 }
 
 /// How far the event stores were read, as it was looked up last: all that wait share one look.
@@ -67,34 +109,31 @@ pub async fn wait_until_seen(app: &App, call: &Call, asked: &Asked) -> Result<Op
         return Ok(None);
     }
     let places = read_places(asked)?;
-    let deadline = Instant::now() + WAIT_MAX.min(call.remaining().saturating_sub(MARGIN));
-    let crowded = || Problem::crowded("too many reads wait until they see a write");
-    let of_caller = app.waiting_of_caller.take(call.user()?.id, Instant::now()).await.ok_or_else(crowded)?;
-    let of_all = app.waiting.clone().try_acquire_owned().map_err(|_| crowded())?;
-    let sees_by = SeesBy { deadline, _places: (of_caller, of_all) };
-    // Before it is looked at: what comes in between is not missed.
-    let mut followers: Vec<_> = asked.marks.iter().map(|mark| (app.seen.follow(mark.aggregate_id), mark.version)).collect();
-    let ids: Vec<Uuid> = asked.marks.iter().map(|mark| mark.aggregate_id).collect();
-    let seen: HashMap<Uuid, i64> = app.versions().versions(&ids).await?.into_iter().collect();
-    let mut missing = Vec::new();
-    for (mark, (follower, version)) in asked.marks.iter().zip(&mut followers) {
-        if seen.get(&mark.aggregate_id).is_none_or(|seen| *seen < *version) {
-            missing.push(follower.changed(*version - 1));
-        }
-    }
+    let sees_by = SeesBy {
+        deadline: Instant::now() + WAIT_MAX.min(call.remaining().saturating_sub(MARGIN)),
+        caller_id: call.user()?.id,
+        waiting: app.waiting.clone(),
+        places: OnceCell::new(),
+        slot: call.slot.clone(),
+        transactions: asked.marks.iter().filter(|mark| mark.topic == TRANSACTIONS).map(|mark| mark.aggregate_id).collect(),
+        and_others: places.iter().any(|(topic, _)| *topic == TRANSACTIONS),
+    };
     let mut unread = Vec::new();
     for (topic, place) in places {
         if !app.read_up_to.is_at(topic, place).await? {
             unread.push((topic, place));
         }
     }
-    if missing.is_empty() && unread.is_empty() {
+    if unread.is_empty() && unseen(app, &asked.marks).await?.is_empty() {
         return Ok(Some(sees_by));
     }
-    // Waiting is no load.
-    call.slot.release();
+    sees_by.waits().await?;
+    // They are followed before it is looked how far they are: what comes in between is not missed.
+    let followers: Vec<_> = asked.marks.iter().map(|mark| (mark.aggregate_id, app.seen.follow(mark.aggregate_id), mark.version)).collect();
+    let missing = unseen(app, &asked.marks).await?;
     let all = async {
-        join_all(missing).await;
+        let following = followers.into_iter().filter(|(id, ..)| missing.contains(id));
+        join_all(following.map(async |(_, mut follower, version)| follower.changed(version - 1).await)).await;
         for (topic, place) in unread {
             while !app.read_up_to.is_at(topic, place).await? {
                 sleep(LOOK_EVERY).await;
@@ -102,8 +141,16 @@ pub async fn wait_until_seen(app: &App, call: &Call, asked: &Asked) -> Result<Op
         }
         Ok(())
     };
-    timeout_at(deadline, all).await.unwrap_or(Err(Error::NotFreshYet))?;
+    timeout_at(sees_by.deadline, all).await.unwrap_or(Err(Error::NotFreshYet))?;
     Ok(Some(sees_by))
+}
+
+/// The aggregates that have not come so far yet.
+async fn unseen(app: &App, marks: &[Mark]) -> Result<HashSet<Uuid>, Error> {
+    let ids: Vec<Uuid> = marks.iter().map(|mark| mark.aggregate_id).collect();
+    let seen: HashMap<Uuid, i64> = app.versions().versions(&ids).await?.into_iter().collect();
+    let unseen = marks.iter().filter(|mark| seen.get(&mark.aggregate_id).is_none_or(|seen| *seen < mark.version));
+    Ok(unseen.map(|mark| mark.aggregate_id).collect())
 }
 
 /// The places that are asked for, where all of it is of topics that are read here.
@@ -134,11 +181,20 @@ pub async fn wait_until_counted(app: &App, accounts: &[Uuid], sees_by: Option<&S
     Ok(())
 }
 
+/// Waits until every account is known to which the writes posted that the read is to see: that it was opened may come later than what was posted to it.
+pub async fn wait_until_opened(app: &App, sees_by: Option<&SeesBy>) -> Result<(), Error> {
+    let Some(sees) = sees_by else { return Ok(()) };
+    let on = app.database.reader();
+    while early::are_of(on, &sees.transactions).await? || (sees.and_others && early::are_there(on).await?) {
+        wait_a_moment(sees_by).await?;
+    }
+    Ok(())
+}
+
 /// For what will be here in a moment, unless the time for that is over. Whoever waits for no write does not wait for this either.
 pub async fn wait_a_moment(sees_by: Option<&SeesBy>) -> Result<(), Error> {
-    if sees_by.is_none_or(|sees_by| Instant::now() + LOOK_EVERY > sees_by.deadline) {
-        return Err(Error::NotFreshYet);
-    }
+    let in_time = sees_by.filter(|sees_by| Instant::now() + LOOK_EVERY <= sees_by.deadline).ok_or(Error::NotFreshYet)?;
+    in_time.waits().await?;
     sleep(LOOK_EVERY).await;
     Ok(())
 }

@@ -8,7 +8,7 @@ use lastro_mesh::status::Problem;
 use lastro_money::Currency;
 use uuid::Uuid;
 
-use super::freshness::{SeesBy, wait_until_counted};
+use super::freshness::{SeesBy, wait_until_counted, wait_until_opened};
 use super::{App, may_see};
 use crate::Error;
 use crate::domain::calendar::Day;
@@ -124,6 +124,7 @@ async fn accounts_of(app: &App, caller: &Caller, wanted: &Wanted<'_>, sees_by: O
         }
         (None, Some(code)) => {
             let currency = known(code).ok_or_else(|| Problem::field("currency_code", "must be an ISO 4217 currency code, such as BRL"))?;
+            wait_until_opened(app, sees_by).await?;
             let accounts = accounts::of_owner(app.database.reader(), caller.id, code, ACCOUNTS_MAX + 1).await?;
             if accounts.len() > ACCOUNTS_MAX {
                 let rule = format!("has more than {ACCOUNTS_MAX} accounts of yours, too many to be told together; name one of them in `accountId`");

@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::{Readers, decode, id};
 use crate::store::accounts::{self, Account};
+use crate::store::early;
 
 pub struct Accounts {
     pub readers: Readers,
@@ -35,6 +36,8 @@ impl Handler for Accounts {
                 version: last.version,
             });
         }
+        let opened: Vec<Uuid> = new.iter().map(|account| account.id).collect();
+        early::forget(tx, &opened).await?;
         accounts::insert(tx, new).await?;
         // What else happens to an account is nothing that reports tells, so far.
         Ok(accounts::set_versions(tx, changed).await?)

@@ -14,7 +14,7 @@ use crate::domain::calendar::Calendar;
 use crate::domain::heads::Contradiction;
 use crate::domain::operation::{CountChanges, Ending, Entry, Leg, Posted, Submission};
 use crate::store::operations::Operation;
-use crate::store::{counts, daily, edition, entries, operations};
+use crate::store::{counts, daily, early, edition, entries, operations};
 
 /// Entries behind a gap that are read at once.
 const READ_AT_ONCE: u32 = 1_000;
@@ -102,7 +102,8 @@ async fn post(tx: &Transaction, new: Vec<(Entry, i64)>) -> Result<(), Failure> {
         counting.extend(now);
     }
     entries::set_heads(tx, moved.into_iter()).await?;
-    Ok(daily::add(tx, counting.iter()).await?)
+    daily::add(tx, counting.iter()).await?;
+    Ok(early::note(tx, new.iter().map(|(entry, _)| (entry.posted.account_id, entry.transaction_id)).collect()).await?)
 }
 
 impl Batch {

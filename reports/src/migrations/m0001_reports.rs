@@ -22,6 +22,9 @@ impl MigrationTrait for Migration {
                 // How far the postings of an account have come without a gap; `ahead` are stored and wait for what is missing.
                 "CREATE TABLE account_heads (account_id {uuid} PRIMARY KEY, version {bigint} NOT NULL, ahead {bigint} NOT NULL, balance {bigint} NOT NULL, \
                  record_us {bigint} NOT NULL){strict}",
+                // What was posted to accounts of which it is not known yet that they were opened: empty, but for moments.
+                "CREATE TABLE early_postings (account_id {uuid} NOT NULL, transaction_id {uuid} NOT NULL, PRIMARY KEY (account_id, transaction_id)){strict}",
+                "CREATE INDEX early_postings_transaction ON early_postings (transaction_id)",
                 // Days are counted from 1970-01-01. Retention: for ever.
                 "CREATE TABLE entries (account_id {uuid} NOT NULL, account_version {bigint} NOT NULL, transaction_id {uuid} NOT NULL, posting {bigint} NOT NULL, \
                  operation_version {bigint} NOT NULL, kind {bigint} NOT NULL, amount {bigint} NOT NULL, balance {bigint} NOT NULL, effective_us {bigint} NOT NULL, \
