@@ -113,7 +113,10 @@ impl Days {
         }
         let accounts: Vec<String> = rich.accounts.iter().take(CACHED).cloned().collect();
         let freshness = if is_cached { None } else { Some(freshness_of_a_write(&rich.front, &accounts[0]).await?.into()) };
-        Ok(Self { channels: channels.into(), token: rich.someone.token.as_str().into(), accounts: accounts.into(), freshness })
+        let days = Self { channels: channels.into(), token: rich.someone.token.as_str().into(), accounts: accounts.into(), freshness };
+        // It waits until the write is seen; those that are measured wait for nothing.
+        days.clone().read(0, 0).await?;
+        Ok(days)
     }
 
     async fn read(self, caller: usize, number: usize) -> Result<()> {
