@@ -69,8 +69,9 @@ pub async fn measure(bench: &Bench, postgres: &Postgres, rounds: usize, span: Du
 pub async fn away(accounts: usize, span: Duration) -> Result<()> {
     println!("starting the stack and making {accounts} accounts …");
     let stack = Stack::start(StackOptions::default())?;
-    let rich = Rich::make(stack.front(), accounts).await?.at(stack.direct());
+    let rich = Rich::make(stack.front(), accounts).await?;
     let market = Arc::new(Market::make(&rich).await?);
+    let rich = rich.at(stack.direct());
     let writes = async |what: &str, span: Duration| {
         let transfers = load::measure(&rich, Kind::Transfer, TRANSFERRING, span);
         let (transfers, orders) = tokio::try_join!(transfers, orders::buy(&market, ORDERING, orders::PRODUCTS, span))?;
