@@ -9,7 +9,7 @@ use sqlx::pool::PoolConnection;
 use sqlx::{AssertSqlSafe, Executor as _, Sqlite};
 use tokio::time::sleep;
 
-use crate::{Database, Error, PostgresUrl, Transaction, all, one};
+use crate::{Database, Error, Kind, PostgresUrl, Transaction, all, one};
 
 /// The schema of the second set.
 pub const SCHEMA: &str = "lastro_replay";
@@ -18,6 +18,8 @@ const MIGRATIONS: &str = "seaql_migrations";
 /// Who reads holds a lock for as long as a statement takes. The exchange waits for it only so long, shorter than PostgreSQL's `deadlock_timeout` of 1 s, so that
 /// no reader is ever taken for one half of a deadlock; then it lets all of them go and tries again.
 const LOCK_TIMEOUT: &str = "200ms";
+/// Autovacuum gives its lock up to whoever has waited for it for `deadlock_timeout`, 1 s: so the exchange waits longer for the lock that keeps it out.
+const VACUUM_TIMEOUT: &str = "10s";
 const LOCK_PAUSE: Duration = Duration::from_millis(100);
 const LOCK_ATTEMPTS: u32 = 200;
 
@@ -56,7 +58,12 @@ pub enum Place {
 pub struct Held(How);
 
 enum How {
-    Postgres { tx: Transaction, live: String },
+    /// The transaction keeps what the caller has locked; each attempt to exchange is one of its own.
+    Postgres {
+        tx: Transaction,
+        database: Database,
+        live: String,
+    },
     Sqlite(PoolConnection<Sqlite>),
 }
 
@@ -70,7 +77,8 @@ pub async fn hold(live: &Database, place: &Place) -> Result<Held, Error> {
             let patient = "SET LOCAL lock_timeout = '30s'; SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0";
             tx.execute_unprepared(patient).await?;
             let schema: Option<Name> = one(&tx, "SELECT quote_ident(current_schema()) AS name", []).await?;
-            Ok(Held(How::Postgres { tx, live: schema.ok_or_else(|| Error::corrupt("a session without a schema"))?.name }))
+            let live_schema = schema.ok_or_else(|| Error::corrupt("a session without a schema"))?.name;
+            Ok(Held(How::Postgres { tx, database: live.clone(), live: live_schema }))
         }
         Place::File(file) => {
             let pool = live.sqlite().ok_or_else(|| Error::corrupt("only SQLite keeps its tables in a file"))?;
@@ -99,17 +107,42 @@ impl Held {
     /// Puts the second set in the place of the first one, all of it at once.
     pub async fn exchange(self) -> Result<(), Error> {
         match self.0 {
-            How::Postgres { tx, live } => exchange_schemas(tx, &live).await,
+            How::Postgres { tx, database, live } => {
+                exchange_schemas(&database, &live).await?;
+                // Consumers go on, and find the new tables. It is done, whether or not this is answered.
+                let _ = tx.rollback().await;
+                Ok(())
+            }
             How::Sqlite(connection) => copy_file(connection).await,
         }
     }
 }
 
-async fn exchange_schemas(tx: Transaction, live: &str) -> Result<(), Error> {
+/// Tries until it has all locks. Each attempt is a transaction of its own, and let go whole: one that has once asked for an exclusive lock has a number, and
+/// every reader of an event store waits for the oldest transaction that has one.
+async fn exchange_schemas(database: &Database, live: &str) -> Result<(), Error> {
+    let mut attempts = 0;
+    loop {
+        let tx = database.begin().await?;
+        match exchange_in(&tx, live).await {
+            Ok(()) => return Ok(tx.commit().await?),
+            Err(error) if error.kind == Kind::Conflict && attempts < LOCK_ATTEMPTS => drop(tx),
+            Err(error) => return Err(error),
+        }
+        attempts += 1;
+        sleep(LOCK_PAUSE).await;
+    }
+}
+
+async fn exchange_in(tx: &Transaction, live: &str) -> Result<(), Error> {
     let names = async |relations: &str| -> Result<Vec<String>, Error> {
-        let rows: Vec<Name> = all(&tx, relations, []).await?;
+        let rows: Vec<Name> = all(tx, relations, []).await?;
         Ok(rows.into_iter().map(|row| row.name).collect())
     };
+    // The session's timeouts are for what callers wait for.
+    tx.execute_unprepared("SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0").await?;
+    let newer = names(&format!("SELECT version AS name FROM {live}.{MIGRATIONS} EXCEPT SELECT version FROM {SCHEMA}.{MIGRATIONS}")).await?;
+    refuse_newer(&newer)?;
     let tables =
         format!("SELECT quote_ident(tablename) AS name FROM pg_tables WHERE schemaname = '{SCHEMA}' AND tablename <> '{MIGRATIONS}' ORDER BY 1");
     let tables = names(&tables).await?;
@@ -118,12 +151,17 @@ async fn exchange_schemas(tx: Transaction, live: &str) -> Result<(), Error> {
         return Err(Error::corrupt("a second set of tables without a table"));
     }
     let within = |schema: &str, names: &[String]| names.iter().map(|name| format!("{schema}.{name}")).collect::<Vec<_>>().join(", ");
-    lock_tables(&tx, &within(live, &tables)).await?;
-    let mut statements = Vec::new();
+    // Keeps autovacuum away from both sets, and nobody else.
+    let (live_tables, new_tables) = (within(live, &tables), within(SCHEMA, &tables));
+    let statement = format!("SET LOCAL lock_timeout = '{VACUUM_TIMEOUT}'; LOCK TABLE {live_tables}, {new_tables} IN SHARE UPDATE EXCLUSIVE MODE");
+    tx.execute_unprepared(&statement).await?;
+    // Views first, as readers do: PostgreSQL locks what they name along with them.
+    let relations = [&views, &tables].into_iter().filter(|names| !names.is_empty()).map(|names| within(live, names)).collect::<Vec<_>>().join(", ");
+    let mut statements = vec![format!("SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'; LOCK TABLE {relations} IN ACCESS EXCLUSIVE MODE")];
     if !views.is_empty() {
         statements.push(format!("DROP VIEW {}", within(live, &views)));
     }
-    statements.push(format!("DROP TABLE {}", within(live, &tables)));
+    statements.push(format!("DROP TABLE {live_tables}"));
     statements.extend(tables.iter().map(|table| format!("ALTER TABLE {SCHEMA}.{table} SET SCHEMA {live}")));
     statements.extend(views.iter().map(|view| format!("ALTER VIEW {SCHEMA}.{view} SET SCHEMA {live}")));
     // Fails where anything is left that was not moved.
@@ -131,22 +169,15 @@ async fn exchange_schemas(tx: Transaction, live: &str) -> Result<(), Error> {
     for statement in statements {
         tx.execute_unprepared(&statement).await?;
     }
-    Ok(tx.commit().await?)
+    Ok(())
 }
 
-async fn lock_tables(tx: &Transaction, tables: &str) -> Result<(), Error> {
-    tx.execute_unprepared(&format!("SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")).await?;
-    let mut attempts = 0;
-    loop {
-        tx.execute_unprepared("SAVEPOINT before_locks").await?;
-        match tx.execute_unprepared(&format!("LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE")).await {
-            Ok(_) => return Ok(()),
-            Err(error) if attempts == LOCK_ATTEMPTS => return Err(error.into()),
-            Err(_) => tx.execute_unprepared("ROLLBACK TO SAVEPOINT before_locks").await?,
-        };
-        attempts += 1;
-        sleep(LOCK_PAUSE).await;
+/// The first set may have been brought to a newer version meanwhile: the second one would take it back.
+fn refuse_newer(migrations: &[String]) -> Result<(), Error> {
+    if migrations.is_empty() {
+        return Ok(());
     }
+    Err(Error::corrupt(format!("the tables were migrated meanwhile ({}), and the new ones were not", migrations.join(", "))))
 }
 
 async fn copy_file(mut connection: PoolConnection<Sqlite>) -> Result<(), Error> {
@@ -158,6 +189,8 @@ async fn copy_file(mut connection: PoolConnection<Sqlite>) -> Result<(), Error> 
     if tables.is_empty() {
         return Err(Error::corrupt("a second set of tables without a table"));
     }
+    let newer = format!("SELECT version FROM main.{MIGRATIONS} EXCEPT SELECT version FROM shadow.{MIGRATIONS}");
+    refuse_newer(&sqlx::query_scalar(AssertSqlSafe(newer)).fetch_all(&mut *connection).await?)?;
     for table in tables {
         connection.execute(AssertSqlSafe(format!("DELETE FROM main.{table}; INSERT INTO main.{table} SELECT * FROM shadow.{table}"))).await?;
     }

@@ -194,16 +194,21 @@ impl<H: Handler> Consumer<H> {
         self.close_gaps(&never).await;
     }
 
-    /// As [`read_to_end`](Self::read_to_end), all that the publisher has committed by now: also that before which something may be committed yet. The
-    /// cursor stays before it, so that nothing is left out later.
+    /// Applies everything that the publisher has committed when this is called, including events before which others may be committed later. The cursor does not
+    /// move past those, so that nothing is skipped. What is committed while it reads need not be read, however much comes.
     pub async fn read_committed(&self, store: &EventStore, publisher: &Database) -> Result<(), Error> {
         let mut cursor = self.inbox().cursor().await?;
         loop {
             let found = store.visible_after(publisher, cursor, PAGE).await?;
             let Some((last, _)) = found.last() else { return Ok(()) };
-            cursor = *last;
+            // A page that is not full has all that was committed when it was read.
+            let (is_last, next) = (found.len() < PAGE as usize, *last);
             let events: Vec<Event> = found.into_iter().map(|(_, event)| event).collect();
             self.deliver(&events, None, &CancellationToken::new()).await;
+            if is_last {
+                return Ok(());
+            }
+            cursor = next;
         }
     }
 
@@ -447,6 +452,7 @@ impl<H: Handler> Consumer<H> {
             {
                 return;
             }
+            self.beat_unless_delivering();
             open.send_replace(true);
             self.ended.send_replace((this, begin.as_ref().ok().and_then(|begin| begin.marker)));
             is_behind.set(0.0);
@@ -492,10 +498,7 @@ impl<H: Handler> Consumer<H> {
             }
             published = published.or(now.marker);
             self.close_gaps(stop).await;
-            // One that works on a delivery that it cannot apply is not alive because it looks.
-            if !self.is_delivering.load(Ordering::SeqCst) {
-                self.beat();
-            }
+            self.beat_unless_delivering();
         }
     }
 
@@ -563,7 +566,15 @@ impl<H: Handler> Consumer<H> {
         gauge!("lastro_consumer_heartbeat_seconds", "topic" => self.topic.name, "group" => self.topic.reader).set(seconds(now_us()));
     }
 
-    /// How old events were when they were applied.
+    /// As [`beat`](Self::beat), for whoever only looks: a consumer that tries the same delivery again and again must not seem alive because it is looked whether
+    /// anything is missing.
+    fn beat_unless_delivering(&self) {
+        if !self.is_delivering.load(Ordering::SeqCst) {
+            self.beat();
+        }
+    }
+
+    /// How old events were when they were done with.
     fn note_age(&self, events: &[Event]) {
         self.beat();
         let ages = histogram!("lastro_consumer_lag_seconds", "topic" => self.topic.name, "group" => self.topic.reader);

@@ -15,8 +15,8 @@ use crate::store::EventStore;
 /// What is done some time.
 type Future<'a, T> = Pin<Box<dyn std::future::Future<Output = T> + Send + 'a>>;
 
-/// Is told how many events are done with.
-pub type Told<'a> = &'a (dyn Fn(usize) + Send + Sync);
+/// Called after each page of events, with how many there were.
+pub type OnProgress<'a> = &'a (dyn Fn(usize) + Send + Sync);
 
 /// A consumer that fills new tables, whatever its handler is.
 pub trait Projector: Send + Sync {
@@ -24,7 +24,7 @@ pub trait Projector: Send + Sync {
     fn topic(&self) -> &'static str;
 
     /// See [`Consumer::read_to_end`].
-    fn read_to_end<'a>(&'a self, told: Told<'a>) -> Future<'a, ()>;
+    fn read_to_end<'a>(&'a self, on_progress: OnProgress<'a>) -> Future<'a, ()>;
 
     /// See [`Consumer::read_committed`].
     fn read_committed<'a>(&'a self, store: &'a EventStore, publisher: &'a Database) -> Future<'a, Result<(), Error>>;
@@ -35,8 +35,8 @@ impl<H: Handler> Projector for Consumer<H> {
         self.topic.name
     }
 
-    fn read_to_end<'a>(&'a self, told: Told<'a>) -> Future<'a, ()> {
-        Box::pin(Self::read_to_end(self, told))
+    fn read_to_end<'a>(&'a self, on_progress: OnProgress<'a>) -> Future<'a, ()> {
+        Box::pin(Self::read_to_end(self, on_progress))
     }
 
     fn read_committed<'a>(&'a self, store: &'a EventStore, publisher: &'a Database) -> Future<'a, Result<(), Error>> {

@@ -16,8 +16,8 @@ pub mod update_product;
 use std::sync::Arc;
 use std::time::Duration;
 
+use lastro_database::Database;
 use lastro_database::batch_loader::BatchLoader;
-use lastro_database::{Database, Kind};
 use lastro_events::bus::Bus;
 use lastro_mesh::call::Call;
 use lastro_mesh::outbound::Outbound;
@@ -27,7 +27,7 @@ use lastro_money::{Amount, Currency, Minor};
 use lastro_proto::internal::transactions::v1::ConfirmAccountRequest;
 use lastro_proto::internal::transactions::v1::owners_service_client::OwnersServiceClient;
 use lastro_proto::r#type::v1::Money;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use lastro_service::ReadTurns;
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
@@ -38,16 +38,6 @@ use crate::domain::product::Product;
 use crate::store::reservations::Reservation;
 use crate::store::{products, reservations, stock};
 
-/// Reads of one product that no cache answers, of the past and of events, at once; what comes then waits for its turn.
-const READS_PER_PRODUCT: usize = 4;
-/// Of all products: half of the connections, so that changes and reads of now have theirs.
-const READS_MAX: usize = 8;
-/// Those that wait, of all products.
-const WAITING_MAX: usize = 1_000;
-/// How long they wait, how long they read, and what is left of their deadline to answer.
-const READ_WAIT: Duration = Duration::from_secs(1);
-const READ_MAX: Duration = Duration::from_secs(2);
-const READ_MARGIN: Duration = Duration::from_millis(500);
 /// Items of orders of one buyer that are being reserved at once; what comes then waits for its turn. Each locks its product in every store.
 pub(crate) const ITEMS_PER_BUYER: u32 = 512;
 /// A change that could not be stored within this is not waited for any longer: its caller learns in time that the database is busy.
@@ -66,9 +56,8 @@ pub struct App {
     reservation_loader: BatchLoader<Reservation>,
     /// Items that each buyer's sagas reserve at once.
     pub(crate) reserving: Turns<Uuid>,
-    reads: Turns<Uuid>,
-    all_reads: Semaphore,
-    waiting: Semaphore,
+    /// Reads of one product that no cache answers: of the past, and of events. Many who ask for one product leave those fast who ask for others.
+    pub(crate) reads: ReadTurns<Uuid>,
 }
 
 impl App {
@@ -82,51 +71,11 @@ impl App {
             stores_loader: stock::stores_loader(&database),
             reservation_loader: reservations::loader(&database),
             reserving: Turns::new(ITEMS_PER_BUYER as usize),
-            reads: Turns::new(READS_PER_PRODUCT),
-            all_reads: Semaphore::new(READS_MAX),
-            waiting: Semaphore::new(WAITING_MAX),
+            reads: ReadTurns::new("reads of this product"),
             cache,
             database,
             bus,
         }
-    }
-
-    /// Reads something of one product that no cache answers, which may take long, when it is its turn. Many who ask for one product leave those fast who
-    /// ask for others: so many read at once, and whoever waits is no load, and gives its slot back. That one product takes too long is no failure of the
-    /// service, which would close it to everybody.
-    pub(crate) async fn read_of_product<T>(
-        &self,
-        call: &Call,
-        product_id: Uuid,
-        read: impl Future<Output = Result<T, lastro_database::Error>>,
-    ) -> Result<T, Error> {
-        let _turn = self.read_turn(call, product_id).await?;
-        let busy = || Problem::crowded("this product takes too long to read; ask again later");
-        let by = call.deadline.checked_sub(READ_MARGIN).unwrap_or(call.deadline).min(Instant::now() + READ_MAX);
-        let read = async {
-            let _place = self.all_reads.acquire().await;
-            read.await
-        };
-        match timeout_at(by, read).await {
-            Ok(Err(error)) if matches!(error.kind, Kind::Conflict | Kind::Cancelled) => {
-                tracing::warn!(%error, product = %product_id, "a product takes too long to read");
-                Err(busy().into())
-            }
-            Ok(read) => Ok(read?),
-            Err(_) => Err(busy().into()),
-        }
-    }
-
-    async fn read_turn(&self, call: &Call, product_id: Uuid) -> Result<OwnedSemaphorePermit, Problem> {
-        let busy = || Problem::crowded("too many reads of this product are under way; ask for fewer at once");
-        let now = Instant::now();
-        if let Some(turn) = self.reads.take(product_id, now).await {
-            return Ok(turn);
-        }
-        let _waiting = self.waiting.try_acquire().map_err(|_| busy())?;
-        call.slot.release();
-        let by = call.deadline.checked_sub(READ_MARGIN).unwrap_or(call.deadline).min(now + READ_WAIT);
-        self.reads.take(product_id, by).await.ok_or_else(busy)
     }
 }
 

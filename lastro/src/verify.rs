@@ -52,7 +52,8 @@ pub async fn verify(command: VerifyCommand) -> Result<()> {
         for account in page {
             let account =
                 LedgerAccount { id: account.id, owner_id: account.owner_id, currency_code: account.currency_code, version: account.version };
-            let found = verifier.check(&account, &ledger).await.context("the databases cannot be compared now")?;
+            let found =
+                verifier.check(&account, &ledger).await.with_context(|| format!("account {} cannot be compared now; run this again", account.id))?;
             accounts += 1;
             postings += found.postings;
             days += found.days;
@@ -66,8 +67,10 @@ pub async fn verify(command: VerifyCommand) -> Result<()> {
             }
         }
     }
+    let (dead, is_of_these_tables) = (verifier.dead_letters().await?, verifier.is_of_these_tables().await?);
     reports.close().await;
     transactions.close().await;
+    ensure!(is_of_these_tables, "reports were made anew meanwhile; run this again");
     if differences > PRINTED_MAX {
         print::line(format!("and {} more", differences - PRINTED_MAX));
     }
@@ -78,7 +81,10 @@ pub async fn verify(command: VerifyCommand) -> Result<()> {
     if differences > 0 {
         bail!("reports differ from the ledger in {differences} places; `lastro replay reports` makes them anew");
     }
-    ensure!(accounts > 0, "the ledger has no account: is this the right place?");
+    if dead > 0 {
+        bail!("{dead} events could not be applied, and what they tell is missing; `lastro dead-letters list --service reports` names them");
+    }
+    ensure!(accounts > 0, "the ledger has no account; check --data or --database-url");
     print::line("reports are what the ledger has");
     Ok(())
 }

@@ -16,11 +16,13 @@ use crate::status::{Problem, SLOW_READER};
 pub const SLOW_AFTER: Duration = Duration::from_secs(30);
 
 /// The body. Dropping it drops what it wraps, whether or not there is a supervisor.
-pub struct Endable<B> {
+pub struct Endable<B: Body> {
     state: Arc<Mutex<State<B>>>,
-    /// Makes the last frame, which tells the reader why the stream ends.
-    last: Box<dyn Fn(Problem) -> Option<Frame<Bytes>> + Send>,
+    last: Last<B::Error>,
 }
+
+/// Makes the last frame, which tells the reader why the stream ends; or the error with which it is broken off.
+type Last<E> = Box<dyn Fn(Problem) -> Option<Result<Frame<Bytes>, E>> + Send>;
 
 struct State<B> {
     /// None once it has ended.
@@ -37,8 +39,12 @@ struct State<B> {
 /// Ends a body.
 pub struct Ender<B>(Weak<Mutex<State<B>>>);
 
-/// Wraps a body. `held` is freed when the body ends; `last` makes the frame that tells the reader why it was ended.
-pub fn endable<B>(body: B, held: impl Send + 'static, last: impl Fn(Problem) -> Option<Frame<Bytes>> + Send + 'static) -> (Endable<B>, Ender<B>) {
+/// Wraps a body. `held` is freed when the body ends; `last` makes the frame that tells the reader why it was ended, or the error with which it is broken off.
+pub fn endable<B: Body>(
+    body: B,
+    held: impl Send + 'static,
+    last: impl Fn(Problem) -> Option<Result<Frame<Bytes>, B::Error>> + Send + 'static,
+) -> (Endable<B>, Ender<B>) {
     let held: Option<Box<dyn Send>> = Some(Box::new(held));
     let state = Arc::new(Mutex::new(State { body: Some(body), held, waiting_since: Some(Instant::now()), problem: None, waker: None }));
     let ender = Ender(Arc::downgrade(&state));
@@ -84,7 +90,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Endable<B> {
         let mut state = lock(&self.state);
         state.waiting_since = None;
         if let Some(problem) = state.problem.take() {
-            return Poll::Ready((self.last)(problem).map(Ok));
+            return Poll::Ready((self.last)(problem));
         }
         let Some(body) = &mut state.body else { return Poll::Ready(None) };
         let polled = Pin::new(body).poll_frame(cx);

@@ -12,6 +12,9 @@ use crate::status::Problem;
 /// The header, in answers of writes and in requests of reads. It may stand several times, and hold several tokens with commas between.
 pub const FRESHNESS_HEADER: &str = "x-lastro-freshness";
 
+/// What tokens must be.
+pub const MUST_BE: &str = "must be values of this header, copied unchanged from earlier answers, of at most 256 characters each";
+
 /// A token has at most so many characters.
 const CHARS_MAX: usize = 256;
 /// The first byte of a token says what follows the name of the topic: marks, or a place.
@@ -81,7 +84,7 @@ pub fn tell(metadata: &mut MetadataMap, topic: &str, marks: impl IntoIterator<It
 
 /// What the tokens of a request ask for.
 pub fn asked(metadata: &MetadataMap) -> Result<Asked, Problem> {
-    let malformed = || Problem::field(FRESHNESS_HEADER, "must be as an earlier answer had it: tokens of at most 256 characters each");
+    let malformed = || Problem::field(FRESHNESS_HEADER, MUST_BE);
     let mut asked = Asked::default();
     for value in metadata.get_all(FRESHNESS_HEADER) {
         for token in value.to_str().map_err(|_| malformed())?.split(',').map(str::trim).filter(|token| !token.is_empty()) {

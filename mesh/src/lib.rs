@@ -16,7 +16,7 @@ pub mod outbound;
 pub mod outcome;
 pub mod page;
 pub mod private_headers;
-mod quota;
+pub mod quota;
 pub mod serve;
 pub mod shutdown;
 pub mod status;

@@ -16,6 +16,7 @@ use lastro_mesh::clock;
 use lastro_mesh::identity::User as Caller;
 use lastro_mesh::status::Problem;
 use lastro_proto::permissions::Permission;
+use lastro_service::ReadTurns;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -45,13 +46,23 @@ pub struct App {
     pub days_cache: Arc<DaysCache>,
     read_up_to: ReadUpTo,
     waiting: Arc<Waiting>,
+    /// Reads of a caller that no cache answers: one who asks for much at once leaves those fast who ask for little.
+    reads: ReadTurns<Uuid>,
 }
 
 impl App {
     pub fn new(database: Database, bus: &Bus, edition: CurrentEdition) -> Self {
         let days_cache = cache::open(&database, &edition, bus);
         let read_up_to = ReadUpTo::new(&database);
-        Self { database, edition, seen: Changes::new(bus, "reports"), days_cache, read_up_to, waiting: Arc::new(Waiting::new()) }
+        Self {
+            database,
+            edition,
+            seen: Changes::new(bus, "reports"),
+            days_cache,
+            read_up_to,
+            waiting: Arc::new(Waiting::new()),
+            reads: ReadTurns::new("reads of yours"),
+        }
     }
 
     /// Whoever reads here, to be told of what events change.
@@ -89,7 +100,8 @@ impl App {
         SeenVersions(&self.database)
     }
 
-    /// An account that the caller may see. For a read that sees a write: what was posted to it may be here before that it was opened.
+    /// An account that the caller may see. A read with a freshness token waits for it: the event that it was opened may come later than the first posting to it.
+    /// Refuses an id that is no UUID, an account that is not there or is somebody else's, and where the time is over.
     async fn account(&self, caller: &Caller, account_id: &str, sees_by: Option<&SeesBy>) -> Result<Account, Error> {
         let id = Uuid::parse_str(account_id).map_err(|_| Problem::field("account_id", "must be a UUID"))?;
         let mut account = accounts::get(self.database.reader(), id).await?;

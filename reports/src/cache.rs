@@ -16,7 +16,7 @@ use crate::store::accounts::{self, Account};
 use crate::store::daily::{self, Days, Flow};
 use crate::store::{edition, entries};
 
-/// How many days before today are cached, apart from the sum of all days before them: two years, and what is asked for of the second one.
+/// How many days before today are cached, apart from the sum of all days before them: any 366 days of the last two years and more are answered from them.
 const DAYS_CACHED: i64 = 800;
 /// And how many days after today.
 const DAYS_AHEAD_CACHED: i64 = 400;

@@ -53,7 +53,7 @@ impl ReportsService for Reports {
             to: message.to.as_deref(),
             as_of_us: message.as_of.map(|time| time_us("as_of", time)).transpose()?,
         };
-        let found = list_daily_balances(&self.0, call.user()?, wanted, sees_by.as_ref()).await?;
+        let found = list_daily_balances(&self.0, &call, wanted, sees_by.as_ref()).await?;
         let days = found.days.iter().map(|day| wire_day(day, found.currency)).collect();
         let time_zone = self.0.edition.get().calendar.name().to_owned();
         Ok(Response::new(ListDailyBalancesResponse { days, as_of_time: found.as_of_us.map(timestamp), time_zone }))
@@ -69,7 +69,7 @@ impl ReportsService for Reports {
             page_size: message.page_size,
             page_token: &message.page_token,
         };
-        let found = get_statement(&self.0, call.user()?, wanted, sees_by.as_ref()).await?;
+        let found = get_statement(&self.0, &call, wanted, sees_by.as_ref()).await?;
         let entries = found.entries.into_iter().map(|(entry, balance)| wire_entry(entry, balance, found.currency)).collect();
         Ok(Response::new(Statement { entries, next_page_token: found.next_page_token, as_of_time: found.as_of_us.map(timestamp) }))
     }
@@ -77,7 +77,7 @@ impl ReportsService for Reports {
     async fn get_transaction_report(&self, request: Request<GetTransactionReportRequest>) -> Result<Response<TransactionReport>, Status> {
         let (call, _sees_by) = self.fresh_call(&request).await?;
         let message = request.into_inner();
-        let rows = get_transaction_report(&self.0, call.user()?, message.from.as_deref(), message.to.as_deref()).await?;
+        let rows = get_transaction_report(&self.0, &call, message.from.as_deref(), message.to.as_deref()).await?;
         let newest_us = rows.iter().map(|(_, counts)| counts.newest_us).max();
         let rows = rows.into_iter().map(|(of, counts)| wire_row(of, &counts)).collect();
         let time_zone = self.0.edition.get().calendar.name().to_owned();

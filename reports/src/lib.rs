@@ -50,7 +50,7 @@ pub static SERVICE: Service = Service {
 async fn start(given: Given) -> anyhow::Result<Running> {
     let (accounts_topic, transactions_topic) = (given.topic("accounts")?, given.topic("transactions")?);
     let settings = given.settings.get::<Settings>()?;
-    let edition = edition::kept(&given.database, settings.time_zone).await?;
+    let edition = edition::begin_or_check(&given.database, settings.time_zone).await?;
     let app = Arc::new(app::App::new(given.database, &given.bus, CurrentEdition::new(edition)));
     let jobs = vec![
         Job::beating("events of accounts", &app, move |app, heartbeat, stop| {

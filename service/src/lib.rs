@@ -5,6 +5,7 @@
 pub mod events;
 mod jobs;
 mod problem;
+mod reads;
 mod settings;
 
 use std::collections::HashMap;
@@ -21,6 +22,7 @@ use tonic::service::Routes;
 
 pub use jobs::Job;
 pub use problem::database_problem;
+pub use reads::ReadTurns;
 pub use settings::{Read as ReadSettings, Settings, SettingsGroup};
 
 /// What is done once, such as starting a service.

@@ -3,15 +3,16 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use futures_util::future::try_join_all;
+use futures_util::future::{join_all, try_join_all};
 use lastro_database::{Database, execute};
 use lastro_proto::reports::v1::ListDailyBalancesRequest;
 use lastro_proto::reports::v1::reports_service_client::ReportsServiceClient;
 use lastro_tests::client::{Answer, Someone};
-use lastro_tests::{Api, Front, Server};
+use lastro_tests::{Api, Front, Postgres, Server};
 use libtest_mimic::Trial;
 use reqwest::Method;
 use serde_json::{Value, json};
+use sqlx::Connection as _;
 use tokio::time::sleep;
 use uuid::Uuid;
 
@@ -21,7 +22,10 @@ use crate::{World, block_on, failed};
 const FRESHNESS: &str = "x-lastro-freshness";
 
 pub fn trials() -> Vec<Trial> {
-    vec![Trial::test("reports::a_new_account_counts_in_its_currency", || failed(block_on(a_new_account_counts_in_its_currency())))]
+    vec![
+        Trial::test("reports::a_new_account_counts_in_its_currency", || failed(block_on(a_new_account_counts_in_its_currency()))),
+        Trial::test("reports::one_who_reads_much_leaves_others", || failed(block_on(one_who_reads_much_leaves_others()))),
+    ]
 }
 
 /// Somebody with an account, and an administrator who brings money in at any time that counts.
@@ -327,6 +331,46 @@ async fn a_new_account_counts_in_its_currency() -> Result<()> {
     assert_eq!(read.status, 200, "{read:?}");
     assert_eq!(days_of(&read)?[29][4], "15.00");
     assert_eq!(lastro_tests::reader::count(&reports, "SELECT count(*) AS count FROM early_postings").await?, 0);
+    Ok(())
+}
+
+/// Reads of one caller hang, many at once: those of somebody else are answered all the time.
+async fn one_who_reads_much_leaves_others() -> Result<()> {
+    let postgres = Postgres::start()?;
+    let folder = tempfile::tempdir()?;
+    let server = Server::start(&folder.path().join("data"), &["--database-url", &postgres.url()])?;
+    let bank = Bank::at(&server.front()).await?;
+    let written = bank.deposit("10", None).await?;
+    bank.days("", &written).await?;
+    let other = bank.api.someone().await?;
+    let mut session = sqlx::PgConnection::connect(&format!("{}/lastro_reports", postgres.url())).await?;
+    sqlx::raw_sql("BEGIN; LOCK TABLE daily_balances IN ACCESS EXCLUSIVE MODE").execute(&mut session).await?;
+    let (until, path) =
+        (Instant::now() + Duration::from_secs(4), format!("/api/v1/reports/daily-balances?accountId={}&asOf=2026-01-01T00:00:00Z", bank.account));
+    let many = join_all((0..100).map(|_| async {
+        while Instant::now() < until {
+            let told = bank.api.get(&path, Some(&bank.owner.token)).await?;
+            ensure!([429, 503, 504].contains(&told.status), "{told:?}");
+        }
+        Ok(())
+    }));
+    let others = async {
+        let mut times = 0;
+        sleep(Duration::from_millis(300)).await;
+        while Instant::now() < until {
+            let read = bank.api.get("/api/v1/reports/transactions", Some(&other.token)).await?;
+            ensure!(read.status == 200, "{read:?}");
+            times += 1;
+        }
+        Ok(times)
+    };
+    let (many, others) = tokio::join!(many, others);
+    sqlx::raw_sql("ROLLBACK").execute(&mut session).await?;
+    many.into_iter().collect::<Result<Vec<()>>>()?;
+    let times = others?;
+    assert!(times > 5, "{times} reads of others");
+    let told = bank.api.get(&path, Some(&bank.owner.token)).await?;
+    assert_eq!(told.status, 200, "{told:?}");
     Ok(())
 }
 

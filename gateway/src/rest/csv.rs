@@ -3,7 +3,9 @@
 //! any length and costs as much as one page. A table that cannot be completed is broken off, which every HTTP client tells as an error.
 
 use std::io;
-use std::sync::LazyLock;
+use std::net::IpAddr;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::{self, TryStreamExt as _};
@@ -12,13 +14,16 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use http_body::Frame;
 use http_body_util::StreamBody;
 use lastro_mesh::call::CorrelationId;
+use lastro_mesh::endable::endable;
 use lastro_mesh::outbound::Outbound;
+use lastro_mesh::quota::Quota;
 use lastro_mesh::status::{INTERNAL, Problem};
 use lastro_proto::methods::Csv;
 use lastro_proto::rest_methods::RestMethod;
 use prost::Message as _;
 use serde_json::Value;
 use tokio::sync::Semaphore;
+use tokio::time::sleep;
 
 use super::unary::{call_once, freshness_of};
 use super::{MethodCall, TIMEOUT};
@@ -26,28 +31,38 @@ use crate::answer::{self, Body};
 
 /// Messages to a page: as many as a method gives at once.
 const PAGE: i32 = 1_000;
-/// Pages of tables that are fetched at once, but for the first one of each: tables wait for each other, and nobody else for them.
+/// How many pages of tables are fetched at once by this process, apart from the first page of each: long tables wait for each other, and nobody else for them.
 static PAGES_AT_ONCE: LazyLock<Semaphore> = LazyLock::new(|| Semaphore::new(4));
-/// nginx passes pages on as they come, and the next one is fetched when they are read.
+/// Tables of several pages that are being read, of one address and of all: each holds two pages while its reader reads nothing.
+const TABLES_OF_ADDRESS: usize = 16;
+const TABLES: usize = 64;
+static BEING_READ: LazyLock<Arc<Quota<IpAddr>>> = LazyLock::new(|| Quota::new(TABLES_OF_ADDRESS, TABLES));
+/// How often it is looked whether a table is still read.
+const SUPERVISE_EVERY: Duration = Duration::from_secs(1);
+/// Tells nginx not to keep a table back, so that the next page is fetched only when the client reads.
 const BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
-/// Whether a table is asked for rather than JSON (RFC 9110, section 12.5.1). What names neither of the two is answered with JSON.
+/// Whether a table is asked for rather than JSON (RFC 9110, section 12.5.1): of each of the two the range that names it most exactly says how much it is
+/// wished for. Where both are wished for as much as each other that one is answered which is named more exactly, and else JSON.
 pub fn is_wanted(headers: &HeaderMap) -> bool {
-    let lists = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    let (mut csv, mut json) = (0.0, 0.0);
-    for range in lists.flat_map(|list| list.split(',')) {
-        let mut parts = range.split(';').map(str::trim);
-        let named = parts.next().unwrap_or_default().to_ascii_lowercase();
-        let quality = parts.find_map(|part| part.strip_prefix("q=").or_else(|| part.strip_prefix("Q=")));
-        // What is no number is no wish.
-        let quality: f32 = quality.map_or(1.0, |quality| quality.parse().unwrap_or(0.0));
-        match named.as_str() {
-            "text/csv" | "text/*" => csv = quality.max(csv),
-            "application/json" | "application/*" => json = quality.max(json),
-            _ => {}
+    let lists = || headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let wish = |exact: &str, kind: &str| {
+        let (mut best, mut quality) = (0, 0.0);
+        for range in lists().flat_map(|list| list.split(',')) {
+            let mut parts = range.split(';').map(str::trim);
+            let named = parts.next().unwrap_or_default().to_ascii_lowercase();
+            let exactness = [(exact, 3), (kind, 2), ("*/*", 1)].into_iter().find_map(|(range, exactness)| (named == range).then_some(exactness));
+            let Some(exactness) = exactness.filter(|exactness| *exactness >= best) else { continue };
+            let asked = parts.find_map(|part| part.strip_prefix("q=").or_else(|| part.strip_prefix("Q=")));
+            // What is no number counts as 0.
+            let asked: f32 = asked.map_or(1.0, |asked| asked.parse().unwrap_or(0.0));
+            quality = if exactness > best { asked } else { asked.max(quality) };
+            best = exactness;
         }
-    }
-    csv > json
+        (quality, best)
+    };
+    let (csv, json) = (wish("text/csv", "text/*"), wish("application/json", "application/*"));
+    csv.0 > 0.0 && csv > json
 }
 
 /// That the answer depends on what was asked for: caches between us and the client have to know.
@@ -72,14 +87,24 @@ pub async fn answer<M: RestMethod>(channel: Outbound, input: MethodCall, table: 
     let again = request.encode_to_vec().into();
     let first = call_once::<M>(channel.clone(), &call, request, freshness).await?.into_parts().1;
     let begin = rows::<M>(&first, table, true)?;
-    let pages = Pages { channel, input, table, request: again, next: M::next_page_token(&first).to_owned() };
+    let next = M::next_page_token(&first).to_owned();
+    let held = if next.is_empty() { None } else { Some(BEING_READ.take(Some(input.context.address), 1).ok_or_else(too_many)?) };
+    let correlation_id = input.context.correlation_id.clone();
+    let pages = Pages { channel, input, table, request: again, next };
     let body = stream::try_unfold((Some(begin), pages), |(begin, pages)| async move {
         match begin {
             Some(begin) => Ok(Some((begin, (None, pages)))),
             None => Ok(pages.next::<M>().await?.map(|(page, pages)| (page, (None, pages)))),
         }
     });
-    let mut response = answer::stream(StreamBody::new(body.map_ok(Frame::data)));
+    let body = StreamBody::new(Box::pin(body.map_ok(Frame::data)));
+    let (body, ender) = endable(body, held, move |problem| Some(Err(broken_off(&problem, M::METHOD.path, &correlation_id))));
+    tokio::spawn(async move {
+        while ender.end_if_slow() {
+            sleep(SUPERVISE_EVERY).await;
+        }
+    });
+    let mut response = answer::stream(body);
     let name = M::METHOD.http_path.rsplit('/').next().unwrap_or_default();
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/csv; charset=utf-8; header=present"));
@@ -89,6 +114,11 @@ pub async fn answer<M: RestMethod>(channel: Outbound, input: MethodCall, table: 
     headers.insert(BUFFERING, HeaderValue::from_static("no"));
     set_vary(headers);
     Ok(response)
+}
+
+fn too_many() -> Problem {
+    let rule = format!("{TABLES_OF_ADDRESS} tables are being read from your address, or {TABLES} in all; ask again when one of them is complete");
+    Problem::crowded(rule)
 }
 
 /// What is left of a table.
@@ -125,7 +155,7 @@ impl Pages {
 }
 
 fn broken_off(problem: &Problem, method: &str, correlation_id: &CorrelationId) -> io::Error {
-    tracing::warn!(reason = problem.reason.name, detail = %problem.detail, method, %correlation_id, "a table is broken off: its next page cannot be had");
+    tracing::warn!(reason = problem.reason.name, detail = %problem.detail, method, %correlation_id, "a table is broken off");
     io::Error::other(problem.detail.clone())
 }
 
@@ -158,14 +188,23 @@ fn text(value: &Value) -> String {
     }
 }
 
-/// A text that a spreadsheet would take for a formula gets an apostrophe before it, which spreadsheets take for "this is text". Numbers are left as they are.
+/// Where a spreadsheet would take a part of a text for a formula an apostrophe comes before it, which says "this is text". Numbers are left as they are. A part
+/// begins with the text, and after everything that some spreadsheet, of some country, takes for the end of a cell.
 /// Source: OWASP, "CSV Injection".
 fn harmless(text: &str) -> String {
-    if text.starts_with(['=', '+', '-', '@', '\t', '\r', '\n', '＝', '＋', '－', '＠']) && !is_number(text) {
-        format!("'{text}")
-    } else {
-        text.to_owned()
+    if is_number(text) {
+        return text.to_owned();
     }
+    let (mut harmless, mut begins) = (String::with_capacity(text.len() + 1), true);
+    for letter in text.chars() {
+        let is_formula = matches!(letter, '=' | '+' | '-' | '@' | '＝' | '＋' | '－' | '＠');
+        if begins && is_formula || harmless.is_empty() && matches!(letter, '\t' | '\r' | '\n') {
+            harmless.push('\'');
+        }
+        begins = matches!(letter, ';' | '\t' | '\r' | '\n') || (begins && matches!(letter, ' ' | '"'));
+        harmless.push(letter);
+    }
+    harmless
 }
 
 /// Digits, with a sign before and a point in between.
@@ -194,6 +233,11 @@ mod tests {
             ("text/csv;q=0.5, application/json", false),
             ("text/csv, application/json", false),
             ("text/csv;q=0", false),
+            ("text/csv;q=0, text/*", false),
+            ("text/csv, */*", true),
+            ("text/csv;q=0, */*;q=0", false),
+            ("text/csv;q=0.1, */*", false),
+            ("*/*, text/csv;q=0.9, application/json;q=0.5", true),
             ("text/csv;q=x", false),
             ("*/*", false),
             ("application/json", false),
@@ -223,11 +267,12 @@ mod tests {
             row("@SUM(A1)", "1."),
             row("\t=1", "-2"),
             row("two\r\nlines", "3"),
+            row("lunch; \"=A1\"\n+1 - 2;-3", "-4"),
             { "description": null, "count": 7 }
         ]);
         let written = String::from_utf8(write(&messages, table, true).expect("rows")).expect("text");
-        let expected = "description,amount,count\r\n\"a \"\"b\"\", c\",-1.50,0\r\n'=1+1,10,0\r\n'+55,0.01,0\r\n'-1-1,'-,0\r\n'@SUM(A1),1.,0\r\n'\t=1,-2,0\r\n\
-                        \"two\r\nlines\",3,0\r\n,,7\r\n";
+        let expected = "description,amount,count\r\n\"a \"\"b\"\", c\",-1.50,0\r\n'=1+1,10,0\r\n'+55,0.01,0\r\n'-1-1,'-,0\r\n'@SUM(A1),1.,0\r\n'\t'=1,-2,0\r\n\
+                        \"two\r\nlines\",3,0\r\n\"lunch; \"\"'=A1\"\"\n'+1 - 2;'-3\",-4,0\r\n,,7\r\n";
         assert_eq!(written, expected);
         assert_eq!(write(&json!([]), table, true).expect("rows"), b"description,amount,count\r\n");
         assert!(write(&json!([]), table, false).expect("rows").is_empty());

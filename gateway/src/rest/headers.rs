@@ -2,7 +2,7 @@
 
 use http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue};
-use lastro_mesh::freshness::FRESHNESS_HEADER;
+use lastro_mesh::freshness::{FRESHNESS_HEADER, MUST_BE};
 use lastro_mesh::status::Problem;
 use lastro_proto::reasons::IDEMPOTENCY_KEY_CONFLICT;
 use tonic::metadata::AsciiMetadataValue;
@@ -35,7 +35,7 @@ pub fn freshness(headers: &HeaderMap) -> Result<Vec<AsciiMetadataValue>, Problem
     }
     // What is no ASCII is no token.
     let value = |value: &HeaderValue| value.to_str().ok().and_then(|value| value.parse().ok());
-    let malformed = || Problem::field(FRESHNESS_HEADER, "must be as an earlier answer had it");
+    let malformed = || Problem::field(FRESHNESS_HEADER, MUST_BE);
     values().map(|one| value(one).ok_or_else(malformed)).collect()
 }
 

@@ -71,7 +71,7 @@ pub async fn answer<M: RestMethod>(channel: Outbound, input: MethodCall) -> Resu
         silence_max,
         silence: Box::pin(sleep(silence_max)),
     };
-    let (body, ender) = endable(events, (), move |problem| Some(Frame::data(last_event(&problem, &correlation_id))));
+    let (body, ender) = endable(events, (), move |problem| Some(Ok(Frame::data(last_event(&problem, &correlation_id)))));
     tokio::spawn(supervise(ender, input.context.stop));
     let mut response = answer::stream(body);
     let headers = response.headers_mut();

@@ -95,7 +95,7 @@ where
                 return Ok(response);
             }
             let (head, body) = response.into_parts();
-            let (body, ender) = endable(body, (of_address, of_user), trailers);
+            let (body, ender) = endable(body, (of_address, of_user), |problem| trailers(problem).map(Ok));
             tokio::spawn(supervise(ender, Limits { stop, deadline, verifier, token }));
             Ok(Response::from_parts(head, Body::new(body)))
         })

@@ -10,7 +10,7 @@ use lastro_events::changes::Versions as _;
 use lastro_events::inbox;
 use lastro_events::store::Cursor;
 use lastro_mesh::call::{Call, Slot};
-use lastro_mesh::freshness::{Asked, FRESHNESS_HEADER, Mark};
+use lastro_mesh::freshness::{Asked, FRESHNESS_HEADER, MUST_BE, Mark};
 use lastro_mesh::status::Problem;
 use lastro_mesh::turns::Turns;
 use tokio::sync::{Mutex, OnceCell, OwnedSemaphorePermit, Semaphore};
@@ -30,10 +30,10 @@ const MARGIN: Duration = Duration::from_millis(300);
 const WAITING_MAX: usize = 1_024;
 /// And those of one caller.
 const WAITING_OF_CALLER: usize = 32;
-/// How often it is looked for what nobody tells of.
+/// How often the database is asked for changes that nobody announces.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// The places of those that wait: only who waits takes one.
+/// How many reads wait for a write at once, in all and of one caller. A read takes its places when it begins to wait, and no read that need not wait takes any.
 pub struct Waiting {
     of_all: Arc<Semaphore>,
     of_caller: Turns<Uuid>,
@@ -47,9 +47,12 @@ impl Waiting {
     }
 
     async fn take(&self, caller_id: Uuid) -> Result<Places, Problem> {
-        let crowded = || Problem::crowded("too many reads wait until they see a write");
-        let of_caller = self.of_caller.take(caller_id, Instant::now()).await.ok_or_else(crowded)?;
-        Ok((of_caller, self.of_all.clone().try_acquire_owned().map_err(|_| crowded())?))
+        let crowded =
+            |whose: &str| Problem::crowded(format!("{whose} already wait until they see a write; ask again when some of them are answered"));
+        let of_caller = self.of_caller.take(caller_id, Instant::now()).await;
+        let of_caller = of_caller.ok_or_else(|| crowded(&format!("{WAITING_OF_CALLER} of your reads")))?;
+        let of_all = self.of_all.clone().try_acquire_owned();
+        Ok((of_caller, of_all.map_err(|_| crowded(&format!("{WAITING_MAX} reads of all callers")))?))
     }
 }
 
@@ -68,7 +71,8 @@ pub struct SeesBy {
 }
 
 impl SeesBy {
-    /// From now on it waits, which is no load: calls that are handled need not wait for it.
+    /// Takes the places of a read that waits, unless it has them, and gives up the call's place among those that are handled at once: waiting is no load.
+    /// Refuses where too many wait.
     async fn waits(&self) -> Result<(), Problem> {
         self.places.get_or_try_init(|| self.waiting.take(self.caller_id)).await?;
         self.slot.release();
@@ -157,14 +161,17 @@ async fn unseen(app: &App, marks: &[Mark]) -> Result<HashSet<Uuid>, Error> {
 fn read_places(asked: &Asked) -> Result<Vec<(&str, Cursor)>, Problem> {
     let topics = asked.marks.iter().map(|mark| &mark.topic).chain(asked.places.iter().map(|(topic, _)| topic));
     if let Some(other) = topics.into_iter().find(|topic| !TOPICS.contains(&topic.as_str())) {
-        return Err(Problem::field(FRESHNESS_HEADER, format!("names {other:?}, which these reports are not made from")));
+        return Err(Problem::field(
+            FRESHNESS_HEADER,
+            format!("has a token of {other:?}, which reports are not made from; send only tokens of accounts and transactions"),
+        ));
     }
-    let malformed = |_| Problem::field(FRESHNESS_HEADER, "must be as an earlier answer had it");
+    let malformed = |_| Problem::field(FRESHNESS_HEADER, MUST_BE);
     asked.places.iter().map(|(topic, place)| Ok((topic.as_str(), place.parse().map_err(malformed)?))).collect()
 }
 
-/// Waits until all that is stored of these accounts by now counts: what the caller has written may stand behind a gap, which closes as soon as the event of
-/// another transaction comes. What comes meanwhile is not waited for.
+/// Waits until every posting of these accounts that is stored now also counts: that of the caller may stand behind a gap, which closes when the event of another
+/// transaction comes. What is stored later is not waited for. Refuses where the time is over.
 pub async fn wait_until_counted(app: &App, accounts: &[Uuid], sees_by: Option<&SeesBy>) -> Result<(), Error> {
     if sees_by.is_none() {
         return Ok(());
@@ -185,13 +192,18 @@ pub async fn wait_until_counted(app: &App, accounts: &[Uuid], sees_by: Option<&S
 pub async fn wait_until_opened(app: &App, sees_by: Option<&SeesBy>) -> Result<(), Error> {
     let Some(sees) = sees_by else { return Ok(()) };
     let on = app.database.reader();
-    while early::are_of(on, &sees.transactions).await? || (sees.and_others && early::are_there(on).await?) {
+    let mut transactions = sees.transactions.clone();
+    if sees.and_others {
+        // What the read is to see is among those that are noted now: what comes meanwhile is not waited for.
+        transactions.extend(early::all_of_them(on).await?);
+    }
+    while early::are_of(on, &transactions).await? {
         wait_a_moment(sees_by).await?;
     }
     Ok(())
 }
 
-/// For what will be here in a moment, unless the time for that is over. Whoever waits for no write does not wait for this either.
+/// Sleeps until it is time to look again. Refuses where the deadline comes first, and for a read without a token, which waits for nothing.
 pub async fn wait_a_moment(sees_by: Option<&SeesBy>) -> Result<(), Error> {
     let in_time = sees_by.filter(|sees_by| Instant::now() + LOOK_EVERY <= sees_by.deadline).ok_or(Error::NotFreshYet)?;
     in_time.waits().await?;

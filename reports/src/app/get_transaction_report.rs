@@ -1,6 +1,6 @@
 //! How many transactions there were, and how they ended.
 
-use lastro_mesh::identity::User as Caller;
+use lastro_mesh::call::Call;
 use lastro_mesh::status::Problem;
 use uuid::Uuid;
 
@@ -13,10 +13,10 @@ use crate::store::counts;
 const ROWS_MAX: u64 = 10_000;
 
 /// Those that the caller submitted; an administrator's are everybody's.
-pub async fn get_transaction_report(app: &App, caller: &Caller, from: Option<&str>, to: Option<&str>) -> Result<Vec<(CountsOf, Counts)>, Error> {
-    let (from, to) = app.days(from, to)?;
+pub async fn get_transaction_report(app: &App, call: &Call, from: Option<&str>, to: Option<&str>) -> Result<Vec<(CountsOf, Counts)>, Error> {
+    let (caller, (from, to)) = (call.user()?, app.days(from, to)?);
     let owner_id = if sees_all(caller) { Uuid::nil() } else { caller.id };
-    let rows = counts::list(app.database.reader(), owner_id, from, to, ROWS_MAX + 1).await?;
+    let rows = app.reads.read(call, caller.id, counts::list(app.database.reader(), owner_id, from, to, ROWS_MAX + 1)).await?;
     if rows.len() as u64 > ROWS_MAX {
         return Err(Problem::field("from", format!("must be later: an answer has {ROWS_MAX} rows at most, and these days have more")).into());
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use lastro_mesh::call::Call;
 use lastro_mesh::clock;
 use lastro_mesh::identity::User as Caller;
 use lastro_mesh::status::Problem;
@@ -39,10 +40,10 @@ pub struct Wanted<'a> {
     pub as_of_us: Option<i64>,
 }
 
-/// A day.
+/// A day of an account, or of several together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DailyBalance {
-    /// Which.
+    /// The day, in the time zone of the ledger.
     pub day: Day,
     /// When it began.
     pub opening: Total,
@@ -63,8 +64,10 @@ pub struct DailyBalances {
     pub as_of_us: Option<i64>,
 }
 
-/// Every day that is asked for, with what happened on it.
-pub async fn list_daily_balances(app: &App, caller: &Caller, wanted: Wanted<'_>, sees_by: Option<&SeesBy>) -> Result<DailyBalances, Error> {
+/// The balances of every day from `from` to `to`, both included: at most 366 days, by default the last 30. Refuses days, instants, accounts and currencies that
+/// are malformed or are not there, an account that is somebody else's, and a write that is not seen in time.
+pub async fn list_daily_balances(app: &App, call: &Call, wanted: Wanted<'_>, sees_by: Option<&SeesBy>) -> Result<DailyBalances, Error> {
+    let caller = call.user()?;
     let (from, to) = app.days(wanted.from, wanted.to)?;
     if to.number() - from.number() >= DAYS_MAX {
         return Err(
@@ -72,7 +75,7 @@ pub async fn list_daily_balances(app: &App, caller: &Caller, wanted: Wanted<'_>,
         );
     }
     if wanted.as_of_us.is_some_and(|as_of_us| as_of_us > clock::now_us() + CLOCKS_DIFFER_US) {
-        return Err(Problem::field("as_of", "must not lie in the future").into());
+        return Err(Problem::field("as_of", "must not be more than 5 s in the future").into());
     }
     // Who waits for a write of its own is answered by the database.
     let cached = if sees_by.is_none() && wanted.as_of_us.is_none() { of_cache(app, caller, &wanted, from, to).await? } else { None };
@@ -81,7 +84,7 @@ pub async fn list_daily_balances(app: &App, caller: &Caller, wanted: Wanted<'_>,
         None => {
             let (accounts, currency) = accounts_of(app, caller, &wanted, sees_by).await?;
             wait_until_counted(app, &accounts, sees_by).await?;
-            (currency, daily::read(app.database.reader(), &accounts, from, to, wanted.as_of_us).await?)
+            (currency, app.reads.read(call, caller.id, daily::read(app.database.reader(), &accounts, from, to, wanted.as_of_us)).await?)
         }
     };
     Ok(DailyBalances { currency, days: every_day(from, to, found.before, &found.days), as_of_us: found.newest_us })

@@ -25,7 +25,7 @@ impl Handler for Accounts {
                 continue;
             }
             let Some(account_event::Event::Opened(opened)) = decode::<AccountEvent>(first)?.event else {
-                return Err(Failure::Event("the first event of an account is not that it was opened".to_owned()));
+                return Err(Failure::Event("the first event of an account must be OPENED".to_owned()));
             };
             new.push(Account {
                 id: first.aggregate_id,
@@ -44,9 +44,8 @@ impl Handler for Accounts {
     }
 
     fn applied(&self, events: &[Event]) {
-        // That there is no such account may be cached.
-        let opened: Vec<Uuid> = events.iter().filter(|event| event.version == 1).map(|event| event.aggregate_id).collect();
-        self.readers.tell(events, &opened);
+        // Nothing is cached of an account that is not there.
+        self.readers.tell(events, &[]);
     }
 
     fn progress(&self) -> Progress {

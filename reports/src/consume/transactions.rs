@@ -27,13 +27,13 @@ pub struct Transactions {
 #[derive(Default)]
 struct Batch {
     counts: CountChanges,
-    /// Those that are settled, each with the version of the last event of its transaction.
+    /// The entries of transactions that are settled now, each with the version of the last event of its transaction.
     entries: Vec<(Entry, i64)>,
-    /// Those that have not ended, or have without a posting, as they are now.
+    /// Rows of `operations` to insert or update: transactions that are open, and those that have ended without a posting.
     keep: Vec<Operation>,
-    /// Those that are settled now, and were stored before.
+    /// Transactions that are settled now, and whose row in `operations` is deleted.
     delete: Vec<Uuid>,
-    /// Those that were settled before.
+    /// Transactions that an earlier batch has settled, each with the version of its newest event.
     settled: Vec<(Uuid, i64)>,
 }
 
@@ -86,23 +86,36 @@ async fn post(tx: &Transaction, new: Vec<(Entry, i64)>) -> Result<(), Failure> {
     }
     let ids: Vec<Uuid> = by_account.keys().copied().collect();
     let heads = entries::lock_heads(tx, &ids).await?;
-    entries::insert(tx, &new).await?;
     let wrong = |error: Contradiction| Failure::Event(error.to_string());
-    let (mut moved, mut counting) = (Vec::with_capacity(by_account.len()), Vec::with_capacity(new.len()));
+    // What the ledger cannot have told is refused before anything is stored.
+    let mut advanced = Vec::with_capacity(by_account.len());
     for (account_id, new) in by_account {
-        let (mut head, mut now) = heads.get(&account_id).copied().unwrap_or_default().advance(new).map_err(wrong)?;
+        let (head, now) = heads.get(&account_id).copied().unwrap_or_default().advance(new).map_err(wrong)?;
+        advanced.push((account_id, head, now));
+    }
+    entries::insert(tx, &new).await?;
+    let (mut moved, mut counting, mut closing) = (Vec::with_capacity(advanced.len()), Vec::with_capacity(new.len()), Vec::new());
+    for (account_id, head, now) in advanced {
         // A gap may be closed now: only then what lies behind it is read.
-        let mut has_moved = !now.is_empty();
-        while has_moved && head.ahead > 0 {
-            let (after, behind) = head.catch_up(entries::after(tx, account_id, head.version, READ_AT_ONCE).await?).map_err(wrong)?;
-            (head, has_moved) = (after, !behind.is_empty());
-            now.extend(behind);
-        }
-        moved.push((account_id, head));
+        let place = if now.is_empty() || head.ahead == 0 { &mut moved } else { &mut closing };
+        place.push((account_id, head));
         counting.extend(now);
     }
-    entries::set_heads(tx, moved.into_iter()).await?;
     daily::add(tx, counting.iter()).await?;
+    for (account_id, mut head) in closing {
+        // However much lies there: page by page.
+        loop {
+            let (after, behind) = head.catch_up(entries::after(tx, account_id, head.version, READ_AT_ONCE).await?).map_err(wrong)?;
+            head = after;
+            daily::add(tx, behind.iter()).await?;
+            if behind.is_empty() || head.ahead == 0 {
+                break;
+            }
+        }
+        moved.push((account_id, head));
+    }
+    moved.sort_unstable_by_key(|(account_id, _)| *account_id);
+    entries::set_heads(tx, moved.into_iter()).await?;
     Ok(early::note(tx, new.iter().map(|(entry, _)| (entry.posted.account_id, entry.transaction_id)).collect()).await?)
 }
 
@@ -120,7 +133,7 @@ impl Batch {
                 accepted_us: first.recorded_us,
                 has_ended: false,
             },
-            // Nothing that we know follows the last event of a transaction that is settled.
+            // No row, and not its first event: it was settled earlier, and this version knows no event that follows.
             None => {
                 self.settled.push((transaction_id, last.version));
                 return Ok(());
@@ -156,7 +169,7 @@ impl Batch {
 fn submission_of(operation: &Operation) -> Result<Submission, Failure> {
     let wrong = |what: &str| Failure::Event(format!("the first event of a transaction: {what}"));
     let payload = <OperationEvent as prost::Message>::decode(operation.submitted.as_slice()).map_err(|error| wrong(&error.to_string()))?;
-    let Some(operation_event::Event::Submitted(submitted)) = payload.event else { return Err(wrong("is not that it was submitted")) };
+    let Some(operation_event::Event::Submitted(submitted)) = payload.event else { return Err(wrong("must be SUBMITTED")) };
     let of_legs = submitted.legs.iter().map(|leg| Leg { currency_code: leg.currency_code.clone(), description: leg.description.clone() });
     let legs = if submitted.legs.is_empty() {
         vec![Leg { currency_code: submitted.currency_code.clone(), description: String::new() }]

@@ -38,7 +38,8 @@ pub enum Contradiction {
 }
 
 impl Head {
-    /// Adds new postings: the head afterwards, and those that count now. What is ahead of a gap is stored by the caller, and counted here.
+    /// Adds new postings: the head afterwards, and those that count now. Those behind a gap are not among them: the caller stores them, and `ahead` says how many
+    /// there are. Refuses a version that is known or given twice, and a balance that is not the one before plus the amount.
     pub fn advance<T: Follows>(self, mut new: Vec<T>) -> Result<(Self, Vec<T>), Contradiction> {
         new.sort_by_key(Follows::version);
         let repeated = new.windows(2).find(|pair| pair[0].version() == pair[1].version()).map(|pair| pair[0].version());

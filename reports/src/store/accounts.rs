@@ -55,7 +55,7 @@ pub async fn set_versions(tx: &Transaction, versions: Vec<(Uuid, i64)>) -> Resul
     let (columns, expected) = ([("id", Type::Uuid), ("version", Type::BigInt)], versions.len() as u64);
     let rows = versions.into_iter().map(|(id, version)| vec![id.into(), version.into()]).collect();
     let changed = update_rows(tx, "accounts", &columns, ("version = u.version", "t.id = u.id"), rows).await?;
-    if changed == expected { Ok(()) } else { Err(Error::corrupt("events of an account that was never opened")) }
+    Error::expect_rows(expected, changed)
 }
 
 /// One account.

@@ -83,7 +83,7 @@ pub struct Days {
     pub days: BTreeMap<Day, Flow>,
     /// When the newest posting that counts here was recorded, Unix microseconds.
     pub newest_us: Option<i64>,
-    /// The versions of the accounts, summed: another number, where anything was posted.
+    /// The sum of the versions of the accounts: larger as soon as another posting of one of them counts.
     pub version: i64,
 }
 
@@ -124,8 +124,8 @@ pub async fn read(on: &impl ConnectionTrait, accounts: &[Uuid], from: Day, to: D
                 )
             };
             let sums = [amount(">", "", "/"), amount(">", "", "%"), amount("<", "-", "/"), amount("<", "-", "%")].join(", ");
-            // Whole days of recording as they are summed already; of the one that was under way its entries one by one. `before` is the last posting that
-            // was recorded before it, and of which only the time is asked for here.
+            // Days of recording (UTC) before that of `as_of_us` are complete, so that their sums are taken; of that day itself entries are read one by one.
+            // `before` is the last posting that was recorded on an earlier day: it is joined for its record time alone.
             let sql = format!(
                 "SELECT {DAY}, {SUMS}, CAST(NULL AS bigint) AS newest_us, CAST(0 AS bigint) AS version FROM daily_balances d \
                  WHERE d.account_id {{ids}} AND d.day <= $3 AND d.record_day < $4 GROUP BY 1 \

@@ -1,7 +1,9 @@
 //! What was posted to accounts before it was known here that they were opened: the events of accounts and of transactions come apart.
 
+use std::collections::HashSet;
+
 use lastro_database::rows::{Type, all_of_ids, execute_of_ids, insert_rows};
-use lastro_database::{Error, Transaction, execute, one};
+use lastro_database::{Error, Transaction, all, execute, one};
 use sea_orm::{ConnectionTrait, DbBackend, FromQueryResult};
 use uuid::Uuid;
 
@@ -9,7 +11,6 @@ use super::accounts;
 
 #[derive(FromQueryResult)]
 struct Found {
-    #[expect(dead_code, reason = "that there is a row is what is asked")]
     transaction_id: Uuid,
 }
 
@@ -19,7 +20,7 @@ pub async fn note(tx: &Transaction, posted: Vec<(Uuid, Uuid)>) -> Result<(), Err
         let mut ids: Vec<Uuid> = posted.iter().map(|(account_id, _)| *account_id).collect();
         ids.sort_unstable();
         ids.dedup();
-        let known: Vec<Uuid> = accounts::versions(tx, &ids).await?.into_iter().map(|(id, _)| id).collect();
+        let known: HashSet<Uuid> = accounts::versions(tx, &ids).await?.into_iter().map(|(id, _)| id).collect();
         Ok::<_, Error>(if known.len() == ids.len() { Vec::new() } else { posted.into_iter().filter(|(id, _)| !known.contains(id)).collect() })
     };
     let mut unknown = unknown_of(posted).await?;
@@ -43,12 +44,19 @@ pub async fn forget(tx: &Transaction, opened: &[Uuid]) -> Result<(), Error> {
     execute_of_ids(tx, "DELETE FROM early_postings WHERE account_id {ids}", opened, []).await.map(|_| ())
 }
 
-/// Until the transaction ends nobody else looks whether an account is known, or makes one known: else a note would be left of one that is.
+/// Holds a lock until the transaction ends, so that no account becomes known between the look and the note: a note of a known account would stay, and reads would
+/// wait for it in vain.
 async fn take_turn(tx: &Transaction) -> Result<(), Error> {
     if tx.get_database_backend() == DbBackend::Postgres {
         execute(tx, "SELECT pg_advisory_xact_lock(hashtext('early_postings'))", []).await?;
     }
     Ok(())
+}
+
+/// Whether the account is one of those that are noted.
+pub async fn has(on: &impl ConnectionTrait, account_id: Uuid) -> Result<bool, Error> {
+    let sql = "SELECT transaction_id FROM early_postings WHERE account_id = $1 LIMIT 1";
+    Ok(one::<Found>(on, sql, [account_id.into()]).await?.is_some())
 }
 
 /// Whether one of these transactions posted to an account that is not known.
@@ -60,7 +68,8 @@ pub async fn are_of(on: &impl ConnectionTrait, transactions: &[Uuid]) -> Result<
     Ok(!found.is_empty())
 }
 
-/// Whether any transaction posted to an account that is not known.
-pub async fn are_there(on: &impl ConnectionTrait) -> Result<bool, Error> {
-    Ok(one::<Found>(on, "SELECT transaction_id FROM early_postings LIMIT 1", []).await?.is_some())
+/// All transactions that posted to an account that is not known.
+pub async fn all_of_them(on: &impl ConnectionTrait) -> Result<Vec<Uuid>, Error> {
+    let found: Vec<Found> = all(on, "SELECT DISTINCT transaction_id FROM early_postings", []).await?;
+    Ok(found.into_iter().map(|found| found.transaction_id).collect())
 }

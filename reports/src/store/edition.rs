@@ -26,7 +26,8 @@ struct Row {
 pub async fn find(on: &impl ConnectionTrait) -> Result<Option<Edition>, Error> {
     let row: Option<Row> = one(on, "SELECT begun_us, time_zone FROM edition", []).await?;
     let edition = |row: Row| {
-        let calendar = Calendar::named(&row.time_zone).ok_or_else(|| Error::corrupt(format!("days in the time zone {}", row.time_zone)))?;
+        let calendar = Calendar::named(&row.time_zone)
+            .ok_or_else(|| Error::corrupt(format!("the table `edition` names the time zone {}, which this version does not know", row.time_zone)))?;
         Ok(Edition { begun_us: row.begun_us, calendar })
     };
     row.map(edition).transpose()
@@ -34,11 +35,11 @@ pub async fn find(on: &impl ConnectionTrait) -> Result<Option<Edition>, Error> {
 
 /// The edition that is there.
 pub async fn get(on: &impl ConnectionTrait) -> Result<Edition, Error> {
-    find(on).await?.ok_or_else(|| Error::corrupt("tables of no edition"))
+    find(on).await?.ok_or_else(|| Error::corrupt("the table `edition` is empty: reports was never started on these tables"))
 }
 
 /// The edition that is there, or one that is begun now. Another time zone than that of its days is refused: they would be wrong.
-pub async fn kept(database: &Database, calendar: Calendar) -> anyhow::Result<Edition> {
+pub async fn begin_or_check(database: &Database, calendar: Calendar) -> anyhow::Result<Edition> {
     begin(database, &calendar).await?;
     let kept = get(database.reader()).await?;
     anyhow::ensure!(

@@ -174,20 +174,27 @@ pub struct Which {
     pub after: Option<Place>,
 }
 
+/// No time zone is so far from UTC: the index by time is read within these bounds, and `day` says exactly which entries are of the days.
+const DAYS_AROUND: i64 = 2;
+const US_PER_DAY: i64 = 86_400_000_000;
+
 /// Entries in the order in which they count, up to a limit.
 pub async fn list(on: &impl ConnectionTrait, which: Which, limit: u64) -> Result<Vec<Entry>, Error> {
     let after = which.after.unwrap_or(Place { effective_us: i64::MIN, account_version: 0 });
     let sql = format!(
         "SELECT {COLUMNS} FROM entries WHERE account_id = $1 AND (effective_us, account_version) > ($2, $3) AND account_version <= $4 \
-         AND day BETWEEN $5 AND $6 ORDER BY effective_us, account_version LIMIT {limit}"
+         AND day BETWEEN $5 AND $6 AND effective_us >= $7 AND effective_us < $8 ORDER BY effective_us, account_version LIMIT {limit}"
     );
-    let values: [Value; 6] = [
+    let begin_of = |day: i64| day.saturating_mul(US_PER_DAY);
+    let values: [Value; 8] = [
         which.account_id.into(),
         after.effective_us.into(),
         after.account_version.into(),
         which.up_to_version.into(),
         which.from.number().into(),
         which.to.number().into(),
+        begin_of(which.from.number() - DAYS_AROUND).into(),
+        begin_of(which.to.number() + 1 + DAYS_AROUND).into(),
     ];
     let rows: Vec<EntryRow> = all(on, &sql, values).await?;
     Ok(rows.into_iter().map(EntryRow::entry).collect())

@@ -69,7 +69,7 @@ pub async fn set_settled_versions(tx: &Transaction, versions: Vec<(Uuid, i64)>) 
     let rows = versions.into_iter().map(|(id, version)| vec![id.into(), version.into()]).collect();
     let condition = "t.transaction_id = u.id AND t.posting = 0";
     let changed = update_rows(tx, "entries", &columns, ("operation_version = u.version", condition), rows).await?;
-    if changed == expected { Ok(()) } else { Err(Error::corrupt("a later event of a transaction of which there is no first one")) }
+    Error::expect_rows(expected, changed)
 }
 
 /// How far transactions have come, as far as they are known.
