@@ -43,8 +43,8 @@ fn run(arguments: Vec<&str>) -> Result<(bool, String)> {
     })
 }
 
-/// Only one replay of a world at a time.
-static REPLAYS: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+/// Only one replay at a time, and none while somebody pages through tables or compares them: whoever does begins again after an exchange.
+pub static REPLAYS: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 pub async fn reports_are_made_anew_while_they_are_read(world: &World) -> Result<()> {
     let bank = Arc::new(Bank::open(world).await?);
@@ -89,6 +89,7 @@ pub async fn reports_are_what_the_ledger_has(world: &World) -> Result<()> {
     let bank = Bank::open(world).await?;
     let written = bank.deposit("5", None).await?;
     bank.days("", &written).await?;
+    let _turn = REPLAYS.lock().await;
     let (done, said) = on_databases(world, &["verify", "reports"])?;
     ensure!(done && said.contains("reports are what the ledger has"), "{said}");
     Ok(())

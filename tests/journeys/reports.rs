@@ -3,6 +3,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures_util::future::{join_all, try_join_all};
 use lastro_database::{Database, execute};
 use lastro_proto::reports::v1::ListDailyBalancesRequest;
@@ -17,6 +19,8 @@ use tokio::time::sleep;
 use uuid::Uuid;
 
 use crate::grpc::{channel, with_token};
+use crate::provider_events::external_deposit;
+use crate::replay::REPLAYS;
 use crate::{World, block_on, failed};
 
 const FRESHNESS: &str = "x-lastro-freshness";
@@ -201,6 +205,7 @@ pub async fn what_is_cached_is_what_is_there(world: &World) -> Result<()> {
 }
 
 pub async fn a_statement_runs_in_the_order_in_which_entries_count(world: &World) -> Result<()> {
+    let _no_replay = REPLAYS.lock().await;
     let bank = Bank::open(world).await?;
     bank.deposit("100", Some("2026-03-02T12:00:00Z")).await?;
     bank.withdraw("30", Some("2026-03-03T12:00:00Z")).await?;
@@ -274,6 +279,12 @@ pub async fn a_read_sees_what_its_caller_has_written(world: &World) -> Result<()
     for answer in try_join_all((0..40).map(|_| read(&headers))).await? {
         assert_eq!(answer.status, 200, "{answer:?}");
     }
+    // What was only accepted is seen, and its postings are not waited for.
+    let provider = world.server.provider().await?;
+    let accepted =
+        bank.api.post("/api/v1/transactions", Some(&provider.token), external_deposit(&Uuid::new_v4().to_string(), &bank.account, "7.00")).await?;
+    assert_eq!((accepted.status, accepted.header(FRESHNESS).is_empty()), (202, false), "{accepted:?}");
+    assert_eq!(days_of(&read(&[(FRESHNESS, accepted.header(FRESHNESS))]).await?)?[0][4], "3.00");
     // A batch is too large to name each of its transactions.
     let request = |number: usize| {
         json!({ "externalId": format!("{} {number}", bank.account), "type": "DEPOSIT", "destinationAccountId": bank.account, "amount": brl("1"),
@@ -283,7 +294,14 @@ pub async fn a_read_sees_what_its_caller_has_written(world: &World) -> Result<()
     let made = bank.api.post("/api/v1/transactions:batchCreate", Some(&bank.administrator), batch).await?;
     assert!(made.status == 200 && made.header(FRESHNESS).len() <= 256, "{made:?}");
     assert_eq!(days_of(&read(&[(FRESHNESS, made.header(FRESHNESS))]).await?)?[0][4], "103.00");
-    // What is no token is refused, and what does not come is not waited for for ever.
+    // What does not come is not waited for for ever, and only so many wait for it at once.
+    let never = later(tokens[0])?;
+    let headers = [(FRESHNESS, never.as_str())];
+    let answers = try_join_all((0..40).map(|_| read(&headers))).await?;
+    assert!(answers.iter().all(|answer| answer.status == 503), "{answers:?}");
+    let waited = answers.iter().filter(|answer| answer.body["reason"] == "NOT_FRESH_YET").count();
+    assert!(waited >= 32, "{waited} have waited: {answers:?}");
+    // What is no token is refused.
     for malformed in ["x", "AAAA", &tokens[0][1..], &"A".repeat(257)] {
         let refused = read(&[(FRESHNESS, malformed)]).await?;
         assert_eq!((refused.status, &refused.body["errors"][0]["field"]), (400, &json!(FRESHNESS)), "{refused:?}");
@@ -374,6 +392,14 @@ async fn one_who_reads_much_leaves_others() -> Result<()> {
     Ok(())
 }
 
+/// The token of a version that an aggregate will not have: a token ends with it.
+fn later(token: &str) -> Result<String> {
+    let mut bytes = URL_SAFE_NO_PAD.decode(token)?;
+    let last = bytes.last_mut().context("a version")?;
+    *last += 100;
+    Ok(URL_SAFE_NO_PAD.encode(bytes))
+}
+
 pub async fn bad_reports_are_named(world: &World) -> Result<()> {
     let bank = Bank::open(world).await?;
     let account = &bank.account;
@@ -411,6 +437,7 @@ pub async fn bad_reports_are_named(world: &World) -> Result<()> {
 }
 
 pub async fn tables_for_spreadsheets(world: &World) -> Result<()> {
+    let _no_replay = REPLAYS.lock().await;
     let bank = Bank::open(world).await?;
     let mut written = bank.deposit("1", Some("2026-04-01T12:00:00Z")).await?;
     for (amount, description) in [("1000", "=HYPERLINK(\"x\")"), ("0.5", "two\nlines, and \"quotes\""), ("2", "plain")] {
