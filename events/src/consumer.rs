@@ -5,32 +5,31 @@
 //! not close. The cursor says up to where everything is applied; once a second it follows what came by the bus. On the embedded bus the sure way is
 //! the only one.
 
+mod deliver;
+mod fast_way;
+
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use lastro_database::{Database, Error, Kind, Transaction};
-use metrics::{counter, gauge, histogram};
+use metrics::gauge;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::bus::redis_streams::{Marker, Observation, RedisBus};
-use crate::bus::{Bus, BusError};
+use self::deliver::Delivery;
+use crate::bus::Bus;
+use crate::bus::redis_streams::Marker;
 use crate::event::Event;
 use crate::heartbeat::Heartbeat;
-use crate::inbox::{Inbox, Outcome, Progress, Step, Unapplied, now_us};
+use crate::inbox::{Inbox, Progress, Step, now_us};
 use crate::source::{Page, Source, SourceError};
 use crate::store::{Cursor, EventStore};
 
-/// Attempts before an event that is at fault itself becomes a dead letter.
-const ATTEMPTS_MAX: usize = 5;
-/// Attempts before an event that takes longer than a statement may is given up, although the load of others may be why: it must not hold up every
-/// other event for ever.
-const CANCELLED_MAX: usize = 10;
 const PAUSES: ExponentialBuilder =
     ExponentialBuilder::new().with_min_delay(Duration::from_millis(50)).with_max_delay(Duration::from_secs(2)).with_factor(2.0).without_max_times();
 /// Events that are asked for at once.
@@ -39,8 +38,6 @@ const PAGE: u32 = 1000;
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// How long after a wake-up it reads.
 const GATHER: Duration = Duration::from_millis(20);
-/// Failures of a batch that may pass by themselves, until it is tried by halves: it may be too large for the time that a statement has.
-const FAILURES_UNTIL_HALVED: u32 = 3;
 /// How often a consumer looks whether it misses something.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A gap that has not closed after so long does not close by itself.
@@ -105,23 +102,15 @@ pub struct Consumer<H> {
     handler: H,
     /// Whether something came by the bus of which a part is missing.
     misses: AtomicBool,
-    /// Times that the event store was read from the cursor to its end, that have begun.
+    /// How many times the event store was begun to be read from the cursor to its end.
     begun: AtomicU64,
-    /// The last of them that has ended, and what Redis had been given when it began: all of that is applied.
+    /// The number of the last such reading that has ended, and the marker that Redis had when it began: everything up to that is applied.
     ended: watch::Sender<(u64, Option<Marker>)>,
-    /// Where the group's cursor was last, and from where to read on. On the embedded bus nobody else moves it.
+    /// On the embedded bus, where nobody else moves it: the group's cursor, and from where to read on, so that it need not be looked up each time.
     known_place: Mutex<Option<(Cursor, Cursor)>>,
     heartbeat: Heartbeat,
     /// Whether events that came by the bus are being applied.
     is_delivering: AtomicBool,
-}
-
-/// What became of a delivery.
-enum Delivery {
-    Done,
-    /// Another replica has read the same from the event store.
-    Overtaken,
-    Stopped,
 }
 
 impl<H: Handler> Consumer<H> {
@@ -195,7 +184,7 @@ impl<H: Handler> Consumer<H> {
     }
 
     /// Applies everything that the publisher has committed when this is called, including events before which others may be committed later. The cursor does not
-    /// move past those, so that nothing is skipped. What is committed while it reads need not be read, however much comes.
+    /// move past those, so that nothing is skipped. It ends with the first page that is not full.
     pub async fn read_committed(&self, store: &EventStore, publisher: &Database) -> Result<(), Error> {
         let mut cursor = self.inbox().cursor().await?;
         loop {
@@ -281,232 +270,6 @@ impl<H: Handler> Consumer<H> {
         tokio::spawn(async move { source.after(cursor, PAGE).await })
     }
 
-    /// Applies events however long that takes; finds those that cannot be applied, which become dead letters.
-    async fn deliver(&self, events: &[Event], step: Option<Step>, stop: &CancellationToken) -> Delivery {
-        let (mut pauses, mut failures) = (PAUSES.build(), 0);
-        loop {
-            match self.inbox().apply(events, step).await {
-                Ok(outcome) => {
-                    self.count(outcome);
-                    self.note_age(events);
-                    return Delivery::Done;
-                }
-                Err(Unapplied::Overtaken) => return Delivery::Overtaken,
-                Err(Unapplied::Failed { failure, planned })
-                    if planned.is_empty() || (failure.is_transient() && (planned.len() == 1 || failures < FAILURES_UNTIL_HALVED)) =>
-                {
-                    failures += 1;
-                    tracing::warn!(error = %failure, topic = self.topic.name, "events cannot be applied now; trying on");
-                    if self.pause(stop, pauses.next()).await.is_none() {
-                        return Delivery::Stopped;
-                    }
-                }
-                // Each of them is applied or a dead letter afterwards, and the rest goes on.
-                Err(Unapplied::Failed { planned, .. }) => {
-                    if self.bisect(planned, stop).await.is_none() {
-                        return Delivery::Stopped;
-                    }
-                    self.beat();
-                }
-            }
-        }
-    }
-
-    /// Applies events by halves, so that the one that is at fault is found, and no neighbour of it. None when told to stop meanwhile.
-    async fn bisect(&self, events: Vec<Event>, stop: &CancellationToken) -> Option<()> {
-        let mut waiting = vec![events];
-        // The first part is on top.
-        while let Some(mut part) = waiting.pop() {
-            if part.len() > 1 {
-                let second = part.split_off(part.len() / 2);
-                waiting.push(second);
-            }
-            let (mut pauses, mut attempts, mut cancelled, mut failures) = (PAUSES.build(), 0, 0, 0);
-            loop {
-                let failure = match self.inbox().apply_alone(&part).await {
-                    Ok(outcome) => {
-                        self.count(outcome);
-                        self.beat();
-                        break;
-                    }
-                    Err(Unapplied::Overtaken) => break,
-                    Err(Unapplied::Failed { failure, .. }) => failure,
-                };
-                failures += 1;
-                if part.len() > 1 && (!failure.is_transient() || failures >= FAILURES_UNTIL_HALVED) {
-                    waiting.push(part);
-                    break;
-                }
-                attempts += usize::from(!failure.is_transient());
-                cancelled += usize::from(failure.is_cancelled());
-                if (cancelled >= CANCELLED_MAX || attempts >= ATTEMPTS_MAX) && self.give_up(&part[0], &failure).await {
-                    self.beat();
-                    break;
-                }
-                self.pause(stop, pauses.next()).await?;
-            }
-        }
-        Some(())
-    }
-
-    /// Whether an event is a dead letter now, or was applied by another replica.
-    async fn give_up(&self, event: &Event, failure: &Failure) -> bool {
-        match self.inbox().dead_letter(event, &failure.to_string()).await {
-            Ok(is_dead) => {
-                if is_dead {
-                    let (aggregate, version) = (event.aggregate_id, event.version);
-                    tracing::error!(error = %failure, topic = self.topic.name, %aggregate, version, "an event becomes a dead letter");
-                    self.count(Outcome { dead: 1, ..Outcome::default() });
-                }
-                true
-            }
-            Err(error) => {
-                tracing::warn!(%error, topic = self.topic.name, "a dead letter cannot be stored; trying on");
-                false
-            }
-        }
-    }
-
-    /// Takes events from Redis, whenever the gate is open.
-    async fn take_from(&self, bus: &RedisBus, mut gate: watch::Receiver<bool>, stop: &CancellationToken) {
-        let (mut subscription, mut pauses) = (bus.subscribe(self.topic.name, self.topic.reader), PAUSES.build());
-        loop {
-            let delivered = tokio::select! {
-                () = stop.cancelled() => return,
-                delivered = async {
-                    // Its sender lives as long as this consumer.
-                    let _ = gate.wait_for(|is_open| *is_open).await;
-                    let covered = self.ended.borrow().1;
-                    subscription.next(covered).await
-                } => delivered,
-            };
-            let delivered = match delivered {
-                Ok(delivered) => delivered,
-                Err(error) => {
-                    tracing::warn!(%error, topic = self.topic.name, "the bus does not deliver");
-                    // An answer that is lost on its way may have had entries, which the group is not given again for a while.
-                    self.misses.store(true, Ordering::SeqCst);
-                    if self.pause(stop, pauses.next()).await.is_none() {
-                        return;
-                    }
-                    continue;
-                }
-            };
-            pauses = PAUSES.build();
-            for what in &delivered.malformed {
-                tracing::error!(what, topic = self.topic.name, "something on the bus is no event; it is put aside");
-                counter!("lastro_events_malformed_total", "topic" => self.topic.name).increment(1);
-            }
-            if delivered.has_hole {
-                let begun = self.begun.load(Ordering::SeqCst);
-                self.misses.store(true, Ordering::SeqCst);
-                let mut ended = self.ended.subscribe();
-                tokio::select! {
-                    () = stop.cancelled() => return,
-                    // By one that began after the hole was seen.
-                    _ = ended.wait_for(|(ended, _)| *ended > begun) => {}
-                }
-                continue;
-            }
-            if !delivered.malformed.is_empty() {
-                // Before it is acknowledged: from then on nothing else tells of it.
-                self.misses.store(true, Ordering::SeqCst);
-            }
-            if !delivered.events.is_empty() {
-                self.is_delivering.store(true, Ordering::SeqCst);
-                let delivery = self.deliver(&delivered.events, None, stop).await;
-                self.is_delivering.store(false, Ordering::SeqCst);
-                if matches!(delivery, Delivery::Stopped) {
-                    return;
-                }
-            }
-            if let Err(error) = subscription.acknowledge(&delivered).await {
-                // They are delivered again, and the inbox knows them.
-                tracing::warn!(%error, topic = self.topic.name, "entries could not be acknowledged");
-            }
-        }
-    }
-
-    /// Sees to it that nothing is missed: reads the event store first, then looks every second whether something that came by Redis may be missing, and
-    /// reads again where it may.
-    async fn watch_over(&self, bus: &RedisBus, open: &watch::Sender<bool>, stop: &CancellationToken) {
-        let is_behind = gauge!("lastro_consumer_catching_up", "topic" => self.topic.name, "group" => self.topic.reader);
-        let mut said = "";
-        loop {
-            is_behind.set(1.0);
-            open.send_replace(false);
-            self.misses.store(false, Ordering::SeqCst);
-            let this = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
-            // Looked at before reading: what goes wrong meanwhile is noticed afterwards.
-            let begin = bus.observe(self.topic.name, self.topic.reader).await;
-            if self
-                .catch_up(
-                    stop,
-                    |is_reachable| {
-                        open.send_replace(!is_reachable);
-                    },
-                    |_| (),
-                )
-                .await
-                .is_none()
-            {
-                return;
-            }
-            self.beat_unless_delivering();
-            open.send_replace(true);
-            self.ended.send_replace((this, begin.as_ref().ok().and_then(|begin| begin.marker)));
-            is_behind.set(0.0);
-            // Also where something is missed again and again: nobody waits for ever.
-            self.close_gaps(stop).await;
-            let Some(why) = self.until_something_is_missed(bus, begin, stop).await else { return };
-            if why != said {
-                tracing::warn!(
-                    topic = self.topic.name,
-                    group = self.topic.reader,
-                    why,
-                    "the bus may have left something out; it is read from the event store"
-                );
-                said = why;
-            }
-            counter!("lastro_consumer_catch_ups_total", "topic" => self.topic.name, "why" => why).increment(1);
-        }
-    }
-
-    /// Looks every second, and moves the group's cursor up to where everything is applied. What is missed; None when told to stop.
-    async fn until_something_is_missed(
-        &self,
-        bus: &RedisBus,
-        begin: Result<Observation, BusError>,
-        stop: &CancellationToken,
-    ) -> Option<&'static str> {
-        const AWAY: &str = "redis is away";
-        let mut published: Option<Marker> = None;
-        loop {
-            self.pause(stop, Some(LOOK_EVERY)).await?;
-            let (Ok(begin), Ok(now)) = (&begin, bus.observe(self.topic.name, self.topic.reader).await) else { return Some(AWAY) };
-            if let Some(why) = now.missed_since(begin) {
-                return Some(why);
-            }
-            if self.misses.load(Ordering::SeqCst) {
-                return Some("something on the bus was no event, or was gone before it was applied");
-            }
-            if let Some(marker) = published.filter(|marker| now.has_all_of(marker)) {
-                if let Err(error) = self.advance(&marker).await {
-                    tracing::warn!(%error, topic = self.topic.name, "the place of a reader cannot be kept");
-                }
-                published = None;
-            }
-            published = published.or(now.marker);
-            self.close_gaps(stop).await;
-            self.beat_unless_delivering();
-        }
-    }
-
-    async fn advance(&self, marker: &Marker) -> Result<(), Error> {
-        let from = self.inbox().cursor().await?;
-        self.inbox().advance(from, marker.cursor).await.map(|_| ())
-    }
-
     /// Asks the publisher for what lies before events that have been parked for a while.
     async fn close_gaps(&self, stop: &CancellationToken) {
         let parked_before_us = now_us() - GAP_MAX.as_micros() as i64;
@@ -564,29 +327,6 @@ impl<H: Handler> Consumer<H> {
     fn beat(&self) {
         self.heartbeat.beat();
         gauge!("lastro_consumer_heartbeat_seconds", "topic" => self.topic.name, "group" => self.topic.reader).set(seconds(now_us()));
-    }
-
-    /// As [`beat`](Self::beat), for whoever only looks: a consumer that tries the same delivery again and again must not seem alive because it is looked whether
-    /// anything is missing.
-    fn beat_unless_delivering(&self) {
-        if !self.is_delivering.load(Ordering::SeqCst) {
-            self.beat();
-        }
-    }
-
-    /// How old events were when they were done with.
-    fn note_age(&self, events: &[Event]) {
-        self.beat();
-        let ages = histogram!("lastro_consumer_lag_seconds", "topic" => self.topic.name, "group" => self.topic.reader);
-        let now_us = now_us();
-        events.iter().for_each(|event| ages.record(seconds((now_us - event.recorded_us).max(0))));
-    }
-
-    fn count(&self, outcome: Outcome) {
-        let outcomes = [("applied", outcome.applied), ("duplicate", outcome.duplicates), ("parked", outcome.parked), ("dead", outcome.dead)];
-        for (outcome, count) in outcomes.into_iter().filter(|(_, count)| *count > 0) {
-            counter!("lastro_events_consumed_total", "topic" => self.topic.name, "outcome" => outcome).increment(count as u64);
-        }
     }
 }
 
