@@ -7,7 +7,7 @@ use std::time::Duration;
 use sea_orm::{ConnectionTrait as _, FromQueryResult};
 use sqlx::pool::PoolConnection;
 use sqlx::{AssertSqlSafe, Executor as _, Sqlite};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::{Database, Error, Kind, PostgresUrl, Transaction, all, one};
 
@@ -21,7 +21,8 @@ const LOCK_TIMEOUT: &str = "200ms";
 /// Autovacuum gives its lock up to whoever has waited for it for `deadlock_timeout`, 1 s: so the exchange waits longer for the lock that keeps it out.
 const VACUUM_TIMEOUT: &str = "10s";
 const LOCK_PAUSE: Duration = Duration::from_millis(100);
-const LOCK_ATTEMPTS: u32 = 200;
+/// For so long it tries: consumers stand still meanwhile.
+const LOCK_MAX: Duration = Duration::from_secs(60);
 
 #[derive(FromQueryResult)]
 struct Name {
@@ -108,7 +109,7 @@ impl Held {
     pub async fn exchange(self) -> Result<(), Error> {
         match self.0 {
             How::Postgres { tx, database, live } => {
-                exchange_schemas(&database, &live).await?;
+                exchange_schemas(&database, &live, &tx).await?;
                 // Consumers go on, and find the new tables. It is done, whether or not this is answered.
                 let _ = tx.rollback().await;
                 Ok(())
@@ -120,29 +121,26 @@ impl Held {
 
 /// Tries until it has all locks. Each attempt is a transaction of its own, and let go whole: one that has once asked for an exclusive lock has a number, and
 /// every reader of an event store waits for the oldest transaction that has one.
-async fn exchange_schemas(database: &Database, live: &str) -> Result<(), Error> {
-    let mut attempts = 0;
+async fn exchange_schemas(database: &Database, live: &str, holding: &Transaction) -> Result<(), Error> {
+    let begun = Instant::now();
     loop {
         let tx = database.begin().await?;
-        match exchange_in(&tx, live).await {
+        match exchange_in(&tx, live, holding).await {
             Ok(()) => return Ok(tx.commit().await?),
-            Err(error) if error.kind == Kind::Conflict && attempts < LOCK_ATTEMPTS => drop(tx),
+            Err(error) if error.kind == Kind::Conflict && begun.elapsed() < LOCK_MAX => drop(tx),
             Err(error) => return Err(error),
         }
-        attempts += 1;
         sleep(LOCK_PAUSE).await;
     }
 }
 
-async fn exchange_in(tx: &Transaction, live: &str) -> Result<(), Error> {
+async fn exchange_in(tx: &Transaction, live: &str, holding: &Transaction) -> Result<(), Error> {
     let names = async |relations: &str| -> Result<Vec<String>, Error> {
         let rows: Vec<Name> = all(tx, relations, []).await?;
         Ok(rows.into_iter().map(|row| row.name).collect())
     };
     // The session's timeouts are for what callers wait for.
     tx.execute_unprepared("SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0").await?;
-    let newer = names(&format!("SELECT version AS name FROM {live}.{MIGRATIONS} EXCEPT SELECT version FROM {SCHEMA}.{MIGRATIONS}")).await?;
-    refuse_newer(&newer)?;
     let tables =
         format!("SELECT quote_ident(tablename) AS name FROM pg_tables WHERE schemaname = '{SCHEMA}' AND tablename <> '{MIGRATIONS}' ORDER BY 1");
     let tables = names(&tables).await?;
@@ -157,7 +155,12 @@ async fn exchange_in(tx: &Transaction, live: &str) -> Result<(), Error> {
     tx.execute_unprepared(&statement).await?;
     // Views first, as readers do: PostgreSQL locks what they name along with them.
     let relations = [&views, &tables].into_iter().filter(|names| !names.is_empty()).map(|names| within(live, names)).collect::<Vec<_>>().join(", ");
-    let mut statements = vec![format!("SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'; LOCK TABLE {relations} IN ACCESS EXCLUSIVE MODE")];
+    tx.execute_unprepared(&format!("SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'; LOCK TABLE {relations} IN ACCESS EXCLUSIVE MODE")).await?;
+    // From here on nobody writes to the first set, and until here nobody has, if the session that kept consumers from it still lives.
+    holding.execute_unprepared("SELECT 1").await?;
+    let newer = names(&format!("SELECT version AS name FROM {live}.{MIGRATIONS} EXCEPT SELECT version FROM {SCHEMA}.{MIGRATIONS}")).await?;
+    refuse_newer(&newer)?;
+    let mut statements = Vec::new();
     if !views.is_empty() {
         statements.push(format!("DROP VIEW {}", within(live, &views)));
     }
