@@ -116,6 +116,15 @@ impl Database {
         &self.reader
     }
 
+    /// How many statements read at once.
+    pub fn connections_that_read(&self) -> u32 {
+        if self.is_postgres() {
+            self.reader.get_postgres_connection_pool().options().get_max_connections()
+        } else {
+            self.reader.get_sqlite_connection_pool().options().get_max_connections()
+        }
+    }
+
     /// For migrations, which bring their own transactions.
     pub fn writer(&self) -> &DatabaseConnection {
         &self.writer

@@ -71,7 +71,7 @@ impl App {
             stores_loader: stock::stores_loader(&database),
             reservation_loader: reservations::loader(&database),
             reserving: Turns::new(ITEMS_PER_BUYER as usize),
-            reads: ReadTurns::new("reads of this product"),
+            reads: ReadTurns::new(&database, "reads of this product"),
             cache,
             database,
             bus,

@@ -14,6 +14,7 @@ use lastro_events::bus::Bus;
 use lastro_events::changes::{Change, Changes, Versions};
 use lastro_mesh::clock;
 use lastro_mesh::identity::User as Caller;
+use lastro_mesh::quota::Quota;
 use lastro_mesh::status::Problem;
 use lastro_proto::permissions::Permission;
 use lastro_service::ReadTurns;
@@ -23,7 +24,7 @@ use uuid::Uuid;
 
 use crate::Error;
 use crate::app::current::CurrentEdition;
-use crate::app::freshness::{ReadUpTo, SeesBy, Waiting, wait_a_moment};
+use crate::app::freshness::{ReadUpTo, SeesBy, wait_a_moment, waiting};
 use crate::cache::{self, DaysCache};
 use crate::consume::Readers;
 use crate::domain::calendar::Day;
@@ -45,7 +46,7 @@ pub struct App {
     /// The days of accounts that were asked for lately.
     pub days_cache: Arc<DaysCache>,
     read_up_to: ReadUpTo,
-    waiting: Arc<Waiting>,
+    waiting: Arc<Quota<Uuid>>,
     /// Reads of a caller that no cache answers: one who asks for much at once leaves those fast who ask for little.
     reads: ReadTurns<Uuid>,
 }
@@ -54,15 +55,8 @@ impl App {
     pub fn new(database: Database, bus: &Bus, edition: CurrentEdition) -> Self {
         let days_cache = cache::open(&database, &edition, bus);
         let read_up_to = ReadUpTo::new(&database);
-        Self {
-            database,
-            edition,
-            seen: Changes::new(bus, "reports"),
-            days_cache,
-            read_up_to,
-            waiting: Arc::new(Waiting::new()),
-            reads: ReadTurns::new("reads of yours"),
-        }
+        let reads = ReadTurns::new(&database, "reads of yours");
+        Self { database, edition, seen: Changes::new(bus, "reports"), days_cache, read_up_to, waiting: waiting(), reads }
     }
 
     /// Whoever reads here, to be told of what events change.

@@ -17,6 +17,7 @@ use lastro_mesh::call::CorrelationId;
 use lastro_mesh::endable::endable;
 use lastro_mesh::outbound::Outbound;
 use lastro_mesh::quota::Quota;
+use lastro_mesh::serve::limited_address;
 use lastro_mesh::status::{INTERNAL, Problem};
 use lastro_proto::methods::Csv;
 use lastro_proto::rest_methods::RestMethod;
@@ -88,7 +89,7 @@ pub async fn answer<M: RestMethod>(channel: Outbound, input: MethodCall, table: 
     let first = call_once::<M>(channel.clone(), &call, request, freshness).await?.into_parts().1;
     let begin = rows::<M>(&first, table, true)?;
     let next = M::next_page_token(&first).to_owned();
-    let held = if next.is_empty() { None } else { Some(BEING_READ.take(Some(input.context.address), 1).ok_or_else(too_many)?) };
+    let held = if next.is_empty() { None } else { Some(BEING_READ.take(Some(limited_address(input.context.address)), 1).ok_or_else(too_many)?) };
     let correlation_id = input.context.correlation_id.clone();
     let pages = Pages { channel, input, table, request: again, next };
     let body = stream::try_unfold((Some(begin), pages), |(begin, pages)| async move {

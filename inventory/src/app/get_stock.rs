@@ -25,7 +25,9 @@ pub async fn get_stock(
         // Clocks of replicas and callers differ by a little.
         Some(at_us) if at_us > clock::now_us().saturating_add(5_000_000) => return Err(Problem::field("as_of", "must not be in the future").into()),
         Some(at_us) => {
-            let found = app.reads.read(call, product_id, stock::of_product_at(app.database.reader(), product_id, at_us)).await?;
+            let database = app.database.clone();
+            let read = async move { stock::of_product_at(database.reader(), product_id, at_us).await };
+            let found = app.reads.read(call, product_id, read).await?;
             if found.is_empty() {
                 products::get(app.database.reader(), product_id).await?.ok_or_else(not_found)?;
             }

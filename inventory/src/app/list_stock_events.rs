@@ -16,7 +16,8 @@ pub async fn list_stock_events(app: &App, call: &Call, product_id: &str, store_i
     // A token names the last version that was read.
     let read_to = page.before.map_or(0, |last| i64::try_from(last.as_u128()).unwrap_or(i64::MAX));
     let limit = u32::try_from(page.limit()).unwrap_or(u32::MAX);
-    let read = stock::events(&app.database, stock_id(product_id, store_id), read_to.saturating_add(1), limit);
+    let (database, stock_id) = (app.database.clone(), stock_id(product_id, store_id));
+    let read = async move { stock::events(&database, stock_id, read_to.saturating_add(1), limit).await };
     let mut events = app.reads.read(call, product_id, read).await?;
     if events.is_empty() && products::get(app.database.reader(), product_id).await?.is_none() {
         return Err(Error::ProductNotFound { field: None });

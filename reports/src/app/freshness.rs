@@ -11,9 +11,9 @@ use lastro_events::inbox;
 use lastro_events::store::Cursor;
 use lastro_mesh::call::{Call, Slot};
 use lastro_mesh::freshness::{Asked, FRESHNESS_HEADER, MUST_BE, Mark};
+use lastro_mesh::quota::{Permit, Quota};
 use lastro_mesh::status::Problem;
-use lastro_mesh::turns::Turns;
-use tokio::sync::{Mutex, OnceCell, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Mutex, OnceCell};
 use tokio::time::{Instant, sleep, timeout_at};
 use uuid::Uuid;
 
@@ -30,39 +30,23 @@ const MARGIN: Duration = Duration::from_millis(300);
 const WAITING_MAX: usize = 1_024;
 /// And those of one caller.
 const WAITING_OF_CALLER: usize = 32;
+/// Transactions that posted to accounts which are not known yet, that a read looks for: where there are more, accounts are far behind.
+const EARLY_MAX: usize = 1_000;
 /// How often the database is asked for changes that nobody announces.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// How many reads wait for a write at once, in all and of one caller. A read takes its places when it begins to wait, and no read that need not wait takes any.
-pub struct Waiting {
-    of_all: Arc<Semaphore>,
-    of_caller: Turns<Uuid>,
-}
-
-type Places = (OwnedSemaphorePermit, OwnedSemaphorePermit);
-
-impl Waiting {
-    pub fn new() -> Self {
-        Self { of_all: Arc::new(Semaphore::new(WAITING_MAX)), of_caller: Turns::new(WAITING_OF_CALLER) }
-    }
-
-    async fn take(&self, caller_id: Uuid) -> Result<Places, Problem> {
-        let crowded =
-            |whose: &str| Problem::crowded(format!("{whose} already wait until they see a write; ask again when some of them are answered"));
-        let of_caller = self.of_caller.take(caller_id, Instant::now()).await;
-        let of_caller = of_caller.ok_or_else(|| crowded(&format!("{WAITING_OF_CALLER} of your reads")))?;
-        let of_all = self.of_all.clone().try_acquire_owned();
-        Ok((of_caller, of_all.map_err(|_| crowded(&format!("{WAITING_MAX} reads of all callers")))?))
-    }
+/// The places of reads that wait for a write: a read takes one when it begins to wait, and none if it need not.
+pub fn waiting() -> Arc<Quota<Uuid>> {
+    Quota::new(WAITING_OF_CALLER, WAITING_MAX)
 }
 
 /// A read that is to see what its caller has written, by an instant at most.
 pub struct SeesBy {
     deadline: Instant,
     caller_id: Uuid,
-    waiting: Arc<Waiting>,
-    /// Once it has waited it holds them until it is answered.
-    places: OnceCell<Places>,
+    waiting: Arc<Quota<Uuid>>,
+    /// Once it has waited it holds it until it is answered.
+    place: OnceCell<Permit<Uuid>>,
     slot: Slot,
     /// The transactions that it is to see, as far as they are named.
     transactions: Vec<Uuid>,
@@ -71,13 +55,20 @@ pub struct SeesBy {
 }
 
 impl SeesBy {
-    /// Takes the places of a read that waits, unless it has them, and gives up the call's place among those that are handled at once: waiting is no load.
+    /// Takes the place of a read that waits, unless it has one, and gives up the call's place among those that are handled at once: waiting is no load.
     /// Refuses where too many wait.
     async fn waits(&self) -> Result<(), Problem> {
-        self.places.get_or_try_init(|| self.waiting.take(self.caller_id)).await?;
+        let take = async || self.waiting.take(Some(self.caller_id), 1).ok_or_else(too_many);
+        self.place.get_or_try_init(take).await?;
         self.slot.release();
         Ok(())
     }
+}
+
+fn too_many() -> Problem {
+    let rule =
+        format!("{WAITING_OF_CALLER} reads of yours, or {WAITING_MAX} of all callers, wait until they see a write; ask again when some are answered");
+    Problem::crowded(rule)
 }
 
 /// How far the event stores were read, as it was looked up last: all that wait share one look.
@@ -117,7 +108,7 @@ pub async fn wait_until_seen(app: &App, call: &Call, asked: &Asked) -> Result<Op
         deadline: Instant::now() + WAIT_MAX.min(call.remaining().saturating_sub(MARGIN)),
         caller_id: call.user()?.id,
         waiting: app.waiting.clone(),
-        places: OnceCell::new(),
+        place: OnceCell::new(),
         slot: call.slot.clone(),
         transactions: asked.marks.iter().filter(|mark| mark.topic == TRANSACTIONS).map(|mark| mark.aggregate_id).collect(),
         and_others: places.iter().any(|(topic, _)| *topic == TRANSACTIONS),
@@ -195,7 +186,10 @@ pub async fn wait_until_opened(app: &App, sees_by: Option<&SeesBy>) -> Result<()
     let mut transactions = sees.transactions.clone();
     if sees.and_others {
         // What the read is to see is among those that are noted now: what comes meanwhile is not waited for.
-        transactions.extend(early::all_of_them(on).await?);
+        transactions.extend(early::all_of_them(on, EARLY_MAX + 1).await?);
+        if transactions.len() > EARLY_MAX + sees.transactions.len() {
+            return Err(Error::NotFreshYet);
+        }
     }
     while early::are_of(on, &transactions).await? {
         wait_a_moment(sees_by).await?;

@@ -94,13 +94,14 @@ pub async fn get_statement(app: &App, call: &Call, wanted: Wanted<'_>, sees_by: 
             Problem::field("page_token", rule)
         })?),
     };
-    let read = async {
+    let database = app.database.clone();
+    let read = async move {
         let begin = match known {
             Some(begin) => begin,
-            None => first(&app.database, of).await?,
+            None => first(&database, of).await?,
         };
-        let which = Which { account_id: account.id, up_to_version: begin.up_to_version, from, to, after: begin.after };
-        Ok((begin, entries::list(app.database.reader(), which, u64::from(size) + 1).await?))
+        let which = Which { account_id: of.account_id, up_to_version: begin.up_to_version, from, to, after: begin.after };
+        Ok((begin, entries::list(database.reader(), which, u64::from(size) + 1).await?))
     };
     let (begin, found) = app.reads.read(call, caller.id, read).await?;
     page(&account, begin, size, found)

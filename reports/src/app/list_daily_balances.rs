@@ -78,20 +78,23 @@ pub async fn list_daily_balances(app: &App, call: &Call, wanted: Wanted<'_>, see
         return Err(Problem::field("as_of", "must not be more than 5 s in the future").into());
     }
     // Who waits for a write of its own is answered by the database.
-    let cached = if sees_by.is_none() && wanted.as_of_us.is_none() { of_cache(app, caller, &wanted, from, to).await? } else { None };
+    let cached = if sees_by.is_none() && wanted.as_of_us.is_none() { of_cache(app, call, &wanted, from, to).await? } else { None };
     let (currency, found) = match cached {
         Some(cached) => cached,
         None => {
             let (accounts, currency) = accounts_of(app, caller, &wanted, sees_by).await?;
             wait_until_counted(app, &accounts, sees_by).await?;
-            (currency, app.reads.read(call, caller.id, daily::read(app.database.reader(), &accounts, from, to, wanted.as_of_us)).await?)
+            let (database, as_of_us) = (app.database.clone(), wanted.as_of_us);
+            let read = async move { daily::read(database.reader(), &accounts, from, to, as_of_us).await };
+            (currency, app.reads.read(call, caller.id, read).await?)
         }
     };
     Ok(DailyBalances { currency, days: every_day(from, to, found.before, &found.days), as_of_us: found.newest_us })
 }
 
 /// The days of one account, as far as they are cached.
-async fn of_cache(app: &App, caller: &Caller, wanted: &Wanted<'_>, from: Day, to: Day) -> Result<Option<(Currency, Days)>, Error> {
+async fn of_cache(app: &App, call: &Call, wanted: &Wanted<'_>, from: Day, to: Day) -> Result<Option<(Currency, Days)>, Error> {
+    let caller = call.user()?;
     let Some(account_id) = wanted.account_id else { return Ok(None) };
     let id = Uuid::parse_str(account_id).map_err(|_| Problem::field("account_id", "must be a UUID"))?;
     let known = match app.days_cache.peek(id).await {
@@ -99,7 +102,8 @@ async fn of_cache(app: &App, caller: &Caller, wanted: &Wanted<'_>, from: Day, to
         // Only for whoever may see it something is looked up, and kept.
         None => {
             app.account(caller, account_id, None).await?;
-            app.days_cache.get(id).await?.ok_or(Error::AccountNotFound)?
+            let days_cache = app.days_cache.clone();
+            app.reads.read(call, caller.id, async move { days_cache.get(id).await }).await?.ok_or(Error::AccountNotFound)?
         }
     };
     if !may_see(caller, &known.account) {

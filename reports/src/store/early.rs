@@ -48,7 +48,8 @@ pub async fn forget(tx: &Transaction, opened: &[Uuid]) -> Result<(), Error> {
 /// wait for it in vain.
 async fn take_turn(tx: &Transaction) -> Result<(), Error> {
     if tx.get_database_backend() == DbBackend::Postgres {
-        execute(tx, "SELECT pg_advisory_xact_lock(hashtext('early_postings'))", []).await?;
+        // Tables that are made anew have a turn of their own.
+        execute(tx, "SELECT pg_advisory_xact_lock(hashtext(concat('early_postings ', current_schema())))", []).await?;
     }
     Ok(())
 }
@@ -59,17 +60,22 @@ pub async fn has(on: &impl ConnectionTrait, account_id: Uuid) -> Result<bool, Er
     Ok(one::<Found>(on, sql, [account_id.into()]).await?.is_some())
 }
 
-/// Whether one of these transactions posted to an account that is not known.
+/// An account of which it is a dead letter that it was opened is known when that is applied, and not in a moment.
+const IS_AWAITED: &str = "NOT EXISTS (SELECT 1 FROM dead_events d WHERE d.topic = 'accounts' AND d.aggregate_id = e.account_id)";
+
+/// Whether one of these transactions posted to an account that is awaited.
 pub async fn are_of(on: &impl ConnectionTrait, transactions: &[Uuid]) -> Result<bool, Error> {
     if transactions.is_empty() {
         return Ok(false);
     }
-    let found: Vec<Found> = all_of_ids(on, "SELECT transaction_id FROM early_postings WHERE transaction_id {ids}", transactions, []).await?;
+    let sql = format!("SELECT e.transaction_id FROM early_postings e WHERE e.transaction_id {{ids}} AND {IS_AWAITED}");
+    let found: Vec<Found> = all_of_ids(on, &sql, transactions, []).await?;
     Ok(!found.is_empty())
 }
 
-/// All transactions that posted to an account that is not known.
-pub async fn all_of_them(on: &impl ConnectionTrait) -> Result<Vec<Uuid>, Error> {
-    let found: Vec<Found> = all(on, "SELECT DISTINCT transaction_id FROM early_postings", []).await?;
+/// The transactions that posted to accounts that are awaited, up to a limit.
+pub async fn all_of_them(on: &impl ConnectionTrait, limit: usize) -> Result<Vec<Uuid>, Error> {
+    let sql = format!("SELECT DISTINCT e.transaction_id FROM early_postings e WHERE {IS_AWAITED} LIMIT {limit}");
+    let found: Vec<Found> = all(on, &sql, []).await?;
     Ok(found.into_iter().map(|found| found.transaction_id).collect())
 }
