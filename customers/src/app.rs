@@ -105,7 +105,7 @@ impl App {
 /// Appends an event to a user's stream. The caller has locked the user's row, or has just inserted it.
 async fn tell(tx: &Transaction, call: &Call, user_id: Uuid, kind: &'static str, event: user_event::Event) -> Result<(), Error> {
     let event = NewEvent {
-        id: Uuid::now_v7(),
+        id: clock::new_id(),
         kind,
         payload: UserEvent { event: Some(event) }.encode_to_vec(),
         correlation_id: call.correlation_id.to_string(),

@@ -16,6 +16,7 @@ use lastro_database::batch_loader::BatchLoader;
 use lastro_events::bus::Bus;
 use lastro_events::changes::{Change, Follower, Versions};
 use lastro_mesh::call::Call;
+use lastro_mesh::clock;
 use lastro_mesh::identity::User as Caller;
 use lastro_mesh::outbound::Outbound;
 use lastro_mesh::status::Problem;
@@ -155,7 +156,7 @@ async fn change(app: &Arc<App>, call: &Call, order: &Order, asked: Asked) -> Res
     let drives = !matches!(asked, Asked::SetStatus(_));
     let place = if drives { Some(app.driving_place(order.placed.owner_id).await?) } else { None };
     let (placed, correlation_id) = (order.placed.clone(), call.correlation_id.to_string());
-    let change = NewChange { placed, id: Uuid::now_v7(), asked, jitter_permille: 500, correlation_id };
+    let change = NewChange { placed, id: clock::new_id(), asked, jitter_permille: 500, correlation_id };
     let accepted = stored(call, app.batches.change(change)).await?;
     go_on(app, &accepted, place);
     Ok(accepted)

@@ -6,7 +6,6 @@ use lastro_proto::customers::events::v1::{UserCreated, user_event::Event};
 use lastro_proto::customers::v1::CreateUserRequest;
 use lastro_proto::customers::v1::user::Role;
 use sha2::{Digest as _, Sha256};
-use uuid::Uuid;
 
 use super::attempts::{account_of, check_password};
 use super::{App, normalized_email, tell};
@@ -37,7 +36,7 @@ pub async fn create_with_roles(app: &App, call: &Call, request: CreateUserReques
     }
     let now_us = clock::now_us();
     let user = User {
-        id: Uuid::now_v7(),
+        id: clock::new_id(),
         name: request.name,
         email: Some(email.clone()),
         password_hash: app.passwords.hash_of_new(call.deadline, request.password.clone()).await?,

@@ -4,7 +4,6 @@
 use lastro_mesh::call::Call;
 use lastro_mesh::clock;
 use lastro_proto::customers::v1::{LoginRequest, TokenResponse};
-use uuid::Uuid;
 
 use super::attempts::{Attempt, account_of, check_password};
 use super::tokens::{self, RefreshToken};
@@ -30,7 +29,7 @@ pub async fn login(app: &App, call: &Call, request: LoginRequest) -> Result<Toke
 
 /// `checked` is the user as its password was checked.
 async fn open_session(app: &App, call: &Call, checked: &User, mut attempt: Attempt) -> Result<TokenResponse, Error> {
-    let refresh = RefreshToken::new(Uuid::now_v7());
+    let refresh = RefreshToken::new(clock::new_id());
     let now_us = clock::now_us();
     let tx = app.database.begin().await?;
     // Read again under its lock: while the password was checked, the user may have been disabled, or have got another password.

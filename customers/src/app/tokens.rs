@@ -83,7 +83,7 @@ pub fn generate(sign_from_us: i64) -> Result<SigningKey, Error> {
     let pkcs8 = Ed25519KeyPair::generate_pkcs8(&random).map_err(failed)?;
     let pair = Ed25519KeyPair::from_pkcs8(pkcs8.as_ref()).map_err(|error| Error::Crypto(error.to_string()))?;
     Ok(SigningKey {
-        kid: Uuid::now_v7().simple().to_string(),
+        kid: clock::new_id().simple().to_string(),
         private_key: pkcs8.as_ref().to_vec(),
         public_key: URL_SAFE_NO_PAD.encode(pair.public_key().as_ref()),
         create_time_us: clock::now_us(),

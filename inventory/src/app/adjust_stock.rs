@@ -1,13 +1,13 @@
 //! Adds pieces of a product to a store, or takes some away.
 
 use lastro_mesh::call::Call;
+use lastro_mesh::clock;
 use lastro_mesh::codec::Violation;
 use lastro_mesh::identity::User as Caller;
 use lastro_mesh::status::Problem;
 use lastro_proto::inventory::v1::AdjustStockRequest;
 use lastro_proto::reasons;
 use sha2::{Digest as _, Sha256};
-use uuid::Uuid;
 
 use super::{App, id, stored};
 use crate::Error;
@@ -27,7 +27,7 @@ pub async fn adjust_stock(app: &App, call: &Call, caller: &Caller, request: Adju
     app.cache.get(product_id).await?.ok_or(Error::ProductNotFound { field: None })?;
     let new = NewAdjustment {
         id: adjustment_id(caller.id, &request.external_id),
-        call_id: Uuid::now_v7(),
+        call_id: clock::new_id(),
         request_hash: request_hash(&request),
         product_id,
         stock_id: stock_id(product_id, &request.store_id),

@@ -6,7 +6,6 @@ use lastro_mesh::clock;
 use lastro_mesh::identity::User as Caller;
 use lastro_proto::inventory::v1::CreateProductRequest;
 use sha2::{Digest as _, Sha256};
-use uuid::Uuid;
 
 use super::{App, confirm_merchant, id, read_price};
 use crate::Error;
@@ -25,7 +24,7 @@ pub async fn create_product(app: &App, call: &Call, caller: &Caller, request: Cr
     let merchant_account_id = id(&request.merchant_account_id, "merchant_account_id")?;
     let now_us = clock::now_us();
     let product = Product {
-        id: Uuid::now_v7(),
+        id: clock::new_id(),
         name: request.name,
         description: request.description,
         price,

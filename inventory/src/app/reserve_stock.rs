@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use lastro_mesh::call::Call;
+use lastro_mesh::clock;
 use lastro_mesh::status::Problem;
 use lastro_proto::inventory::v1::ReserveStockRequest;
 use sha2::{Digest as _, Sha256};
@@ -72,7 +73,7 @@ pub async fn reserve(app: &App, call: &Call, wanted: Wanted) -> Result<Made, Err
         id: reservation_id(wanted.namespace, &wanted.name),
         namespace: wanted.namespace,
         name: wanted.name.clone(),
-        call_id: Uuid::now_v7(),
+        call_id: clock::new_id(),
         request_hash: Some(request_hash),
         items,
         ttl_us: wanted.ttl_us,

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use lastro_database::group_commit::Lock;
 use lastro_mesh::call::Call;
+use lastro_mesh::clock;
 use lastro_mesh::status::Problem;
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -62,7 +63,7 @@ pub async fn saga_resolve(app: &App, call: &Call, of: SagaStep, verb: Verb) -> R
                 id: reservation_id(of.saga.id, &of.step),
                 namespace: of.saga.id,
                 name: of.step,
-                call_id: Uuid::now_v7(),
+                call_id: clock::new_id(),
                 request_hash: None,
                 items: Vec::new(),
                 ttl_us: 0,

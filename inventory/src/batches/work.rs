@@ -1,6 +1,7 @@
 //! What is asked of stock, and how it is answered.
 
 use lastro_database::group_commit::{self, Key, Locks, Refusal};
+use lastro_mesh::clock;
 use sha2::{Digest as _, Sha256};
 use smallvec::{SmallVec, smallvec};
 use tokio::sync::oneshot;
@@ -98,7 +99,7 @@ impl NewResolution {
     /// Of a reservation that was read.
     pub fn of(reservation: &Reservation, verb: Verb, correlation_id: String) -> Self {
         let stocks = reservation.items.iter().map(|item| item.stock_id).collect();
-        Self { reservation_id: reservation.id, stocks, call_id: Uuid::now_v7(), verb, fence: None, correlation_id }
+        Self { reservation_id: reservation.id, stocks, call_id: clock::new_id(), verb, fence: None, correlation_id }
     }
 }
 

@@ -5,6 +5,7 @@ use lastro_database::group_commit::Lock;
 use lastro_database::rows::all_of_ids;
 use lastro_database::{Database, Error, Transaction, all, execute, one};
 use lastro_events::{EventStore, NewEvent};
+use lastro_mesh::clock;
 use lastro_mesh::page::Page;
 use lastro_money::{Amount, Currency, Minor};
 use lastro_proto::inventory::events::v1::{ProductCreated, ProductEvent, ProductState, ProductUpdated, product_event};
@@ -100,7 +101,7 @@ pub async fn update(tx: &Transaction, product: &Product, correlation_id: &str) -
 
 async fn append(tx: &Transaction, product: &Product, (kind, event): (&'static str, product_event::Event), correlation_id: &str) -> Result<(), Error> {
     let event = NewEvent {
-        id: Uuid::now_v7(),
+        id: clock::new_id(),
         kind,
         payload: ProductEvent { event: Some(event) }.encode_to_vec(),
         correlation_id: correlation_id.to_owned(),

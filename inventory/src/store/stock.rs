@@ -6,6 +6,7 @@ use lastro_database::rows::{Type, all_of_ids, insert_rows, update_rows};
 use lastro_database::{Database, Error, all, one};
 use lastro_events::event::{Event, GENESIS};
 use lastro_events::{EventStore, NewEvent};
+use lastro_mesh::clock;
 use lastro_proto::inventory::events::v1::{
     StockAdded, StockCommitted, StockEvent, StockReleased, StockRemoved, StockReserved, StockReturned, stock_event,
 };
@@ -190,7 +191,7 @@ pub fn record(row: &mut StockRow, after: Stock, happening: Happening, cause: &Ca
     // Times of one stream never go back, whatever the clocks of replicas say: an instant of the past has one stock.
     let recorded_us = now_us.max(row.update_time_us);
     let new = NewEvent {
-        id: Uuid::now_v7(),
+        id: clock::new_id(),
         kind,
         payload: payload.encode_to_vec(),
         correlation_id: cause.correlation_id.to_owned(),

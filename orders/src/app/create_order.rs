@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures_util::future::try_join;
 use lastro_events::changes::Follower;
 use lastro_mesh::call::Call;
+use lastro_mesh::clock;
 use lastro_mesh::identity::User as Caller;
 use lastro_mesh::status::{DEADLINE_EXCEEDED, PERMISSION_MISSING, Problem, UNAUTHENTICATED};
 use lastro_money::{Currency, Minor};
@@ -139,7 +140,7 @@ async fn price(app: &App, call: &Call, caller: &Caller, request: OrderRequest, r
         Problem::field("items", format!("must cost at most {most} together"))
     })?;
     Ok(Placed {
-        id: Uuid::now_v7(),
+        id: clock::new_id(),
         owner_id: caller.id,
         external_id: request.external_id,
         request_hash,

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use lastro_mesh::clock;
 use tokio::time::{Instant, sleep};
-use uuid::Uuid;
 
 use super::steps;
 use crate::app::App;
@@ -49,7 +49,7 @@ async fn write_down(app: &App, order: &Order, asked: Asked, until: Instant) -> O
     loop {
         let change = NewChange {
             placed: order.placed.clone(),
-            id: Uuid::now_v7(),
+            id: clock::new_id(),
             asked: asked.clone(),
             jitter_permille: i64::from(rand::random_range(0..=1000_u16)),
             correlation_id: order.placed.correlation_id.clone(),

@@ -9,7 +9,6 @@ use lastro_money::Currency;
 use lastro_proto::internal::customers::v1::ConfirmOwnerRequest;
 use lastro_proto::transactions::v1::CreateAccountRequest;
 use sha2::{Digest as _, Sha256};
-use uuid::Uuid;
 
 use super::App;
 use crate::ACCOUNT_EVENTS;
@@ -35,7 +34,7 @@ pub async fn create_account(app: &App, call: &Call, caller: &Caller, request: Cr
         return Ok(opened);
     }
     confirm(app, call, caller).await?;
-    let account = Account { id: Uuid::now_v7(), owner_id: caller.id, currency, system: false, create_time_us: clock::now_us() };
+    let account = Account { id: clock::new_id(), owner_id: caller.id, currency, system: false, create_time_us: clock::now_us() };
     let display_name = request.display_name;
     let cause = Cause { correlation_id: call.correlation_id.as_str(), event_id: None };
     let tx = app.database.begin().await?;

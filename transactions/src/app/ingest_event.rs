@@ -48,7 +48,7 @@ pub async fn ingest_event(app: &App, call: &Call, caller: &Caller, request: Even
         return Err(Error::TooManyEvents(of_its_type));
     }
     let event = ProviderEvent {
-        id: Uuid::now_v7(),
+        id: clock::new_id(),
         provider_id: caller.id,
         external_id: request.external_id.clone(),
         report: request.report,

@@ -169,7 +169,7 @@ fn new_payment(call: &Call, payer: Payer, movement: Movement, purpose: Purpose) 
         Purpose::Plain | Purpose::Refund { .. } => None,
     };
     let settlement = if card_token.is_some() { Settlement::External } else { Settlement::Internal };
-    let new = Operation::new(Uuid::now_v7(), (payer.user_id, payer.key), Type::Payment, movement, clock::now_us());
+    let new = Operation::new(clock::new_id(), (payer.user_id, payer.key), Type::Payment, movement, clock::now_us());
     let mut operation = Operation { settlement, description: payer.description, ..new };
     let submitted = contract::submitted_of(&operation);
     operation.request_hash = contract::payment_hash(&submitted, card_token);

@@ -131,7 +131,7 @@ fn new_refund(call: &Call, payment: &Operation, asked: NewRefund, provider: Opti
         request_hash: asked.request_hash,
         hold: is_by_card(payment).then_some(Hold { expire_time_us: NEVER_US, captured: None }),
         original_id: Some(payment.id),
-        ..Operation::new(Uuid::now_v7(), (asked.owner_id, asked.external_id), Type::Refund, movement, clock::now_us())
+        ..Operation::new(clock::new_id(), (asked.owner_id, asked.external_id), Type::Refund, movement, clock::now_us())
     };
     let purpose = Purpose::Refund { amount: asked.amount.map(|amount| amount.minor()), provider };
     NewOperation { operation, submitted: Vec::new(), correlation_id: call.correlation_id.to_string(), purpose, saga: asked.saga }

@@ -1,11 +1,11 @@
 //! Captures a hold, or gives it up: once, and the same request again is answered the same.
 
 use lastro_mesh::call::Call;
+use lastro_mesh::clock;
 use lastro_mesh::identity::User as Caller;
 use lastro_mesh::status::Problem;
 use lastro_money::Amount;
 use lastro_proto::permissions::Permission;
-use uuid::Uuid;
 
 use super::App;
 use super::get_transaction::get_transaction;
@@ -76,7 +76,7 @@ fn capture_amount(hold: &Operation, money: &Money) -> Result<Amount, Error> {
 
 fn new_resolution(call: &Call, caller: &Caller, hold: &Operation, verb: Verb, (external_id, request_hash): (String, [u8; 32])) -> NewResolution {
     NewResolution {
-        id: Uuid::now_v7(),
+        id: clock::new_id(),
         hold_id: hold.id,
         movement: hold.movement.clone(),
         verb,

@@ -122,7 +122,7 @@ pub fn new_operation(call: &Call, caller: &Caller, submission: Submission, movem
             metadata: submission.metadata,
             effective_time_us: submission.effective_time_us.unwrap_or(now_us),
             has_effective_time: submission.effective_time_us.is_some(),
-            ..Operation::new(Uuid::now_v7(), (caller.id, submission.external_id), submission.kind, movement, now_us)
+            ..Operation::new(clock::new_id(), (caller.id, submission.external_id), submission.kind, movement, now_us)
         },
         submitted,
         correlation_id: call.correlation_id.to_string(),

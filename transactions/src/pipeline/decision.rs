@@ -3,6 +3,7 @@
 use lastro_database::Error;
 use lastro_events::Event;
 use lastro_events::event::{GENESIS, NewEvent};
+use lastro_mesh::clock;
 use lastro_money::{Currency, Minor};
 use smallvec::SmallVec;
 use uuid::Uuid;
@@ -79,7 +80,7 @@ pub fn accounts(legs: impl Iterator<Item = Leg>) -> Vec<Uuid> {
 pub fn record(operation: &mut Operation, origin: &Origin, kind: &'static str, payload: Vec<u8>) -> Event {
     let (version, previous) = operation.head.map_or((1, GENESIS), |head| (head.version + 1, head.hash));
     let event = NewEvent {
-        id: Uuid::now_v7(),
+        id: clock::new_id(),
         kind,
         payload,
         correlation_id: origin.correlation_id.clone(),

@@ -56,7 +56,7 @@ pub async fn append_changed(tx: &Transaction, account_id: Uuid, event: account_e
 /// An event of an account.
 pub fn new_event(kind: &'static str, event: account_event::Event, cause: Cause<'_>, recorded_us: i64) -> NewEvent {
     NewEvent {
-        id: Uuid::now_v7(),
+        id: clock::new_id(),
         kind,
         payload: AccountEvent { event: Some(event) }.encode_to_vec(),
         correlation_id: cause.correlation_id.to_owned(),
