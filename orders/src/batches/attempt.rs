@@ -249,8 +249,10 @@ impl<'a> Facts<'a> {
             (Step::Pay, Direction::Do, Some(StepState::Done)) => {
                 self.progress.payment_id.map(|transaction_id| Fact::PaymentProcessed { transaction_id })
             }
-            (Step::Pay, Direction::Do, Some(StepState::Failed)) => Some(Fact::PaymentFailed { reason: saga.reason.clone(), refund: false }),
-            (Step::Pay, Direction::Undo, Some(StepState::Failed)) => Some(Fact::PaymentFailed { reason: saga.reason.clone(), refund: true }),
+            (Step::Pay, _, Some(StepState::Failed)) => {
+                let (reason, transaction_id) = (saga.reason.clone(), self.progress.payment_id);
+                Some(Fact::PaymentFailed { reason, refund: *direction == Direction::Undo, transaction_id })
+            }
             (Step::Pay, Direction::Undo, Some(StepState::Done)) if saga.is_done(Step::Pay) => {
                 self.progress.payment_id.map(|transaction_id| Fact::PaymentRefunded { transaction_id })
             }
@@ -275,8 +277,8 @@ impl<'a> Facts<'a> {
         begin(&mut self.progress.saga, self.now_us);
         let is_given_up = before.step(Step::Pay).state == StepState::Running && self.progress.saga.step(Step::Pay).state == StepState::Failed;
         if is_given_up {
-            let reason = self.progress.saga.reason.clone();
-            self.tell_of_saga(Fact::PaymentFailed { reason, refund: false });
+            let (reason, transaction_id) = (self.progress.saga.reason.clone(), self.progress.payment_id);
+            self.tell_of_saga(Fact::PaymentFailed { reason, refund: false, transaction_id });
         }
         self.follow(&before);
     }
@@ -288,7 +290,7 @@ impl<'a> Facts<'a> {
         let status = self.progress.follow_saga();
         let fact = match (before.state == state, state, status) {
             (false, State::Completed, _) => Some(Fact::Completed),
-            (false, State::Compensated, Some((_, Status::Cancelled))) => Some(Fact::Cancelled { was_completed }),
+            (false, State::Compensated, Some((_, Status::Cancelled))) => Some(Fact::Cancelled { was_completed, reason, detail }),
             (false, State::Compensated | State::Failed, Some((_, Status::Failed))) => Some(Fact::Failed { reason, detail }),
             _ => None,
         };

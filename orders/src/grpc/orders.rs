@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use lastro_events::Event;
 use lastro_mesh::call::Call;
+use lastro_mesh::freshness;
 use lastro_mesh::status::Problem;
 use lastro_money::{Currency, Minor};
 use lastro_proto::orders::events::v1::OrderEvent;
@@ -28,6 +29,7 @@ use crate::app::get_order::get_order;
 use crate::app::list_order_events::list_order_events;
 use crate::app::update_order_status::update_order_status;
 use crate::domain::order::{CardToken, Item, Payment, Status};
+use crate::store::order_events::ORDER_EVENTS;
 use crate::store::orders;
 
 /// How long a call may wait for its outcome.
@@ -40,7 +42,7 @@ impl OrdersService for Orders {
     async fn create_order(&self, request: Request<CreateOrderRequest>) -> Result<Response<Order>, GrpcStatus> {
         let call = Call::of(&request)?.clone();
         let accepted = create_order(&self.0, &call, call.user()?, read(request.into_inner())?).await?;
-        Ok(Response::new(wire(accepted.order, accepted.replayed)))
+        Ok(written(accepted.order, accepted.replayed))
     }
 
     async fn get_order(&self, request: Request<GetOrderRequest>) -> Result<Response<Order>, GrpcStatus> {
@@ -52,13 +54,13 @@ impl OrdersService for Orders {
         let call = Call::of(&request)?.clone();
         let message = request.into_inner();
         let status = status_from_wire(message.status()).ok_or_else(|| Problem::field("status", "must be SHIPPED or DELIVERED"))?;
-        Ok(Response::new(wire(update_order_status(&self.0, &call, call.user()?, &message.id, status).await?, false)))
+        Ok(written(update_order_status(&self.0, &call, call.user()?, &message.id, status).await?, false))
     }
 
     async fn cancel_order(&self, request: Request<CancelOrderRequest>) -> Result<Response<Order>, GrpcStatus> {
         let call = Call::of(&request)?.clone();
         let accepted = cancel_order(&self.0, &call, call.user()?, &request.get_ref().id).await?;
-        Ok(Response::new(wire(accepted.order, accepted.replayed)))
+        Ok(written(accepted.order, accepted.replayed))
     }
 
     async fn list_order_events(&self, request: Request<ListOrderEventsRequest>) -> Result<Response<ListOrderEventsResponse>, GrpcStatus> {
@@ -125,6 +127,14 @@ const fn status_to_wire(status: Status) -> order::Status {
 
 fn money(minor: Minor, currency: Currency) -> Option<Money> {
     Some(Money { currency_code: currency.code().to_owned(), amount: lastro_money::format(minor, currency) })
+}
+
+/// The answer to a write, with a token for reads that are to see what it stored.
+fn written(order: orders::Order, replayed: bool) -> Response<Order> {
+    let mark = order.progress.head.map(|head| (order.placed.id, head.version));
+    let mut response = Response::new(wire(order, replayed));
+    freshness::tell(response.metadata_mut(), ORDER_EVENTS.topic, mark);
+    response
 }
 
 fn wire(order: orders::Order, replayed: bool) -> Order {

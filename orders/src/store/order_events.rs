@@ -2,6 +2,7 @@
 
 use lastro_events::event::{Event, GENESIS};
 use lastro_events::{EventStore, NewEvent};
+use lastro_mesh::clock;
 use lastro_proto::orders::events::v1::{
     InventoryReleased, InventoryReserved, OrderCancelled, OrderCompleted, OrderCreated, OrderEvent, OrderFailed, OrderStatusUpdated, OrderedItem,
     PaymentFailed, PaymentProcessed, PaymentRefunded, ReservedPieces, order_event,
@@ -21,12 +22,12 @@ pub enum Fact {
     StatusUpdated { from: Status, to: Status },
     InventoryReserved(Vec<Reserved>),
     PaymentProcessed { transaction_id: Uuid },
-    PaymentFailed { reason: String, refund: bool },
+    PaymentFailed { reason: String, refund: bool, transaction_id: Option<Uuid> },
     PaymentRefunded { transaction_id: Uuid },
     InventoryReleased { returned: bool },
     Completed,
     Failed { reason: String, detail: String },
-    Cancelled { was_completed: bool },
+    Cancelled { was_completed: bool, reason: String, detail: String },
 }
 
 /// Pieces of a product in a store.
@@ -44,7 +45,7 @@ pub fn record(placed: &Placed, progress: &mut Progress, fact: Fact, correlation_
     // Times of one stream never go back, whatever the clocks of replicas say.
     let recorded_us = now_us.max(progress.update_time_us);
     let new = NewEvent {
-        id: Uuid::now_v7(),
+        id: clock::new_id(),
         kind,
         payload: payload.encode_to_vec(),
         correlation_id: correlation_id.to_owned(),
@@ -80,14 +81,19 @@ fn wire(placed: &Placed, fact: Fact) -> (&'static str, order_event::Event) {
             let paid = PaymentProcessed { transaction_id: transaction_id.to_string(), currency_code, amount_minor: total_minor };
             ("PAYMENT_PROCESSED", order_event::Event::PaymentProcessed(paid))
         }
-        Fact::PaymentFailed { reason, refund } => ("PAYMENT_FAILED", order_event::Event::PaymentFailed(PaymentFailed { reason, refund })),
+        Fact::PaymentFailed { reason, refund, transaction_id } => {
+            let transaction_id = transaction_id.map(|id| id.to_string()).unwrap_or_default();
+            ("PAYMENT_FAILED", order_event::Event::PaymentFailed(PaymentFailed { reason, refund, transaction_id }))
+        }
         Fact::PaymentRefunded { transaction_id } => {
             ("PAYMENT_REFUNDED", order_event::Event::PaymentRefunded(PaymentRefunded { transaction_id: transaction_id.to_string() }))
         }
         Fact::InventoryReleased { returned } => ("INVENTORY_RELEASED", order_event::Event::InventoryReleased(InventoryReleased { returned })),
         Fact::Completed => ("ORDER_COMPLETED", order_event::Event::Completed(OrderCompleted { currency_code, total_minor })),
         Fact::Failed { reason, detail } => ("ORDER_FAILED", order_event::Event::Failed(OrderFailed { reason, detail })),
-        Fact::Cancelled { was_completed } => ("ORDER_CANCELLED", order_event::Event::Cancelled(OrderCancelled { was_completed })),
+        Fact::Cancelled { was_completed, reason, detail } => {
+            ("ORDER_CANCELLED", order_event::Event::Cancelled(OrderCancelled { was_completed, reason, detail }))
+        }
     }
 }
 
@@ -110,5 +116,6 @@ fn created(placed: &Placed) -> OrderCreated {
         }
         .to_owned(),
         store_id: placed.store_id.clone().unwrap_or_default(),
+        external_id: placed.external_id.clone(),
     }
 }
