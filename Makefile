@@ -5,13 +5,18 @@ CARGO ?= cargo
 # Arguments for `make run`, as in: make run ARGS="--data /tmp/x --log info"
 ARGS ?=
 
-.PHONY: help run build test test-faults test-ha test-long test-abuse test-readers test-model test-providers test-stock test-sagas test-histories test-projections test-adding-a-service test-compose lint fmt bench ci docs deps deployment clean up down logs smoke stack load
+.PHONY: help run demo build test test-faults test-ha test-long test-abuse test-readers test-model test-providers test-stock test-sagas test-histories test-projections test-adding-a-service test-compose lint fmt bench ci docs deps deployment clean up down logs smoke stack load
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## Build and run everything in one process, with SQLite and the embedded bus
 	@exec $(CARGO) run --release --locked --bin lastro -- up $(ARGS)
+
+demo: ## Fill ./demo-data with a month of a small shop's life, and serve it
+	$(CARGO) build --release --locked --bin lastro --bin lastro-demo
+	@$(CARGO) run --quiet --release --locked --bin lastro-demo -- --data demo-data
+	@exec $(CARGO) run --quiet --release --locked --bin lastro -- up --data demo-data $(ARGS)
 
 build: ## Build everything
 	$(CARGO) build --workspace --all-targets --locked

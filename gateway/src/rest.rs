@@ -27,7 +27,7 @@ use lastro_mesh::serve::{NotReceived, Received, Receiving};
 use lastro_mesh::status::{BODY_TOO_LARGE, BODY_TOO_SLOW, INVALID_ARGUMENT, MALFORMED_MESSAGE, Problem};
 use lastro_mesh::trace::TraceContext;
 use lastro_proto::methods::Method;
-use lastro_proto::reasons::{METHOD_NOT_ALLOWED, NO_SUCH_ROUTE, NOT_OFFERED, UNSUPPORTED_MEDIA_TYPE};
+use lastro_proto::reasons::{METHOD_NOT_ALLOWED, NO_SUCH_ROUTE, UNSUPPORTED_MEDIA_TYPE};
 use lastro_proto::rest_methods::RestMethod;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -91,9 +91,6 @@ impl Rest {
     {
         let (parts, body) = request.into_parts();
         let path = current_version(parts.uri.path());
-        if is_not_offered_yet(&parts.method, &path) {
-            return Err(Problem::new(&NOT_OFFERED, "orders are read back one by one for now, by their ids; lists of them are not offered yet"));
-        }
         let (route, path_values) = self.routes.find(&parts.method, &path).ok_or_else(|| self.not_routed(&path))?;
         headers::check(&parts.headers)?;
         let fields = [path_values?, query::read(route.method, parts.uri.query().unwrap_or_default())?];
@@ -131,13 +128,6 @@ impl Rest {
         }
         Problem::new(&METHOD_NOT_ALLOWED, format!("this resource takes {}", allowed.join(", ")))
     }
-}
-
-/// Whether it is a path of the read side, which is not there yet: a name that is spelled out is no id of an order.
-fn is_not_offered_yet(verb: &http::Method, path: &str) -> bool {
-    let Some(rest) = path.strip_prefix("/api/v1/orders") else { return false };
-    let is_read = verb == http::Method::GET || verb == http::Method::HEAD;
-    is_read && (matches!(rest, "" | "/search" | "/analytics") || rest.strip_prefix("/customer/").is_some_and(|id| !id.contains('/')))
 }
 
 /// Nothing has this path.

@@ -24,6 +24,22 @@ mod verify;
 use clap::{ArgMatches, FromArgMatches as _};
 
 pub use routes::{Between, Way};
+pub use up::Begun;
+
+/// The environment variables by which `lastro up` is told settings.
+pub fn variables_of_up() -> Vec<String> {
+    let command = cli::command();
+    let arguments = command.find_subcommand("up").into_iter().flat_map(clap::Command::get_arguments);
+    arguments.filter_map(|argument| argument.get_env()?.to_str().map(str::to_owned)).collect()
+}
+
+/// `lastro up` with these arguments inside another program, which is told when it serves.
+pub async fn up_within(arguments: &[&str], begun: impl FnOnce(Begun)) -> anyhow::Result<()> {
+    let matches = cli::command().try_get_matches_from(["lastro", "up"].iter().chain(arguments))?;
+    let cli::Command::Up(args) = cli::Cli::from_arg_matches(&matches)?.command else { anyhow::bail!("`lastro up` is one of the commands") };
+    let given = matches.subcommand_matches("up").unwrap_or(&matches);
+    up::up_within(cli::UpSettings::read(*args, given)?, begun).await
+}
 
 /// Does what the command line asks for. `between` stands between every service and those that it calls, if it is given.
 pub fn main_with(between: Option<Between>) -> std::process::ExitCode {

@@ -1,9 +1,11 @@
 //! `lastro up`: every service in one process. They meet through generated clients and their inbound stacks, as they do on a cluster.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
+use lastro_customers::Administrator;
 use lastro_events::bus::Bus;
 use lastro_events::bus::embedded::EmbeddedBus;
 use lastro_events::bus::redis_streams::RedisBus;
@@ -14,6 +16,7 @@ use lastro_mesh::identity::{Caller, Revocations, TokenVerifier};
 use lastro_mesh::outbound::Late;
 use lastro_mesh::serve::Listener;
 use lastro_service::{Given, Running, Service};
+use tokio_util::sync::CancellationToken;
 
 use crate::admin;
 use crate::banner::{self, Listening};
@@ -27,8 +30,25 @@ use crate::services::run::keep_fresh;
 use crate::services::{IDENTITY, SERVICES, by_name, channels_of_gateway, readers_of, topics_of};
 use crate::storage::Storage;
 
+/// `lastro up` when it serves.
+pub struct Begun {
+    /// Where REST is.
+    pub rest: SocketAddr,
+    /// Ends it when it is cancelled; is cancelled by SIGTERM and Ctrl-C.
+    pub stop: CancellationToken,
+}
+
 /// Runs until SIGTERM or Ctrl-C.
 pub async fn up(settings: UpSettings) -> Result<()> {
+    run(settings, |listening, administrator, data, _| announce(listening, administrator, data)).await
+}
+
+/// Runs inside another program, which is told when it serves.
+pub async fn up_within(settings: UpSettings, begun: impl FnOnce(Begun)) -> Result<()> {
+    run(settings, |listening, _, _, stop| begun(Begun { rest: listening.rest, stop: stop.clone() })).await
+}
+
+async fn run(settings: UpSettings, serves: impl FnOnce(&Listening, Option<&Administrator>, &DataDir, &CancellationToken)) -> Result<()> {
     let telemetry = Telemetry { filter: &settings.log, otlp_endpoint: settings.otlp_endpoint.as_deref(), trace_percent: settings.trace_percent };
     let process = Process::start("lastro", &telemetry)?;
     let data = DataDir::open(&settings.data)?;
@@ -103,7 +123,7 @@ pub async fn up(settings: UpSettings) -> Result<()> {
     common.keep_following(&process);
     process.serve_ops(operations);
     process.drain_on_stop();
-    announce(&listening, administrator.as_ref(), &data);
+    serves(&listening, administrator.as_ref(), &data, &process.stop);
 
     let open = |tcp| Listener { limits: settings.connections.clone(), ..Listener::open(tcp) };
     let serve_grpc = lastro_mesh::serve::serve_grpc(open(grpc), process.stop.clone(), dispatch.open_to(&settings.cors_origins));
@@ -113,7 +133,7 @@ pub async fn up(settings: UpSettings) -> Result<()> {
     Ok(())
 }
 
-fn announce(listening: &Listening, administrator: Option<&lastro_customers::Administrator>, data: &DataDir) {
+fn announce(listening: &Listening, administrator: Option<&Administrator>, data: &DataDir) {
     print::line(banner::listening(listening));
     if let Some(administrator) = administrator {
         print::line(banner::first_session(listening, administrator, &data.file("admin.json").display().to_string()));

@@ -50,6 +50,11 @@ impl Asked {
     pub fn is_empty(&self) -> bool {
         self.marks.is_empty() && self.places.is_empty()
     }
+
+    /// The topics that it speaks of.
+    pub fn topics(&self) -> impl Iterator<Item = &str> {
+        self.marks.iter().map(|mark| mark.topic.as_str()).chain(self.places.iter().map(|(topic, _)| topic.as_str()))
+    }
 }
 
 /// Adds to an answer that speaks of more aggregates than headers should name the place in the event store up to which all of them are stored.

@@ -2,9 +2,12 @@
 
 pub mod current;
 pub mod freshness;
+pub mod get_order_analytics;
+pub mod get_sales;
 pub mod get_statement;
 pub mod get_transaction_report;
 pub mod list_daily_balances;
+pub mod list_orders;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +32,7 @@ use crate::cache::{self, DaysCache};
 use crate::consume::Readers;
 use crate::domain::calendar::Day;
 use crate::store::accounts::{self, Account};
-use crate::store::{edition, entries, operations};
+use crate::store::{edition, entries, operations, orders};
 
 /// How many days an answer covers where its caller does not say.
 const DAYS_DEFAULT: i64 = 30;
@@ -133,13 +136,14 @@ fn date(field: &str, text: &str) -> Result<Day, Problem> {
     Day::parse(text).ok_or_else(|| Problem::field(field, "must be a date that there is, such as 2026-11-25"))
 }
 
-/// Of transactions and of accounts, whose ids are never the same.
+/// Of transactions, orders and accounts, whose ids are never the same.
 pub struct SeenVersions<'a>(&'a Database);
 
 impl Versions for SeenVersions<'_> {
     async fn versions(&self, ids: &[Uuid]) -> Result<Vec<Change>, DatabaseError> {
         let mut versions = operations::versions(self.0.reader(), ids).await?;
         versions.extend(accounts::versions(self.0.reader(), ids).await?);
+        versions.extend(orders::versions(self.0.reader(), ids).await?);
         Ok(versions)
     }
 }

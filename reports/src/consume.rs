@@ -1,6 +1,7 @@
 //! What reports makes of the events of others.
 
 pub mod accounts;
+pub mod orders;
 pub mod transactions;
 
 use std::sync::Arc;
@@ -15,7 +16,9 @@ use uuid::Uuid;
 use crate::cache::DaysCache;
 
 /// The topics that reports are made from.
-pub const TOPICS: [&str; 2] = ["accounts", TRANSACTIONS];
+pub const TOPICS: [&str; 3] = ["accounts", ORDERS, TRANSACTIONS];
+/// The topic of orders.
+pub const ORDERS: &str = "orders";
 /// The events of transactions.
 pub const TRANSACTIONS: &str = "transactions";
 
@@ -44,10 +47,11 @@ impl Readers {
 }
 
 /// What fills new tables, from the topics that reports are made from.
-pub fn projectors(database: &lastro_database::Database, topics: [Topic; 2]) -> Vec<Box<dyn Projector>> {
-    let [accounts, transactions] = topics;
+pub fn projectors(database: &lastro_database::Database, topics: [Topic; 3]) -> Vec<Box<dyn Projector>> {
+    let [accounts, orders, transactions] = topics;
     vec![
         Box::new(Consumer::new(accounts, database, accounts::Accounts { readers: Readers::Nobody })),
+        Box::new(Consumer::new(orders, database, orders::Orders { readers: Readers::Nobody })),
         Box::new(Consumer::new(transactions, database, transactions::Transactions { readers: Readers::Nobody })),
     ]
 }

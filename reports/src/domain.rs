@@ -3,4 +3,6 @@
 pub mod calendar;
 pub mod heads;
 pub mod operation;
+pub mod order;
 pub mod total;
+pub mod words;

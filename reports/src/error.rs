@@ -14,9 +14,15 @@ pub enum Error {
     /// No such account, or somebody else's.
     #[error("there is no such account")]
     AccountNotFound,
+    /// No such user, or one whose orders the caller may not see.
+    #[error("there is no such user")]
+    UserNotFound,
     /// What the caller's token names has not been seen here in time.
     #[error("what you wrote has not been seen here in time; ask again, or without the header x-lastro-freshness")]
-    NotFreshYet,
+    NotFreshYet {
+        /// The service that wrote it.
+        writer: &'static str,
+    },
     /// The database failed.
     #[error(transparent)]
     Database(#[from] lastro_database::Error),
@@ -28,8 +34,9 @@ impl From<Error> for Problem {
         match error {
             Error::Problem(problem) => problem,
             Error::AccountNotFound => Self::new(&reasons::ACCOUNT_NOT_FOUND, text),
+            Error::UserNotFound => Self::new(&reasons::USER_NOT_FOUND, text),
             // What others tell is late: that is no failure of this service, and no breaker opens for it.
-            Error::NotFreshYet => Self::new(&reasons::NOT_FRESH_YET, text).because_of("transactions").retry_after(Duration::from_secs(1)),
+            Error::NotFreshYet { writer } => Self::new(&reasons::NOT_FRESH_YET, text).because_of(writer).retry_after(Duration::from_secs(1)),
             Error::Database(error) => lastro_service::database_problem(&error),
         }
     }

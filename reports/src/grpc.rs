@@ -1,15 +1,19 @@
 //! `lastro.reports.v1.ReportsService`: unwrap, call one use case, wrap.
 
+mod orders;
+
 use std::sync::Arc;
 
 use lastro_mesh::call::Call;
 use lastro_mesh::freshness;
+use lastro_mesh::page::Page;
 use lastro_mesh::status::Problem;
 use lastro_money::{Currency, format_sum};
 use lastro_proto::reports::v1::reports_service_server::{ReportsService, ReportsServiceServer};
 use lastro_proto::reports::v1::{
-    DailyBalance, GetStatementRequest, GetTransactionReportRequest, ListDailyBalancesRequest, ListDailyBalancesResponse, Statement, StatementEntry,
-    TransactionReport, TransactionReportRow,
+    DailyBalance, GetOrderAnalyticsRequest, GetSalesRequest, GetStatementRequest, GetTransactionReportRequest, ListCustomerOrdersRequest,
+    ListDailyBalancesRequest, ListDailyBalancesResponse, ListOrdersRequest, ListOrdersResponse, OrderAnalytics, Sales, SearchOrdersRequest,
+    Statement, StatementEntry, TransactionReport, TransactionReportRow,
 };
 use lastro_proto::time::timestamp;
 use lastro_proto::transactions::v1::transaction;
@@ -19,9 +23,12 @@ use tonic::{Request, Response, Status};
 
 use crate::app::App;
 use crate::app::freshness::{SeesBy, wait_until_seen};
+use crate::app::get_order_analytics::get_order_analytics;
+use crate::app::get_sales::get_sales;
 use crate::app::get_statement::{self, get_statement};
 use crate::app::get_transaction_report::get_transaction_report;
 use crate::app::list_daily_balances::{self, list_daily_balances};
+use crate::app::list_orders::{self, list_orders};
 use crate::domain::operation::{Counts, CountsOf, Entry};
 use crate::domain::total::Total;
 
@@ -83,6 +90,46 @@ impl ReportsService for Reports {
         let time_zone = self.0.edition.get().calendar.name().to_owned();
         Ok(Response::new(TransactionReport { rows, as_of_time: newest_us.map(timestamp), time_zone }))
     }
+
+    async fn list_orders(&self, request: Request<ListOrdersRequest>) -> Result<Response<ListOrdersResponse>, Status> {
+        let (call, _sees_by) = self.fresh_call(&request).await?;
+        let message = request.into_inner();
+        let page = Page::read(message.page_size, &message.page_token)?;
+        let found = list_orders(&self.0, &call, orders::wanted(&message), page).await?;
+        Ok(Response::new(orders::wire_page(found)))
+    }
+
+    async fn list_customer_orders(&self, request: Request<ListCustomerOrdersRequest>) -> Result<Response<ListOrdersResponse>, Status> {
+        let (call, _sees_by) = self.fresh_call(&request).await?;
+        let message = request.into_inner();
+        let page = Page::read(message.page_size, &message.page_token)?;
+        let wanted = list_orders::Wanted { customer_id: Some(&message.customer_id), ..list_orders::Wanted::default() };
+        Ok(Response::new(orders::wire_page(list_orders(&self.0, &call, wanted, page).await?)))
+    }
+
+    async fn search_orders(&self, request: Request<SearchOrdersRequest>) -> Result<Response<ListOrdersResponse>, Status> {
+        let (call, _sees_by) = self.fresh_call(&request).await?;
+        let message = request.into_inner();
+        let page = Page::read(message.page_size, &message.page_token)?;
+        let wanted = list_orders::Wanted { text: Some(&message.q), ..list_orders::Wanted::default() };
+        Ok(Response::new(orders::wire_page(list_orders(&self.0, &call, wanted, page).await?)))
+    }
+
+    async fn get_order_analytics(&self, request: Request<GetOrderAnalyticsRequest>) -> Result<Response<OrderAnalytics>, Status> {
+        let (call, _sees_by) = self.fresh_call(&request).await?;
+        let message = request.into_inner();
+        let found = get_order_analytics(&self.0, &call, message.from.as_deref(), message.to.as_deref()).await?;
+        Ok(Response::new(orders::wire_analytics(found, self.0.edition.get().calendar.name().to_owned())))
+    }
+
+    async fn get_sales(&self, request: Request<GetSalesRequest>) -> Result<Response<Sales>, Status> {
+        let (call, sees_by) = self.fresh_call(&request).await?;
+        let message = request.into_inner();
+        let (account, from, to) = (&message.account_id, message.from.as_deref(), message.to.as_deref());
+        let rows = get_sales(&self.0, &call, account, from, to, sees_by.as_ref()).await?;
+        let time_zone = self.0.edition.get().calendar.name().to_owned();
+        Ok(Response::new(orders::wire_sales(rows, time_zone)))
+    }
 }
 
 fn time_us(field: &str, time: lastro_proto::time::Timestamp) -> Result<i64, Problem> {
@@ -115,8 +162,12 @@ fn wire_entry(entry: Entry, balance: Total, currency: Currency) -> StatementEntr
     }
 }
 
+/// As the contract shows counts.
+fn shown(count: i64) -> i32 {
+    i32::try_from(count).unwrap_or(i32::MAX)
+}
+
 fn wire_row(of: CountsOf, counts: &Counts) -> TransactionReportRow {
-    let shown = |count: i64| i32::try_from(count).unwrap_or(i32::MAX);
     let decided = counts.completed + counts.rejected;
     TransactionReportRow {
         date: of.day.to_string(),

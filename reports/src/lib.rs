@@ -1,7 +1,8 @@
-//! reports: what happened, read back. Made from the events of transactions: daily balances, statements, reports of transactions. `consume` keeps the
+//! reports: what happened, read back. Made from the events of transactions and orders: daily balances, statements, reports of transactions, lists of orders. `consume` keeps the
 //! tables up to date, `grpc` calls `app` (one file a use case), which reads them; the pure rules are in `domain`.
 
 mod app;
+mod business;
 mod cache;
 mod consume;
 mod domain;
@@ -37,7 +38,7 @@ pub static SERVICE: Service = Service {
     internal: &[],
     needs: &[],
     publishes: &[],
-    reads: &["accounts", "transactions"],
+    reads: &["accounts", "orders", "transactions"],
     append_only: &[],
     read_only: &[],
     migrator: lastro_migrations::Migrator::of::<migrations::Migrator>(),
@@ -48,7 +49,7 @@ pub static SERVICE: Service = Service {
 };
 
 async fn start(given: Given) -> anyhow::Result<Running> {
-    let (accounts_topic, transactions_topic) = (given.topic("accounts")?, given.topic("transactions")?);
+    let (accounts_topic, orders_topic, transactions_topic) = (given.topic("accounts")?, given.topic("orders")?, given.topic("transactions")?);
     let settings = given.settings.get::<Settings>()?;
     let edition = edition::begin_or_check(&given.database, settings.time_zone).await?;
     let app = Arc::new(app::App::new(given.database, &given.bus, CurrentEdition::new(edition)));
@@ -58,11 +59,17 @@ async fn start(given: Given) -> anyhow::Result<Running> {
             let consumer = Consumer::new(accounts_topic.clone(), &app.database, accounts).beating(&heartbeat);
             async move { consumer.run(stop).await }
         }),
+        Job::beating("events of orders", &app, move |app, heartbeat, stop| {
+            let orders = consume::orders::Orders { readers: app.readers() };
+            let consumer = Consumer::new(orders_topic.clone(), &app.database, orders).beating(&heartbeat);
+            async move { consumer.run(stop).await }
+        }),
         Job::beating("events of transactions", &app, move |app, heartbeat, stop| {
             let transactions = consume::transactions::Transactions { readers: app.readers() };
             let consumer = Consumer::new(transactions_topic.clone(), &app.database, transactions).beating(&heartbeat);
             async move { consumer.run(stop).await }
         }),
+        Job::helping("business metrics", &app, |app, stop| async move { business::keep_telling(&app.database, stop).await }),
         Job::helping("another edition of the tables", &app, |app, stop| async move { app.keep_looking_for_another_edition(stop).await }),
         Job::helping("what other replicas have seen", &app, |app, stop| async move { app.seen.keep_hearing(&app.versions(), stop).await }),
         Job::helping("what this replica has seen", &app, |app, stop| async move { app.seen.keep_announcing(stop).await }),
@@ -73,7 +80,7 @@ async fn start(given: Given) -> anyhow::Result<Running> {
 }
 
 async fn replay(replaying: Replaying) -> anyhow::Result<Vec<Box<dyn Projector>>> {
-    let topics = [replaying.topic("accounts")?, replaying.topic("transactions")?];
+    let topics = [replaying.topic("accounts")?, replaying.topic("orders")?, replaying.topic("transactions")?];
     let settings = replaying.settings.get::<settings::ReplaySettings>()?;
     edition::begin_anew(&replaying.live, &replaying.new, settings.time_zone).await?;
     Ok(consume::projectors(&replaying.new, topics))

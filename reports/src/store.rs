@@ -7,3 +7,6 @@ pub mod early;
 pub mod edition;
 pub mod entries;
 pub mod operations;
+pub mod order_days;
+pub mod order_words;
+pub mod orders;

@@ -13,6 +13,7 @@ mod bus;
 mod cards;
 mod cli;
 mod clients;
+mod demo;
 mod edge;
 mod faults;
 mod grpc;
@@ -28,6 +29,7 @@ mod meaning;
 mod model;
 mod order_payments;
 mod order_providers;
+mod order_reads;
 mod orders;
 mod payments;
 mod pipeline;
@@ -205,6 +207,7 @@ fn main() {
             a_key_is_honoured_wherever_something_is_created, pages_end_by_bytes;
         orders: an_order_is_carried_out, orders_that_cannot_be_carried_out, an_order_is_placed_once, many_orders_for_few_pieces, orders_are_cancelled,
             an_undo_that_fails_is_resumed, bad_orders_are_named, who_sees_an_order, orders_over_grpc;
+        order_reads: orders_are_read_back, orders_are_found_by_words, orders_are_counted_and_sales_are_told, bad_reads_of_orders_are_named;
         payments: an_account_pays_and_gets_back, a_card_pays, cards_get_back, who_may_refund, fifty_refunds_at_once, several_payments_of_one_order,
             bad_payments_are_named, payments_over_grpc;
         poison: one_bad_member_of_a_batch_is_parked;
@@ -254,6 +257,7 @@ fn main() {
     trials.extend(projections::trials());
     trials.extend(replay::trials());
     trials.extend(reports::trials());
+    trials.extend(demo::trials());
     trials.extend(cli::trials());
     for kind in [Kind::Embedded, Kind::Stack] {
         let shared = shared.clone();

@@ -349,10 +349,6 @@ pub async fn bad_orders_are_named(world: &World) -> Result<()> {
         (format!("/api/v1/orders/{none}"), 404, "ORDER_NOT_FOUND"),
         (format!("/api/v1/orders/{none}/saga"), 404, "ORDER_NOT_FOUND"),
         ("/api/v1/orders/x".to_owned(), 400, "INVALID_ARGUMENT"),
-        ("/api/v1/orders".to_owned(), 501, "NOT_OFFERED"),
-        ("/api/v1/orders/search".to_owned(), 501, "NOT_OFFERED"),
-        ("/api/v1/orders/analytics".to_owned(), 501, "NOT_OFFERED"),
-        (format!("/api/v1/orders/customer/{none}"), 501, "NOT_OFFERED"),
     ] {
         refused(&market.api.get(&path, Some(&market.buyer.token)).await?, status, reason);
     }

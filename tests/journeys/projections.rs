@@ -9,6 +9,7 @@
 //! LASTRO_LEDGER_OPERATIONS, 1,000,000; LASTRO_SEED repeats what is written and done.
 
 mod generate;
+mod orders;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -47,6 +48,8 @@ const STREAMS_AT_ONCE: usize = 10;
 const SPAN: Duration = Duration::from_secs(20);
 /// Longer than reports take for a million operations.
 const GIVEN_UP_AFTER: Duration = Duration::from_secs(900);
+/// Orders beside them: one for so many other events. Each has three events and more.
+const ORDERS_ONE_IN: usize = 10;
 
 /// Writes streams as many callers at once do: each event in one of many transactions, some of which are held open, and some rolled back first.
 async fn write(database: Database, mut streams: Vec<Stream>, seed: u64) -> Result<()> {
@@ -121,7 +124,9 @@ async fn harm_streams(rig: &Stack, choice: u32, random: &mut StdRng) -> Result<(
     if choice <= 2 {
         return Ok(redis::cmd("FLUSHALL").query_async(&mut redis).await?);
     }
-    for stream in ["transactions", "accounts"].iter().flat_map(|topic| (0..4).map(move |shard| format!("lastro:{{{topic}}}:stream:{shard}"))) {
+    for stream in
+        ["transactions", "accounts", "orders"].iter().flat_map(|topic| (0..4).map(move |shard| format!("lastro:{{{topic}}}:stream:{shard}")))
+    {
         if choice < 5 {
             redis::cmd("XTRIM").arg(&stream).arg("MAXLEN").arg(random.random_range(0..5)).query_async::<()>(&mut redis).await?;
             continue;
@@ -177,6 +182,12 @@ async fn rows(reports: &Database) -> Result<BTreeMap<&'static str, Vec<String>>>
         ("daily_balances", "t.*"),
         ("operations", "t.*"),
         ("operation_days", "t.*"),
+        ("orders", "t.*"),
+        ("order_items", "t.*"),
+        ("order_words", "t.*"),
+        ("order_days", "t.*"),
+        ("saga_times", "t.*"),
+        ("sales", "t.*"),
         ("inbox_parked", "t.topic, t.aggregate_id, t.version"),
         ("dead_events", "t.topic, t.aggregate_id, t.version, t.hash"),
     ] {
@@ -248,11 +259,14 @@ async fn equal_those_from_scratch() -> Result<()> {
     eprintln!("{wanted} events, LASTRO_SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
     let Written { accounts, operations, expected, events } = generate(&mut random, usize::try_from(wanted)?);
+    let (orders, expected_orders) = orders::generate(&mut random, usize::try_from(wanted)? / ORDERS_ONE_IN);
+    let events_of_orders: usize = orders.iter().map(|stream| stream.events.len()).sum();
     let rig = Arc::new(Stack::start(stack::Options::default())?);
-    for name in rig.names().into_iter().filter(|name| ["gateway", "inventory", "orders"].iter().any(|other| name.starts_with(other))) {
+    for name in rig.names().into_iter().filter(|name| ["gateway", "inventory"].iter().any(|other| name.starts_with(other))) {
         rig.kill(&name)?;
     }
     let url = rig.postgres.url();
+    let publisher_of_orders = Database::open_postgres(&url.parse()?, "lastro_orders", 4).await?;
     let publisher = Database::open_postgres(&url.parse()?, "lastro_transactions", WRITERS as u32 + 2).await?;
     let reports = Database::open_postgres(&url.parse()?, "lastro_reports", 2).await?;
     let (begun, stop, stop_early) = (Instant::now(), Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
@@ -266,7 +280,8 @@ async fn equal_those_from_scratch() -> Result<()> {
         shares[number % WRITERS].push(stream);
     }
     shares.push(accounts);
-    let writers: Vec<_> = (10..).zip(shares).map(|(number, share)| tokio::spawn(write(publisher.clone(), share, seed ^ number))).collect();
+    let mut writers: Vec<_> = (10..).zip(shares).map(|(number, share)| tokio::spawn(write(publisher.clone(), share, seed ^ number))).collect();
+    writers.push(tokio::spawn(write(publisher_of_orders, orders, seed ^ 3)));
     let mut replays = Vec::new();
     for _ in 0..2 {
         sleep(Duration::from_secs(4)).await;
@@ -286,7 +301,12 @@ async fn equal_those_from_scratch() -> Result<()> {
     }
     eprintln!("{events} events in {:.1?}: Redis harmed {} times, replicas {} times; meanwhile: {replays:?}", begun.elapsed(), harmed[0], harmed[1]);
     until_all_is_there(&reports, &expected).await?;
+    while !orders::are_all_there(&reports, i64::try_from(events_of_orders)?).await? {
+        ensure!(begun.elapsed() < GIVEN_UP_AFTER, "orders are missing");
+        sleep(Duration::from_millis(100)).await;
+    }
     compare(&reports, &expected).await?;
+    orders::compare(&reports, &expected_orders).await?;
     let live = rows(&reports).await?;
     for name in ["reports-1", "reports-2"] {
         rig.kill(name)?;

@@ -38,6 +38,11 @@ pub fn faulty_binary() -> Result<PathBuf> {
     binary_named("lastro-faulty")
 }
 
+/// The program that makes a demo: src/bin/demo.
+pub fn demo_binary() -> Result<PathBuf> {
+    binary_named("lastro-demo")
+}
+
 fn binary_named(name: &str) -> Result<PathBuf> {
     let own = std::env::current_exe()?;
     let folder = own.ancestors().find(|path| path.ends_with("debug") || path.ends_with("release")).context("not in a target folder")?;

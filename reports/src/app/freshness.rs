@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use super::App;
 use crate::Error;
-use crate::consume::{TOPICS, TRANSACTIONS};
+use crate::consume::{ORDERS, TOPICS, TRANSACTIONS};
 use crate::store::{early, entries};
 
 /// A read waits for so long at most.
@@ -52,6 +52,8 @@ pub struct SeesBy {
     transactions: Vec<Uuid>,
     /// Whether it is to see others too.
     and_others: bool,
+    /// Who wrote what it waits for.
+    writer: &'static str,
 }
 
 impl SeesBy {
@@ -62,6 +64,11 @@ impl SeesBy {
         self.place.get_or_try_init(take).await?;
         self.slot.release();
         Ok(())
+    }
+
+    /// What it waits for was not seen in time.
+    const fn too_late(&self) -> Error {
+        Error::NotFreshYet { writer: self.writer }
     }
 }
 
@@ -111,6 +118,7 @@ pub async fn wait_until_seen(app: &App, call: &Call, asked: &Asked) -> Result<Op
         place: OnceCell::new(),
         slot: call.slot.clone(),
         transactions: asked.marks.iter().filter(|mark| mark.topic == TRANSACTIONS).map(|mark| mark.aggregate_id).collect(),
+        writer: if asked.topics().all(|topic| topic == ORDERS) { ORDERS } else { TRANSACTIONS },
         and_others: places.iter().any(|(topic, _)| *topic == TRANSACTIONS),
     };
     let mut unread = Vec::new();
@@ -136,7 +144,7 @@ pub async fn wait_until_seen(app: &App, call: &Call, asked: &Asked) -> Result<Op
         }
         Ok(())
     };
-    timeout_at(sees_by.deadline, all).await.unwrap_or(Err(Error::NotFreshYet))?;
+    timeout_at(sees_by.deadline, all).await.unwrap_or(Err(sees_by.too_late()))?;
     Ok(Some(sees_by))
 }
 
@@ -150,11 +158,10 @@ async fn unseen(app: &App, marks: &[Mark]) -> Result<HashSet<Uuid>, Error> {
 
 /// The places that are asked for, where all of it is of topics that are read here.
 fn read_places(asked: &Asked) -> Result<Vec<(&str, Cursor)>, Problem> {
-    let topics = asked.marks.iter().map(|mark| &mark.topic).chain(asked.places.iter().map(|(topic, _)| topic));
-    if let Some(other) = topics.into_iter().find(|topic| !TOPICS.contains(&topic.as_str())) {
+    if let Some(other) = asked.topics().find(|topic| !TOPICS.contains(topic)) {
         return Err(Problem::field(
             FRESHNESS_HEADER,
-            format!("has a token of {other:?}, which reports are not made from; send only tokens of accounts and transactions"),
+            format!("has a token of {other:?}, which reports are not made from; send only tokens of accounts, orders and transactions"),
         ));
     }
     let malformed = |_| Problem::field(FRESHNESS_HEADER, MUST_BE);
@@ -188,7 +195,7 @@ pub async fn wait_until_opened(app: &App, sees_by: Option<&SeesBy>) -> Result<()
         // What the read is to see is among those that are noted now: what comes meanwhile is not waited for.
         transactions.extend(early::all_of_them(on, EARLY_MAX + 1).await?);
         if transactions.len() > EARLY_MAX + sees.transactions.len() {
-            return Err(Error::NotFreshYet);
+            return Err(sees.too_late());
         }
     }
     while early::are_of(on, &transactions).await? {
@@ -199,8 +206,11 @@ pub async fn wait_until_opened(app: &App, sees_by: Option<&SeesBy>) -> Result<()
 
 /// Sleeps until it is time to look again. Refuses where the deadline comes first, and for a read without a token, which waits for nothing.
 pub async fn wait_a_moment(sees_by: Option<&SeesBy>) -> Result<(), Error> {
-    let in_time = sees_by.filter(|sees_by| Instant::now() + LOOK_EVERY <= sees_by.deadline).ok_or(Error::NotFreshYet)?;
-    in_time.waits().await?;
+    let Some(sees_by) = sees_by else { return Err(Error::NotFreshYet { writer: TRANSACTIONS }) };
+    if Instant::now() + LOOK_EVERY > sees_by.deadline {
+        return Err(sees_by.too_late());
+    }
+    sees_by.waits().await?;
     sleep(LOOK_EVERY).await;
     Ok(())
 }

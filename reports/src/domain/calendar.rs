@@ -76,6 +76,13 @@ impl Calendar {
         &self.name
     }
 
+    /// When a day begins, in Unix microseconds: at its first instant, which need not be midnight.
+    pub fn begin_of(&self, day: Day) -> i64 {
+        let date = Span::new().try_days(day.0).and_then(|span| EPOCH.checked_add(span));
+        let begin = date.and_then(|date| date.to_zoned(self.zone.clone())).map(|begin| begin.timestamp().as_microsecond());
+        begin.unwrap_or(if day.0 < 0 { i64::MIN } else { i64::MAX })
+    }
+
     /// The day on which an instant counts, in Unix microseconds.
     pub fn day_of(&self, us: i64) -> Day {
         // What is out of the range of dates counts on the first or the last one.
@@ -126,6 +133,17 @@ mod tests {
             assert_eq!(day(&calendar, instant), date, "{instant}");
         }
         assert_eq!(day(&Calendar::named("UTC").expect("there is one"), "2026-11-25T23:59:59Z"), "2026-11-25");
+    }
+
+    #[test]
+    fn a_day_begins_with_its_first_instant() {
+        let calendar = Calendar::named("America/Sao_Paulo").expect("there is one");
+        for date in ["2018-11-03", "2018-11-04", "2019-02-16", "2019-02-17", "2026-11-25", "1970-01-01"] {
+            let day = Day::parse(date).expect("a date");
+            let begin = calendar.begin_of(day);
+            assert_eq!((calendar.day_of(begin), calendar.day_of(begin - 1)), (day, day.plus(-1)), "{date}");
+        }
+        assert!(calendar.begin_of(Day::of_number(i64::MAX)) > calendar.begin_of(Day::of_number(i64::MIN)));
     }
 
     #[test]

@@ -24,11 +24,16 @@ impl Total {
         self.0
     }
 
-    /// As it is stored: billions, and the rest.
+    /// As it is stored: billions, and the rest, which is never negative, so that each sum is stored in one way alone.
     pub fn parts(self) -> (i64, i64) {
         let billion = i128::from(BILLION);
-        let billions = i64::try_from(self.0 / billion).unwrap_or(if self.0 < 0 { i64::MIN } else { i64::MAX });
-        (billions, (self.0 % billion) as i64)
+        let billions = i64::try_from(self.0.div_euclid(billion)).unwrap_or(if self.0 < 0 { i64::MIN } else { i64::MAX });
+        (billions, self.0.rem_euclid(billion) as i64)
+    }
+
+    /// One number so many times.
+    pub fn of_product(amount: i64, times: i64) -> Self {
+        Self(i128::from(amount) * i128::from(times))
     }
 
     /// As it was stored, or summed by a database.

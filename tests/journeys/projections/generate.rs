@@ -15,10 +15,10 @@ use rand::seq::IndexedRandom as _;
 use uuid::Uuid;
 
 pub const ACCOUNTS: usize = 24;
-const HOUR_US: i64 = 3_600_000_000;
+pub const HOUR_US: i64 = 3_600_000_000;
 /// 2026-01-01T00:00:00Z.
-const BEGIN_US: i64 = 1_767_225_600_000_000;
-const DAYS: i64 = 40;
+pub const BEGIN_US: i64 = 1_767_225_600_000_000;
+pub const DAYS: i64 = 40;
 /// What is no event becomes a dead letter after five attempts, of two seconds together.
 pub const POISONED: usize = 4;
 
@@ -56,7 +56,7 @@ fn event(aggregate_id: Uuid, previous: Option<&Event>, kind: &'static str, paylo
     }
 }
 
-fn push(stream: &mut Vec<Event>, id: Uuid, kind: &'static str, payload: Vec<u8>, recorded_us: i64) {
+pub fn push(stream: &mut Vec<Event>, id: Uuid, kind: &'static str, payload: Vec<u8>, recorded_us: i64) {
     let next = event(id, stream.last(), kind, payload, recorded_us);
     stream.push(next);
 }

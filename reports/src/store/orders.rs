@@ -1,0 +1,297 @@
+//! Orders as they stand, and the lists of them, newest first.
+
+use std::collections::HashMap;
+
+use lastro_database::rows::{Type, all_of_ids, insert_rows};
+use lastro_database::{Error, Transaction, all, one};
+use lastro_events::inbox::Progress;
+use lastro_money::Currency;
+use lastro_proto::orders::events::v1::{OrderCreated, OrderedItem};
+use prost::Message as _;
+use sea_orm::{ConnectionTrait, FromQueryResult, Value};
+use uuid::Uuid;
+
+use crate::domain::order::{Item, Order, Status};
+
+/// How far each order has come stands with it.
+pub const PROGRESS: Progress = Progress::Own { table: "orders", id: "id", version: "version" };
+
+/// `placed` is how it was placed, as its first event says it.
+const COLUMNS: &str = "id, version, customer_id, status, currency_code, total, created_us, updated_us, reason, detail, payment_id, placed";
+
+#[derive(FromQueryResult)]
+struct Row {
+    id: Uuid,
+    version: i64,
+    customer_id: Uuid,
+    status: i64,
+    currency_code: String,
+    total: i64,
+    created_us: i64,
+    updated_us: i64,
+    reason: String,
+    detail: String,
+    payment_id: Uuid,
+    placed: Vec<u8>,
+}
+
+#[derive(FromQueryResult)]
+struct Version {
+    id: Uuid,
+    version: i64,
+}
+
+/// Along which index a list goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Along {
+    /// All orders.
+    All,
+    /// Those of a buyer.
+    Customer(Uuid),
+    /// Those that stand there.
+    Status(Status),
+    /// Those in which the product is.
+    Product(Uuid),
+    /// Those that have the word.
+    Word(String),
+}
+
+/// Which of the orders along an index are wanted.
+#[derive(Debug, Default)]
+pub struct Wanted {
+    /// Not those of an earlier place.
+    pub first: Uuid,
+    pub status: Option<Status>,
+    pub customer_id: Option<Uuid>,
+    pub product_id: Option<Uuid>,
+    /// What they cost at least, and at most, in ten thousandths of their currency's unit.
+    pub min_total: Option<i128>,
+    pub max_total: Option<i128>,
+    /// All of these.
+    pub words: Vec<String>,
+}
+
+/// Digits after the point of an amount, at most: no currency has more.
+pub const DIGITS: u32 = 4;
+
+/// A statement while it is put together.
+struct Statement(Vec<Value>);
+
+impl Statement {
+    /// A parameter.
+    fn value(&mut self, value: impl Into<Value>) -> String {
+        self.0.push(value.into());
+        format!("${}", self.0.len())
+    }
+
+    /// The rows before a place along an index, newest first, up to a number. Where a list begins is no bound here: of two bounds whose values it does not know
+    /// the server believes that nearly nothing lies between them, and sorts everything instead of going along the index.
+    fn along(&mut self, along: &Along, columns: &str, before: Uuid) -> String {
+        let before = self.value(before);
+        let (table, condition) = match along {
+            Along::All => ("orders", String::new()),
+            Along::Customer(id) => ("orders", format!("AND customer_id = {}", self.value(*id))),
+            Along::Status(status) => ("orders", format!("AND status = {}", self.value(status.number()))),
+            Along::Product(id) => ("order_items", format!("AND product_id = {}", self.value(*id))),
+            Along::Word(word) => ("order_words", format!("AND word = {}", self.value(word.clone()))),
+        };
+        format!("SELECT {columns} FROM {table} WHERE place < {before} {condition} ORDER BY place DESC")
+    }
+
+    fn conditions(&mut self, wanted: &Wanted) -> String {
+        let mut all = vec![format!("o.place >= {}", self.value(wanted.first))];
+        if let Some(status) = wanted.status {
+            all.push(format!("o.status = {}", self.value(status.number())));
+        }
+        if let Some(id) = wanted.customer_id {
+            all.push(format!("o.customer_id = {}", self.value(id)));
+        }
+        // As values and not as sets: each is one look into an index, and no plan reads everything that has a word.
+        if let Some(id) = wanted.product_id {
+            all.push(format!("(SELECT 1 FROM order_items i WHERE i.product_id = {} AND i.place = o.place) = 1", self.value(id)));
+        }
+        for word in &wanted.words {
+            all.push(format!("(SELECT 1 FROM order_words w WHERE w.word = {} AND w.place = o.place) = 1", self.value(word.clone())));
+        }
+        let in_minor_units = |total: i128, rounding: fn(i128, i128) -> i128| {
+            let minor = |digits: u32| i64::try_from(rounding(total, 10_i128.pow(DIGITS - digits))).unwrap_or(i64::MAX);
+            format!("CASE o.digits WHEN 0 THEN {} WHEN 2 THEN {} WHEN 3 THEN {} ELSE {} END", minor(0), minor(2), minor(3), minor(4))
+        };
+        if let Some(min) = wanted.min_total {
+            all.push(format!("o.total >= {}", in_minor_units(min, |total, one| (total + one - 1) / one)));
+        }
+        if let Some(max) = wanted.max_total {
+            all.push(format!("o.total <= {}", in_minor_units(max, |total, one| total / one)));
+        }
+        all.join(" AND ")
+    }
+}
+
+/// Of the next so many orders before a place those that are wanted, newest first, up to a limit.
+pub async fn list(on: &impl ConnectionTrait, along: &Along, wanted: &Wanted, before: Uuid, scanned: u64, limit: u64) -> Result<Vec<Order>, Error> {
+    let mut statement = Statement(Vec::new());
+    let scanned_rows = match along {
+        Along::All | Along::Customer(_) | Along::Status(_) => format!("({} LIMIT {scanned}) o", statement.along(along, "*", before)),
+        Along::Product(_) | Along::Word(_) => {
+            format!("({} LIMIT {scanned}) p JOIN orders o ON o.place = p.place", statement.along(along, "place", before))
+        }
+    };
+    let columns = format!("o.{}", COLUMNS.replace(", ", ", o."));
+    let conditions = statement.conditions(wanted);
+    let sql = format!("SELECT {columns} FROM {scanned_rows} WHERE {conditions} ORDER BY o.place DESC LIMIT {limit}");
+    read(all(on, &sql, statement.0).await?)
+}
+
+#[derive(FromQueryResult)]
+struct Place {
+    place: Uuid,
+}
+
+/// The place of the last of the next so many orders before one; None where there are fewer.
+pub async fn place_after(on: &impl ConnectionTrait, along: &Along, before: Uuid, scanned: u64) -> Result<Option<Uuid>, Error> {
+    let mut statement = Statement(Vec::new());
+    let sql = format!("{} LIMIT 1 OFFSET {}", statement.along(along, "place", before), scanned.saturating_sub(1));
+    let row: Option<Place> = one(on, &sql, statement.0).await?;
+    Ok(row.map(|row| row.place))
+}
+
+fn read(rows: Vec<Row>) -> Result<Vec<Order>, Error> {
+    rows.into_iter().map(Row::order).collect()
+}
+
+/// Those of these orders that are known.
+pub async fn get(tx: &Transaction, ids: &[Uuid]) -> Result<HashMap<Uuid, Order>, Error> {
+    if ids.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let found = read(all_of_ids(tx, &format!("SELECT {COLUMNS} FROM orders WHERE id {{ids}}"), ids, []).await?)?;
+    Ok(found.into_iter().map(|order| (order.id, order)).collect())
+}
+
+/// Keeps these as they are now.
+pub async fn keep(tx: &Transaction, orders: &[Order]) -> Result<(), Error> {
+    let columns = [
+        ("id", Type::Uuid),
+        ("place", Type::Uuid),
+        ("version", Type::BigInt),
+        ("customer_id", Type::Uuid),
+        ("status", Type::BigInt),
+        ("currency_code", Type::Text),
+        ("total", Type::BigInt),
+        ("created_us", Type::BigInt),
+        ("updated_us", Type::BigInt),
+        ("reason", Type::Text),
+        ("detail", Type::Text),
+        ("payment_id", Type::Uuid),
+        ("placed", Type::Bytes),
+        ("digits", Type::BigInt),
+    ];
+    let row = |order: &Order| {
+        let values: Vec<Value> = vec![
+            order.id.into(),
+            order.place().into(),
+            order.version.into(),
+            order.customer_id.into(),
+            order.status.number().into(),
+            order.currency_code.clone().into(),
+            order.total.into(),
+            order.created_us.into(),
+            order.updated_us.into(),
+            order.reason.clone().into(),
+            order.detail.clone().into(),
+            order.payment_id.into(),
+            placed(order).encode_to_vec().into(),
+            digits(&order.currency_code).into(),
+        ];
+        values
+    };
+    let changes = ["version", "status", "updated_us", "reason", "detail", "payment_id"].map(|name| format!("{name} = excluded.{name}"));
+    let conflict = format!("ON CONFLICT (id) DO UPDATE SET {}", changes.join(", "));
+    insert_rows(tx, "orders", &columns, &conflict, orders.iter().map(row).collect()).await.map(|_| ())
+}
+
+/// Notes in which new orders which products are.
+pub async fn add_items(tx: &Transaction, orders: &[Order]) -> Result<(), Error> {
+    let of = |order: &Order| order.items.iter().map(|item| vec![item.product_id.into(), order.place().into()]).collect::<Vec<Vec<Value>>>();
+    let columns = [("product_id", Type::Uuid), ("place", Type::Uuid)];
+    insert_rows(tx, "order_items", &columns, "ON CONFLICT DO NOTHING", orders.iter().flat_map(of).collect()).await.map(|_| ())
+}
+
+/// How far orders have come, as far as they are known.
+pub async fn versions(on: &impl ConnectionTrait, ids: &[Uuid]) -> Result<Vec<(Uuid, i64)>, Error> {
+    let rows: Vec<Version> = all_of_ids(on, "SELECT id, version FROM orders WHERE id {ids}", ids, []).await?;
+    Ok(rows.into_iter().map(|row| (row.id, row.version)).collect())
+}
+
+#[derive(FromQueryResult)]
+struct Open {
+    count: i64,
+    oldest_us: i64,
+}
+
+/// How many orders are not decided yet, and when the oldest of them was accepted, Unix microseconds.
+pub async fn open(on: &impl ConnectionTrait) -> Result<(i64, Option<i64>), Error> {
+    let sql = "SELECT count(*) AS count, coalesce(min(created_us), 0) AS oldest_us FROM orders WHERE status = 1";
+    let found: Option<Open> = one(on, sql, []).await?;
+    Ok(found.map_or((0, None), |open| (open.count, (open.count > 0).then_some(open.oldest_us))))
+}
+
+/// Digits after the point of a currency.
+fn digits(currency_code: &str) -> i64 {
+    Currency::from_code(currency_code).map_or(0, |currency| currency.exponent().into())
+}
+
+fn placed(order: &Order) -> OrderCreated {
+    let item = |item: &Item| OrderedItem {
+        product_id: item.product_id.to_string(),
+        product_name: item.product_name.clone(),
+        quantity: i32::try_from(item.quantity).unwrap_or(i32::MAX),
+        price_minor: item.price,
+        merchant_account_id: item.merchant_account_id.to_string(),
+    };
+    OrderCreated {
+        customer_id: order.customer_id.to_string(),
+        items: order.items.iter().map(item).collect(),
+        currency_code: order.currency_code.clone(),
+        total_minor: order.total,
+        payment_method: order.payment_method.clone(),
+        store_id: order.store_id.clone(),
+        external_id: order.external_id.clone(),
+    }
+}
+
+impl Row {
+    fn order(self) -> Result<Order, Error> {
+        let placed = OrderCreated::decode(self.placed.as_slice()).map_err(Error::corrupt)?;
+        let status = Status::of_number(self.status).ok_or_else(|| Error::corrupt("an order with a status that there is not"))?;
+        Ok(Order {
+            id: self.id,
+            version: self.version,
+            customer_id: self.customer_id,
+            external_id: placed.external_id,
+            status,
+            reason: self.reason,
+            detail: self.detail,
+            items: placed.items.into_iter().map(item).collect::<Result<_, Error>>()?,
+            currency_code: self.currency_code,
+            total: self.total,
+            payment_method: placed.payment_method,
+            payment_id: self.payment_id,
+            store_id: placed.store_id,
+            created_us: self.created_us,
+            updated_us: self.updated_us,
+        })
+    }
+}
+
+/// An item as events and rows have it.
+pub fn item(item: OrderedItem) -> Result<Item, Error> {
+    let id = |text: &str| Uuid::parse_str(text).map_err(Error::corrupt);
+    Ok(Item {
+        product_id: id(&item.product_id)?,
+        product_name: item.product_name,
+        quantity: item.quantity.into(),
+        price: item.price_minor,
+        merchant_account_id: id(&item.merchant_account_id)?,
+    })
+}
