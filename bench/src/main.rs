@@ -9,6 +9,7 @@ mod fairness;
 mod gateway;
 mod inventory;
 mod load;
+mod order_reads;
 mod orders;
 mod pgbench;
 mod raw;
@@ -45,12 +46,15 @@ struct Options {
     /// Accounts that transfers move money between.
     #[arg(long, default_value_t = 10_000)]
     accounts: usize,
-    /// Only this part: transfers, callers, idle, reads, pages, gateway, money, inventory, orders, reports, reports-away, waiting, fairness, events, embedded, stack, against.
+    /// Only this part: transfers, callers, idle, reads, pages, gateway, money, inventory, orders, order-reads, reports, reports-away, waiting, fairness, events, embedded, stack, against.
     #[arg(long)]
     only: Option<String>,
     /// Another lastro, to measure beside this one in turns: transfers, reads, pages and idle latency, on the same PostgreSQL.
     #[arg(long, value_name = "PATH")]
     against: Option<std::path::PathBuf>,
+    /// Orders that lists and searches are measured over.
+    #[arg(long, default_value_t = 1_000_000)]
+    orders: usize,
     /// Leave pgbench out; there are no ratios then.
     #[arg(long)]
     without_pgbench: bool,
@@ -133,6 +137,9 @@ async fn main() -> Result<()> {
     }
     if wants("orders") {
         orders::measure(&bench, &postgres, options.rounds, span).await?;
+    }
+    if wants("order-reads") {
+        order_reads::measure(&bench, &postgres, options.orders, options.rounds, span).await?;
     }
     if wants("reports") {
         reports::measure(&bench, &postgres, options.rounds, span).await?;

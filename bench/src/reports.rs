@@ -45,7 +45,7 @@ pub async fn measure(bench: &Bench, postgres: &Postgres, rounds: usize, span: Du
             let calls = load::closed_loop(64, span, move |caller, number| days.clone().read(caller, number)).await?;
             println!("round {round}: daily balances over gRPC, 30 days of an account, {name}, 64 callers: {calls}");
         }
-        let before = lag(&metrics).await?;
+        let before = lag(&metrics, "transactions").await?;
         let reads = reads_at_a_rate(&bench.rich, span);
         let beside = load::measure(&bench.rich, Kind::Transfer, 128, span).await?;
         let (answered, refused, latency_us) = reads.await??;
@@ -56,7 +56,7 @@ pub async fn measure(bench: &Bench, postgres: &Postgres, rounds: usize, span: Du
             at(0.5),
             at(0.99)
         );
-        let (events, p99) = lag_since(&before, &lag(&metrics).await?);
+        let (events, p99) = lag_since(&before, &lag(&metrics, "transactions").await?);
         println!("round {round}: events applied beside them: {:.0}/s, age when applied: p99 at most {p99} s", events / span.as_secs_f64());
         until_caught_up(postgres).await?;
     }
@@ -192,11 +192,11 @@ async fn until_caught_up(postgres: &Postgres) -> Result<Duration> {
     Ok(since.elapsed())
 }
 
-/// The buckets of how old events of transactions were when they were applied: upper bounds in seconds, and how many events up to there.
-async fn lag(metrics: &str) -> Result<Vec<(String, f64)>> {
+/// The buckets of how old events of a topic were when they were applied: upper bounds in seconds, and how many events up to there.
+pub async fn lag(metrics: &str, topic: &str) -> Result<Vec<(String, f64)>> {
     let text = reqwest::get(metrics).await?.text().await?;
-    let of_topic =
-        |line: &&str| line.starts_with("lastro_consumer_lag_seconds_bucket") && line.contains("topic=\"transactions\"") && line.contains("reports");
+    let label = format!("topic=\"{topic}\"");
+    let of_topic = |line: &&str| line.starts_with("lastro_consumer_lag_seconds_bucket") && line.contains(&label) && line.contains("reports");
     let bucket = |line: &str| {
         let bound = line.split_once("le=\"")?.1.split('"').next()?.to_owned();
         Some((bound, line.rsplit(' ').next()?.parse().ok()?))
@@ -207,7 +207,7 @@ async fn lag(metrics: &str) -> Result<Vec<(String, f64)>> {
 }
 
 /// How many events there were between two looks, and the bucket in which 99 % of them are.
-fn lag_since(before: &[(String, f64)], after: &[(String, f64)]) -> (f64, String) {
+pub fn lag_since(before: &[(String, f64)], after: &[(String, f64)]) -> (f64, String) {
     let between: Vec<(&String, f64)> = before.iter().zip(after).map(|((_, before), (bound, after))| (bound, after - before)).collect();
     let all = between.last().map_or(0.0, |(_, count)| *count);
     let p99 = between.iter().find(|(_, count)| *count >= 0.99 * all).map_or_else(String::new, |(bound, _)| (*bound).clone());
