@@ -52,7 +52,7 @@ pub async fn measure(bench: &Bench, postgres: &Postgres, orders: usize, rounds: 
     let begun = Instant::now();
     let events = write(&publisher, Uuid::parse_str(&bench.rich.someone.id)?, orders).await?;
     let written = begun.elapsed();
-    until_all_is_there(&publisher, &reports).await?;
+    until_all_is_there(&publisher, &reports, Duration::from_secs(2)).await?;
     let rate = events as f64 / begun.elapsed().as_secs_f64();
     println!(
         "{orders} orders, {events} events, written in {written:.1?}: reports has all of it {:.1?} after the first one, {rate:.0} events/s",
@@ -76,7 +76,7 @@ pub async fn measure(bench: &Bench, postgres: &Postgres, orders: usize, rounds: 
         let bought = orders::buy(&market, BUYERS, PRODUCTS, span).await?;
         println!("round {round}: completed orders beside them, {BUYERS} at once: {bought}");
         let since = Instant::now();
-        until_all_is_there(&publisher, &reports).await?;
+        until_all_is_there(&publisher, &reports, Duration::from_millis(100)).await?;
         let (events, p99) = lag_since(&before, &lag(&metrics, "orders").await?);
         println!(
             "round {round}: events of orders applied: {:.0}/s, age when applied: p99 at most {p99} s; all there {:.1?} after the last order",
@@ -166,13 +166,13 @@ fn item(random: &mut StdRng, products: &[Uuid]) -> OrderedItem {
     }
 }
 
-/// Waits until reports has applied every event of orders.
-async fn until_all_is_there(publisher: &Database, reports: &Database) -> Result<()> {
+/// Waits until reports has applied every event of orders. To look takes the server some time, where there are a million.
+async fn until_all_is_there(publisher: &Database, reports: &Database, look_every: Duration) -> Result<()> {
     let since = Instant::now();
     let wanted = count(publisher, "SELECT count(*) AS count FROM order_events").await?;
     while count(reports, "SELECT coalesce(sum(version), 0)::bigint AS count FROM orders").await? < wanted {
         ensure!(since.elapsed() < Duration::from_secs(1_200), "reports does not come to have every event of orders");
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        tokio::time::sleep(look_every).await;
     }
     Ok(())
 }

@@ -17,8 +17,8 @@ use crate::store::orders::{self, Along, DIGITS, Wanted as Sought};
 
 /// Orders that are read at once: of what is far larger than the page may be so many are read in vain at most.
 const ROWS_AT_ONCE: u64 = 256;
-/// Orders that one statement looks at: who filters out nearly everything gets short pages, and goes on by their tokens.
-const SCANNED_AT_ONCE: u64 = 2_000;
+/// Orders that are looked at for a page: who filters out nearly everything gets short pages, and goes on by their tokens.
+const LOOKED_AT_MAX: u64 = 2_000;
 /// The words of a search of which the rarest one is looked for, and how far back each is looked at for that.
 const WORDS_COMPARED: usize = 8;
 const WORD_REACHES: u64 = 50;
@@ -88,19 +88,20 @@ async fn read_page(database: &Database, filter: Filter, page: Page) -> Result<Li
     let on = database.reader();
     let mut before = page.before.map_or(filter.end, |before| before.min(filter.end));
     let (along, wanted) = filter.along(database, before).await?;
-    let (mut found, mut bytes): (Vec<Order>, usize) = (Vec::new(), 0);
+    let (mut found, mut bytes, mut looked_at): (Vec<Order>, usize, u64) = (Vec::new(), 0, 0);
     while page.limit() > found.len() as u64 && bytes <= BYTES_MAX {
-        let limit = ROWS_AT_ONCE.min(page.limit() - found.len() as u64);
-        let read = orders::list(on, &along, &wanted, before, SCANNED_AT_ONCE, limit).await?;
-        if (read.len() as u64) < limit {
-            // All that it looked at was looked at to the end.
-            let looked_to = orders::place_after(on, &along, before, SCANNED_AT_ONCE).await?;
-            found.extend(read);
-            return Ok(cut(page, found, looked_to.filter(|place| *place > wanted.first)));
+        if looked_at >= LOOKED_AT_MAX {
+            return Ok(cut(page, found, Some(before)));
         }
-        before = read.last().map_or(before, Order::place);
-        bytes += read.iter().map(answer_bytes).sum::<usize>();
-        found.extend(read);
+        let limit = ROWS_AT_ONCE.min(page.limit() - found.len() as u64);
+        let part = orders::list(on, &along, &wanted, before, LOOKED_AT_MAX - looked_at, limit).await?;
+        looked_at += part.looked_at;
+        bytes += part.orders.iter().map(answer_bytes).sum::<usize>();
+        found.extend(part.orders);
+        match part.next {
+            Some(next) => before = next,
+            None => break,
+        }
     }
     Ok(cut(page, found, None))
 }
@@ -187,7 +188,8 @@ impl Filter {
 async fn rarest_word(database: &Database, words: &BTreeSet<String>, before: Uuid) -> Result<String, lastro_database::Error> {
     let mut rarest: Option<(Uuid, &String)> = None;
     for word in words.iter().take(WORDS_COMPARED) {
-        let reaches_to = orders::place_after(database.reader(), &Along::Word(word.clone()), before, WORD_REACHES).await?.unwrap_or_default();
+        let reaches_to =
+            orders::place_after(database.reader(), &Along::Word(word.clone()), Uuid::nil(), before, WORD_REACHES).await?.unwrap_or_default();
         if rarest.is_none_or(|(reached, _)| reaches_to < reached) {
             rarest = Some((reaches_to, word));
         }

@@ -1,5 +1,6 @@
 //! Orders as they stand, and the lists of them, newest first.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 
 use lastro_database::rows::{Type, all_of_ids, insert_rows};
@@ -74,20 +75,27 @@ pub struct Wanted {
 /// Digits after the point of an amount, at most: no currency has more.
 pub const DIGITS: u32 = 4;
 
-/// A statement while it is put together.
-struct Statement(Vec<Value>);
+/// The parameters of a statement while it is put together, after those that it has already.
+struct Statement {
+    has: usize,
+    values: Vec<Value>,
+}
 
 impl Statement {
-    /// A parameter.
-    fn value(&mut self, value: impl Into<Value>) -> String {
-        self.0.push(value.into());
-        format!("${}", self.0.len())
+    const fn after(has: usize) -> Self {
+        Self { has, values: Vec::new() }
     }
 
-    /// The rows before a place along an index, newest first, up to a number. Where a list begins is no bound here: of two bounds whose values it does not know
-    /// the server believes that nearly nothing lies between them, and sorts everything instead of going along the index.
-    fn along(&mut self, along: &Along, columns: &str, before: Uuid) -> String {
-        let before = self.value(before);
+    /// A parameter.
+    fn value(&mut self, value: impl Into<Value>) -> String {
+        self.values.push(value.into());
+        format!("${}", self.has + self.values.len())
+    }
+
+    /// The rows before a place along an index, newest first. Of two bounds whose values it does not know the server believes that nearly nothing lies between
+    /// them, and sorts everything instead of going along the index; it does not see that the second one, which compares rows, is a bound as well.
+    fn along(&mut self, along: &Along, columns: &str, first: Uuid, before: Uuid) -> String {
+        let (before, first) = (self.value(before), self.value(first));
         let (table, condition) = match along {
             Along::All => ("orders", String::new()),
             Along::Customer(id) => ("orders", format!("AND customer_id = {}", self.value(*id))),
@@ -95,23 +103,29 @@ impl Statement {
             Along::Product(id) => ("order_items", format!("AND product_id = {}", self.value(*id))),
             Along::Word(word) => ("order_words", format!("AND word = {}", self.value(word.clone()))),
         };
-        format!("SELECT {columns} FROM {table} WHERE place < {before} {condition} ORDER BY place DESC")
+        format!("SELECT {columns} FROM {table} WHERE place < {before} AND (place, 0) >= ({first}, 0) {condition} ORDER BY place DESC")
     }
 
-    fn conditions(&mut self, wanted: &Wanted) -> String {
-        let mut all = vec![format!("o.place >= {}", self.value(wanted.first))];
-        if let Some(status) = wanted.status {
-            all.push(format!("o.status = {}", self.value(status.number())));
-        }
-        if let Some(id) = wanted.customer_id {
-            all.push(format!("o.customer_id = {}", self.value(id)));
-        }
-        // As values and not as sets: each is one look into an index, and no plan reads everything that has a word.
+    /// What is found by a place alone. Each is one look into an index, and no plan reads everything that has a word.
+    fn conditions_of_place(&mut self, wanted: &Wanted) -> String {
+        let mut all = vec!["TRUE".to_owned()];
         if let Some(id) = wanted.product_id {
             all.push(format!("(SELECT 1 FROM order_items i WHERE i.product_id = {} AND i.place = o.place) = 1", self.value(id)));
         }
         for word in &wanted.words {
             all.push(format!("(SELECT 1 FROM order_words w WHERE w.word = {} AND w.place = o.place) = 1", self.value(word.clone())));
+        }
+        all.join(" AND ")
+    }
+
+    /// What the order itself tells.
+    fn conditions(&mut self, wanted: &Wanted) -> String {
+        let mut all = vec!["TRUE".to_owned()];
+        if let Some(status) = wanted.status {
+            all.push(format!("o.status = {}", self.value(status.number())));
+        }
+        if let Some(id) = wanted.customer_id {
+            all.push(format!("o.customer_id = {}", self.value(id)));
         }
         let in_minor_units = |total: i128, rounding: fn(i128, i128) -> i128| {
             let minor = |digits: u32| i64::try_from(rounding(total, 10_i128.pow(DIGITS - digits))).unwrap_or(i64::MAX);
@@ -127,19 +141,48 @@ impl Statement {
     }
 }
 
-/// Of the next so many orders before a place those that are wanted, newest first, up to a limit.
-pub async fn list(on: &impl ConnectionTrait, along: &Along, wanted: &Wanted, before: Uuid, scanned: u64, limit: u64) -> Result<Vec<Order>, Error> {
-    let mut statement = Statement(Vec::new());
-    let scanned_rows = match along {
-        Along::All | Along::Customer(_) | Along::Status(_) => format!("({} LIMIT {scanned}) o", statement.along(along, "*", before)),
+/// A part of a list.
+pub struct Part {
+    /// Newest first.
+    pub orders: Vec<Order>,
+    /// How many orders were looked at, at least.
+    pub looked_at: u64,
+    /// Where the list goes on: before this place. None at its end.
+    pub next: Option<Uuid>,
+}
+
+/// Looks at the next so many orders before a place, at most, for those that are wanted, up to a limit.
+pub async fn list(on: &impl ConnectionTrait, along: &Along, wanted: &Wanted, before: Uuid, look_at: u64, limit: u64) -> Result<Part, Error> {
+    let (orders, places) = match along {
+        Along::All | Along::Customer(_) | Along::Status(_) => {
+            let orders = along_orders(on, along, wanted, before, look_at, limit).await?;
+            let places: Vec<Uuid> = orders.iter().map(Order::place).collect();
+            (orders, places)
+        }
         Along::Product(_) | Along::Word(_) => {
-            format!("({} LIMIT {scanned}) p JOIN orders o ON o.place = p.place", statement.along(along, "place", before))
+            let places = places_along(on, along, wanted, before, look_at, limit).await?;
+            (of_places(on, wanted, &places).await?, places)
         }
     };
-    let columns = format!("o.{}", COLUMNS.replace(", ", ", o."));
-    let conditions = statement.conditions(wanted);
-    let sql = format!("SELECT {columns} FROM {scanned_rows} WHERE {conditions} ORDER BY o.place DESC LIMIT {limit}");
-    read(all(on, &sql, statement.0).await?)
+    if places.len() as u64 == limit {
+        return Ok(Part { orders, looked_at: limit, next: places.last().copied() });
+    }
+    Ok(Part { orders, looked_at: look_at, next: place_after(on, along, wanted.first, before, look_at).await? })
+}
+
+async fn along_orders(
+    on: &impl ConnectionTrait,
+    along: &Along,
+    wanted: &Wanted,
+    before: Uuid,
+    look_at: u64,
+    limit: u64,
+) -> Result<Vec<Order>, Error> {
+    let mut statement = Statement::after(0);
+    let rows = statement.along(along, "*", wanted.first, before);
+    let (of_place, of_order) = (statement.conditions_of_place(wanted), statement.conditions(wanted));
+    let sql = format!("SELECT {COLUMNS} FROM ({rows} LIMIT {look_at}) o WHERE {of_order} AND {of_place} ORDER BY place DESC LIMIT {limit}");
+    read(all(on, &sql, statement.values).await?)
 }
 
 #[derive(FromQueryResult)]
@@ -147,11 +190,33 @@ struct Place {
     place: Uuid,
 }
 
+async fn places_along(on: &impl ConnectionTrait, along: &Along, wanted: &Wanted, before: Uuid, look_at: u64, limit: u64) -> Result<Vec<Uuid>, Error> {
+    let mut statement = Statement::after(0);
+    let rows = statement.along(along, "place", wanted.first, before);
+    let of_place = statement.conditions_of_place(wanted);
+    let sql = format!("SELECT place FROM ({rows} LIMIT {look_at}) o WHERE {of_place} ORDER BY place DESC LIMIT {limit}");
+    let rows: Vec<Place> = all(on, &sql, statement.values).await?;
+    Ok(rows.into_iter().map(|row| row.place).collect())
+}
+
+/// Those of these places that are wanted. Not joined: the server would rather read all orders than look for each of so few.
+async fn of_places(on: &impl ConnectionTrait, wanted: &Wanted, places: &[Uuid]) -> Result<Vec<Order>, Error> {
+    if places.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut statement = Statement::after(1);
+    let conditions = statement.conditions(wanted);
+    let mut found =
+        read(all_of_ids(on, &format!("SELECT {COLUMNS} FROM orders o WHERE place {{ids}} AND {conditions}"), places, statement.values).await?)?;
+    found.sort_unstable_by_key(|order| Reverse(order.place()));
+    Ok(found)
+}
+
 /// The place of the last of the next so many orders before one; None where there are fewer.
-pub async fn place_after(on: &impl ConnectionTrait, along: &Along, before: Uuid, scanned: u64) -> Result<Option<Uuid>, Error> {
-    let mut statement = Statement(Vec::new());
-    let sql = format!("{} LIMIT 1 OFFSET {}", statement.along(along, "place", before), scanned.saturating_sub(1));
-    let row: Option<Place> = one(on, &sql, statement.0).await?;
+pub async fn place_after(on: &impl ConnectionTrait, along: &Along, first: Uuid, before: Uuid, look_at: u64) -> Result<Option<Uuid>, Error> {
+    let mut statement = Statement::after(0);
+    let sql = format!("{} LIMIT 1 OFFSET {}", statement.along(along, "place", first, before), look_at.saturating_sub(1));
+    let row: Option<Place> = one(on, &sql, statement.values).await?;
     Ok(row.map(|row| row.place))
 }
 
