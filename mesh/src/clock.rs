@@ -1,4 +1,4 @@
-//! The one place that reads the wall clock. Domain code never does: it gets the time as an argument.
+//! The place where services read the wall clock. Domain code never does: it gets the time as an argument.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, Ordering};

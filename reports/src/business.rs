@@ -1,5 +1,6 @@
 //! What the business does, as metrics: from the projections, so that every replica tells the same.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use lastro_database::{Database, Error, all};
@@ -10,6 +11,8 @@ use sea_orm::FromQueryResult;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
+use crate::app::App;
+use crate::domain::calendar::Day;
 use crate::domain::order::Status;
 use crate::domain::total::Total;
 use crate::store::{order_days, orders};
@@ -28,20 +31,20 @@ struct Counted {
     amount_rest: i64,
 }
 
-/// Tells them until told to stop.
-pub async fn keep_telling(database: &Database, stop: CancellationToken) {
-    let mut last: Option<(Instant, i64)> = None;
+/// Brings them up to date until told to stop.
+pub async fn keep_up_to_date(app: &App, stop: CancellationToken) {
+    let mut last: Option<(Instant, Accepted)> = None;
     while !stop.is_cancelled() {
-        match tell(database).await {
+        let today = app.edition.get().calendar.day_of(clock::now_us());
+        match bring_up_to_date(&app.database, today).await {
             Ok(accepted) => {
                 let now = Instant::now();
                 if let Some((then, before)) = last {
-                    let ms = i64::try_from(now.duration_since(then).as_millis()).unwrap_or(i64::MAX).max(1);
-                    gauge!("lastro_transactions_per_minute").set(((accepted - before).max(0).saturating_mul(60_000) / ms) as f64);
+                    set_per_minute(&before, &accepted, now.duration_since(then));
                 }
                 last = Some((now, accepted));
             }
-            Err(error) => tracing::debug!(%error, "business metrics cannot be read now"),
+            Err(error) => tracing::debug!(%error, "metrics of the business cannot be read now"),
         }
         tokio::select! {
             () = stop.cancelled() => return,
@@ -50,8 +53,19 @@ pub async fn keep_telling(database: &Database, stop: CancellationToken) {
     }
 }
 
+/// How many transactions there are of each currency.
+type Accepted = BTreeMap<String, i64>;
+
+fn set_per_minute(before: &Accepted, now: &Accepted, between: Duration) {
+    let ms = i64::try_from(between.as_millis()).unwrap_or(i64::MAX).max(1);
+    for (currency, count) in now {
+        let more = (count - before.get(currency).copied().unwrap_or_default()).max(0);
+        gauge!("lastro_transactions_per_minute", "currency" => currency.clone()).set((more.saturating_mul(60_000) / ms) as f64);
+    }
+}
+
 /// Sets all of them; how many transactions there are.
-async fn tell(database: &Database) -> Result<i64, Error> {
+async fn bring_up_to_date(database: &Database, today: Day) -> Result<Accepted, Error> {
     let on = database.reader();
     let counts = order_days::all_days(on).await?;
     for status in Status::ALL {
@@ -64,29 +78,36 @@ async fn tell(database: &Database) -> Result<i64, Error> {
     let age_us = oldest_us.map_or(0, |oldest_us| (clock::now_us() - oldest_us).max(0));
     gauge!("lastro_orders_oldest_open_seconds").set(Duration::from_micros(age_us.unsigned_abs()).as_secs_f64());
 
-    let sql = "SELECT kind, currency_code, CAST(sum(accepted) AS bigint) AS accepted, CAST(sum(completed) AS bigint) AS completed, \
-               CAST(sum(rejected) AS bigint) AS rejected, CAST(sum(amount_billions) AS bigint) AS amount_billions, \
-               CAST(sum(amount_rest) AS bigint) AS amount_rest FROM operation_days WHERE owner_id = $1 GROUP BY kind, currency_code";
-    let counted: Vec<Counted> = all(on, sql, [uuid::Uuid::nil().into()]).await?;
-    let payments = || counted.iter().filter(|one| one.kind == transaction::Type::Payment as i64);
-    let (completed, rejected) = payments().fold((0, 0), |sum, one| (sum.0 + one.completed, sum.1 + one.rejected));
+    let sum = |name: &str| format!("CAST(sum({name}) AS bigint) AS {name}");
+    let sums = ["accepted", "completed", "rejected", "amount_billions", "amount_rest"].map(sum).join(", ");
+    let sql = format!("SELECT kind, currency_code, {sums} FROM operation_days WHERE owner_id = $1 AND day >= $2 GROUP BY kind, currency_code");
+    let since = async |day: i64| -> Result<Vec<Counted>, Error> { all(on, &sql, [uuid::Uuid::nil().into(), day.into()]).await };
+    let ever = since(i64::MIN).await?;
+    let (completed, rejected) = payments(&ever);
     counter!("lastro_payments_total", "outcome" => "completed").absolute(whole(completed));
     counter!("lastro_payments_total", "outcome" => "rejected").absolute(whole(rejected));
+    let (completed, rejected) = payments(&since(today.number()).await?);
     if completed + rejected > 0 {
         gauge!("lastro_payments_completed_percent").set((completed.saturating_mul(100) / (completed + rejected)) as f64);
     }
-    let mut currencies: Vec<&str> = counted.iter().map(|one| one.currency_code.as_str()).collect();
-    currencies.sort_unstable();
-    currencies.dedup();
-    for code in currencies {
-        let of_it = counted.iter().filter(|one| one.currency_code == code);
-        let moved = of_it.fold(Total::ZERO, |sum, one| sum + Total::of_parts(one.amount_billions, one.amount_rest));
-        let minor_units = u64::try_from(moved.minor_units()).unwrap_or(u64::MAX);
-        counter!("lastro_volume_minor_total", "currency" => code.to_owned()).absolute(minor_units);
+    let mut of_currency: BTreeMap<String, (i64, Total)> = BTreeMap::new();
+    for one in ever {
+        let (accepted, moved) = of_currency.entry(one.currency_code).or_insert((0, Total::ZERO));
+        *accepted += one.accepted;
+        *moved += Total::of_parts(one.amount_billions, one.amount_rest);
     }
-    let accepted: i64 = counted.iter().map(|one| one.accepted).sum();
-    counter!("lastro_transactions_accepted_total").absolute(whole(accepted));
-    Ok(accepted)
+    for (currency, (accepted, moved)) in &of_currency {
+        let minor_units = u64::try_from(moved.minor_units()).unwrap_or(u64::MAX);
+        counter!("lastro_volume_minor_total", "currency" => currency.clone()).absolute(minor_units);
+        counter!("lastro_transactions_accepted_total", "currency" => currency.clone()).absolute(whole(*accepted));
+    }
+    Ok(of_currency.into_iter().map(|(currency, (accepted, _))| (currency, accepted)).collect())
+}
+
+/// How many payments were completed, and how many rejected.
+fn payments(counted: &[Counted]) -> (i64, i64) {
+    let payments = counted.iter().filter(|one| one.kind == transaction::Type::Payment as i64);
+    payments.fold((0, 0), |sum, one| (sum.0 + one.completed, sum.1 + one.rejected))
 }
 
 fn whole(count: i64) -> u64 {

@@ -69,7 +69,7 @@ async fn start(given: Given) -> anyhow::Result<Running> {
             let consumer = Consumer::new(transactions_topic.clone(), &app.database, transactions).beating(&heartbeat);
             async move { consumer.run(stop).await }
         }),
-        Job::helping("business metrics", &app, |app, stop| async move { business::keep_telling(&app.database, stop).await }),
+        Job::helping("business metrics", &app, |app, stop| async move { business::keep_up_to_date(&app, stop).await }),
         Job::helping("another edition of the tables", &app, |app, stop| async move { app.keep_looking_for_another_edition(stop).await }),
         Job::helping("what other replicas have seen", &app, |app, stop| async move { app.seen.keep_hearing(&app.versions(), stop).await }),
         Job::helping("what this replica has seen", &app, |app, stop| async move { app.seen.keep_announcing(stop).await }),

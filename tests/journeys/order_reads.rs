@@ -217,8 +217,8 @@ async fn metrics_tell_of_the_business(ops: &str) -> Result<()> {
         ("lastro_orders_oldest_open_seconds ", 0.0),
         ("lastro_payments_total{outcome=\"completed\"} ", 2.0),
         ("lastro_payments_completed_percent ", 1.0),
-        ("lastro_transactions_accepted_total ", 3.0),
-        ("lastro_transactions_per_minute ", 0.0),
+        ("lastro_transactions_accepted_total{currency=\"BRL\"} ", 3.0),
+        ("lastro_transactions_per_minute{currency=\"BRL\"} ", 0.0),
         ("lastro_volume_minor_total{currency=\"BRL\"} ", 15_000.0),
     ];
     let since = Instant::now();

@@ -250,8 +250,8 @@ impl<'a> Facts<'a> {
                 self.progress.payment_id.map(|transaction_id| Fact::PaymentProcessed { transaction_id })
             }
             (Step::Pay, _, Some(StepState::Failed)) => {
-                let (reason, transaction_id) = (saga.reason.clone(), self.progress.payment_id);
-                Some(Fact::PaymentFailed { reason, refund: *direction == Direction::Undo, transaction_id })
+                let (reason, detail, transaction_id) = (saga.reason.clone(), saga.detail.clone(), self.progress.payment_id);
+                Some(Fact::PaymentFailed { reason, detail, refund: *direction == Direction::Undo, transaction_id })
             }
             (Step::Pay, Direction::Undo, Some(StepState::Done)) if saga.is_done(Step::Pay) => {
                 self.progress.payment_id.map(|transaction_id| Fact::PaymentRefunded { transaction_id })
@@ -277,8 +277,9 @@ impl<'a> Facts<'a> {
         begin(&mut self.progress.saga, self.now_us);
         let is_given_up = before.step(Step::Pay).state == StepState::Running && self.progress.saga.step(Step::Pay).state == StepState::Failed;
         if is_given_up {
-            let (reason, transaction_id) = (self.progress.saga.reason.clone(), self.progress.payment_id);
-            self.tell_of_saga(Fact::PaymentFailed { reason, refund: false, transaction_id });
+            let (saga, transaction_id) = (&self.progress.saga, self.progress.payment_id);
+            let (reason, detail) = (saga.reason.clone(), saga.detail.clone());
+            self.tell_of_saga(Fact::PaymentFailed { reason, detail, refund: false, transaction_id });
         }
         self.follow(&before);
     }

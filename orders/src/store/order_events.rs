@@ -22,7 +22,7 @@ pub enum Fact {
     StatusUpdated { from: Status, to: Status },
     InventoryReserved(Vec<Reserved>),
     PaymentProcessed { transaction_id: Uuid },
-    PaymentFailed { reason: String, refund: bool, transaction_id: Option<Uuid> },
+    PaymentFailed { reason: String, detail: String, refund: bool, transaction_id: Option<Uuid> },
     PaymentRefunded { transaction_id: Uuid },
     InventoryReleased { returned: bool },
     Completed,
@@ -81,9 +81,9 @@ fn wire(placed: &Placed, fact: Fact) -> (&'static str, order_event::Event) {
             let paid = PaymentProcessed { transaction_id: transaction_id.to_string(), currency_code, amount_minor: total_minor };
             ("PAYMENT_PROCESSED", order_event::Event::PaymentProcessed(paid))
         }
-        Fact::PaymentFailed { reason, refund, transaction_id } => {
+        Fact::PaymentFailed { reason, detail, refund, transaction_id } => {
             let transaction_id = transaction_id.map(|id| id.to_string()).unwrap_or_default();
-            ("PAYMENT_FAILED", order_event::Event::PaymentFailed(PaymentFailed { reason, refund, transaction_id }))
+            ("PAYMENT_FAILED", order_event::Event::PaymentFailed(PaymentFailed { reason, detail, refund, transaction_id }))
         }
         Fact::PaymentRefunded { transaction_id } => {
             ("PAYMENT_REFUNDED", order_event::Event::PaymentRefunded(PaymentRefunded { transaction_id: transaction_id.to_string() }))

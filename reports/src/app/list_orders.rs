@@ -13,13 +13,13 @@ use crate::Error;
 use crate::domain::calendar::Day;
 use crate::domain::order::{Order, Status, first_place_at};
 use crate::domain::words::words;
-use crate::store::orders::{self, Along, DIGITS, Wanted as Sought};
+use crate::store::orders::{self, Along, DIGITS, Places, Wanted as Sought};
 
-/// Orders that are read at once: of what is far larger than the page may be so many are read in vain at most.
+/// Orders that one statement reads. A page of large orders is cut at 1 MiB: so many may be read for it and not be shown.
 const ROWS_AT_ONCE: u64 = 256;
-/// Orders that are looked at for a page: who filters out nearly everything gets short pages, and goes on by their tokens.
+/// Orders that are looked at for a page. With a filter that leaves nearly everything out it ends there, short or empty, and its token leads on.
 const LOOKED_AT_MAX: u64 = 2_000;
-/// The words of a search of which the rarest one is looked for, and how far back each is looked at for that.
+/// So many words of a search are compared, to go along the rarest of them: that of which this many orders reach back furthest.
 const WORDS_COMPARED: usize = 8;
 const WORD_REACHES: u64 = 50;
 
@@ -86,30 +86,35 @@ pub async fn list_orders(app: &App, call: &Call, wanted: Wanted<'_>, page: Page)
 
 async fn read_page(database: &Database, filter: Filter, page: Page) -> Result<Listed, lastro_database::Error> {
     let on = database.reader();
-    let mut before = page.before.map_or(filter.end, |before| before.min(filter.end));
-    let (along, wanted) = filter.along(database, before).await?;
-    let (mut found, mut bytes, mut looked_at): (Vec<Order>, usize, u64) = (Vec::new(), 0, 0);
+    let mut left = Places { first: filter.first, end: page.before.map_or(filter.end, |before| before.min(filter.end)) };
+    let (along, wanted) = filter.along(database, left).await?;
+    let (mut found, mut bytes, mut looked_at, mut look_at): (Vec<Order>, usize, u64, u64) = (Vec::new(), 0, 0, ROWS_AT_ONCE);
     while page.limit() > found.len() as u64 && bytes <= BYTES_MAX {
         if looked_at >= LOOKED_AT_MAX {
-            return Ok(cut(page, found, Some(before)));
+            return Ok(cut(page, found, Some(left.end)));
         }
+        let last = orders::last_places(on, &along, left, look_at).await?;
         let limit = ROWS_AT_ONCE.min(page.limit() - found.len() as u64);
-        let part = orders::list(on, &along, &wanted, before, LOOKED_AT_MAX - looked_at, limit).await?;
-        looked_at += part.looked_at;
-        bytes += part.orders.iter().map(answer_bytes).sum::<usize>();
-        found.extend(part.orders);
-        match part.next {
-            Some(next) => before = next,
-            None => break,
-        }
+        let read = orders::list(on, &along, &wanted, last.unwrap_or(left), limit).await?;
+        let is_full = read.len() as u64 == limit;
+        bytes += read.iter().map(answer_bytes).sum::<usize>();
+        found.extend(read);
+        left.end = match (is_full, last) {
+            // There may be more of them among these places.
+            (true, _) => found.last().map_or(left.end, Order::place),
+            (false, Some(places)) => places.first,
+            (false, None) => return Ok(cut(page, found, None)),
+        };
+        looked_at += look_at;
+        look_at = if is_full { ROWS_AT_ONCE } else { LOOKED_AT_MAX.saturating_sub(looked_at) };
     }
-    Ok(cut(page, found, None))
+    Ok(cut(page, found, Some(left.end)))
 }
 
-/// The page, with a token where it has to go on: after what fits of it, or from where it was looked to.
-fn cut(page: Page, mut orders: Vec<Order>, looked_to: Option<Uuid>) -> Listed {
-    let next = page.cut(&mut orders, Order::place, answer_bytes);
-    let next_page_token = if next.is_empty() { looked_to.map(Page::token).unwrap_or_default() } else { next };
+/// The page, with a token of where it goes on: after the last order that fits, or else where it was looked to.
+fn cut(page: Page, mut orders: Vec<Order>, next: Option<Uuid>) -> Listed {
+    let after_last = page.cut(&mut orders, Order::place, answer_bytes);
+    let next_page_token = if after_last.is_empty() { next.map(Page::token).unwrap_or_default() } else { after_last };
     Listed { orders, next_page_token }
 }
 
@@ -166,12 +171,12 @@ fn ten_thousandths(text: &str) -> Option<i128> {
 
 impl Filter {
     /// The index that promises to have the fewest orders that do not fit, and what is left to be looked at of each.
-    async fn along(self, database: &Database, before: Uuid) -> Result<(Along, Sought), lastro_database::Error> {
-        let Self { mut status, mut customer_id, mut product_id, min_total, max_total, first, mut words, .. } = self;
+    async fn along(self, database: &Database, places: Places) -> Result<(Along, Sought), lastro_database::Error> {
+        let Self { mut status, mut customer_id, mut product_id, min_total, max_total, mut words, .. } = self;
         let along = if let Some(id) = customer_id.take() {
             Along::Customer(id)
         } else if !words.is_empty() {
-            let rarest = rarest_word(database, &words, before).await?;
+            let rarest = rarest_word(database, &words, places).await?;
             words.remove(&rarest);
             Along::Word(rarest)
         } else if let Some(id) = product_id.take() {
@@ -180,16 +185,16 @@ impl Filter {
             status.take().map_or(Along::All, Along::Status)
         };
         let words = words.into_iter().collect();
-        Ok((along, Sought { first, status, customer_id, product_id, min_total, max_total, words }))
+        Ok((along, Sought { status, customer_id, product_id, min_total, max_total, words }))
     }
 }
 
 /// The word of which the newest orders reach back furthest, or have an end.
-async fn rarest_word(database: &Database, words: &BTreeSet<String>, before: Uuid) -> Result<String, lastro_database::Error> {
+async fn rarest_word(database: &Database, words: &BTreeSet<String>, places: Places) -> Result<String, lastro_database::Error> {
     let mut rarest: Option<(Uuid, &String)> = None;
     for word in words.iter().take(WORDS_COMPARED) {
-        let reaches_to =
-            orders::place_after(database.reader(), &Along::Word(word.clone()), Uuid::nil(), before, WORD_REACHES).await?.unwrap_or_default();
+        let last = orders::last_places(database.reader(), &Along::Word(word.clone()), places, WORD_REACHES).await?;
+        let reaches_to = last.map_or(Uuid::nil(), |places| places.first);
         if rarest.is_none_or(|(reached, _)| reaches_to < reached) {
             rarest = Some((reaches_to, word));
         }

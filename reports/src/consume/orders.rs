@@ -93,19 +93,20 @@ fn happened(event: &Event) -> Result<Happened, Failure> {
     Ok(match decode::<OrderEvent>(event)?.event {
         Some(order_event::Event::Created(_)) => return Err(Failure::Event("an order that is created a second time".to_owned())),
         Some(order_event::Event::StatusUpdated(updated)) => {
+            // A status that is newer than we are cannot be counted: the event waits among the dead letters until this service is brought up to date.
             let to = Status::named(&updated.to).ok_or_else(|| Failure::Event(format!("to: there is no status {:?}", updated.to)))?;
             Happened::StatusUpdated { to }
         }
         Some(order_event::Event::PaymentProcessed(paid)) => Happened::Paid { transaction_id: id("transaction_id", &paid.transaction_id)? },
         Some(order_event::Event::PaymentFailed(failed)) => {
-            Happened::NotPaid { reason: failed.reason, transaction_id: transaction(&failed.transaction_id)? }
+            Happened::NotPaid { reason: failed.reason, detail: failed.detail, transaction_id: transaction(&failed.transaction_id)? }
         }
         Some(order_event::Event::Completed(_)) => Happened::Completed,
         Some(order_event::Event::Failed(failed)) => Happened::Failed { reason: failed.reason, detail: failed.detail },
         Some(order_event::Event::Cancelled(cancelled)) => {
             Happened::Cancelled { was_completed: cancelled.was_completed, reason: cancelled.reason, detail: cancelled.detail }
         }
-        // What is newer than we are tells nothing here either.
+        // An event of a kind that is newer than we are tells nothing here.
         Some(order_event::Event::InventoryReserved(_) | order_event::Event::InventoryReleased(_) | order_event::Event::PaymentRefunded(_)) | None => {
             Happened::Else
         }

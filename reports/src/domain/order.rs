@@ -140,6 +140,8 @@ pub enum Happened {
     NotPaid {
         /// Why.
         reason: String,
+        /// The same for a person.
+        detail: String,
         /// The transaction that was to pay, if there is one.
         transaction_id: Option<Uuid>,
     },
@@ -217,7 +219,7 @@ pub struct SaleOf {
 /// What was sold of a product on a day, and given back.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Sale {
-    /// What it was called last.
+    /// What it is called in the latest of what is counted here; of two at the same instant, the greater name.
     pub product_name: String,
     /// ISO 4217 alphabetic code.
     pub currency_code: String,
@@ -312,8 +314,8 @@ impl Order {
                 changes.count(self, 1, calendar);
             }
             Happened::Paid { transaction_id } => self.payment_id = transaction_id,
-            Happened::NotPaid { reason, transaction_id } => {
-                self.reason = reason;
+            Happened::NotPaid { reason, detail, transaction_id } => {
+                (self.reason, self.detail) = (reason, detail);
                 self.payment_id = transaction_id.unwrap_or(self.payment_id);
             }
             Happened::Completed => {
@@ -365,7 +367,11 @@ impl Changes {
         }
     }
 
+    /// It is decided, if it was not: an undo that failed may be resumed, and the order be cancelled after it has failed.
     fn decide(&mut self, order: &Order, at_us: i64, is_compensated: bool, calendar: &Calendar) {
+        if order.status != Status::Pending {
+            return;
+        }
         let took_us = at_us.saturating_sub(order.created_us).max(0);
         let counts = self.day(order, calendar);
         counts.decided += 1;
@@ -378,7 +384,9 @@ impl Changes {
         let day = calendar.day_of(at_us);
         for item in &order.items {
             let sale = self.sales.entry(SaleOf { account_id: item.merchant_account_id, day, product_id: item.product_id }).or_default();
-            sale.product_name.clone_from(&item.product_name);
+            if (at_us, &item.product_name) > (sale.newest_us, &sale.product_name) {
+                sale.product_name.clone_from(&item.product_name);
+            }
             sale.currency_code.clone_from(&order.currency_code);
             sale.newest_us = sale.newest_us.max(at_us);
             if is_refund {
@@ -452,11 +460,13 @@ mod tests {
         let calendar = Calendar::named("UTC").expect("there is one");
         let reason = || "CANCELLED".to_owned();
         let completed = [Happened::Completed, Happened::StatusUpdated { to: Status::Completed }];
+        let failed = [Happened::Failed { reason: reason(), detail: String::new() }, Happened::StatusUpdated { to: Status::Failed }];
         let cancelled = |was_completed| {
             [Happened::Cancelled { was_completed, reason: reason(), detail: String::new() }, Happened::StatusUpdated { to: Status::Cancelled }]
         };
         for (history, status, sale, sagas) in [
             (completed.to_vec(), Status::Completed, Some((2, 0)), (1, 0)),
+            ([failed.to_vec(), cancelled(false).to_vec()].concat(), Status::Cancelled, None, (1, 1)),
             (cancelled(false).to_vec(), Status::Cancelled, None, (1, 1)),
             ([completed, cancelled(true)].concat(), Status::Cancelled, Some((2, 2)), (1, 0)),
         ] {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use lastro_database::rows::{Type, insert_rows};
 use lastro_database::{Error, Transaction, all, one};
-use sea_orm::{ConnectionTrait, FromQueryResult, Value};
+use sea_orm::{ConnectionTrait, DbBackend, FromQueryResult, Value};
 use uuid::Uuid;
 
 use super::daily::added;
@@ -70,10 +70,13 @@ async fn add_sales(tx: &Transaction, sales: BTreeMap<SaleOf, Sale>) -> Result<()
         let key = [of.account_id.into(), of.day.number().into(), of.product_id.into(), sale.product_name.into(), sale.currency_code.into()];
         key.into_iter().chain([sale.sold, paid, paid_rest, sale.returned, refunded, refunded_rest, sale.newest_us].map(Value::from)).collect()
     };
-    // Of two names that a product had on a day one is kept, the same whatever the order is in which events come.
+    // Of the names that a product had on a day the latest one is kept, the same one whatever the order is in which events come: names are compared byte by byte.
+    let bytes = if tx.get_database_backend() == DbBackend::Postgres { "\"C\"" } else { "BINARY" };
     let conflict = format!(
         "ON CONFLICT (account_id, day, product_id) DO UPDATE SET sold = sales.sold + excluded.sold, returned = sales.returned + excluded.returned, \
-         product_name = CASE WHEN excluded.product_name > sales.product_name THEN excluded.product_name ELSE sales.product_name END, {}, {}, {}",
+         product_name = CASE WHEN excluded.newest_us > sales.newest_us \
+         OR (excluded.newest_us = sales.newest_us AND excluded.product_name COLLATE {bytes} > sales.product_name COLLATE {bytes}) \
+         THEN excluded.product_name ELSE sales.product_name END, {}, {}, {}",
         added("sales", "paid"),
         added("sales", "refunded"),
         newest("sales")

@@ -1,6 +1,5 @@
 //! Orders as they stand, and the lists of them, newest first.
 
-use std::cmp::Reverse;
 use std::collections::HashMap;
 
 use lastro_database::rows::{Type, all_of_ids, insert_rows};
@@ -60,8 +59,6 @@ pub enum Along {
 /// Which of the orders along an index are wanted.
 #[derive(Debug, Default)]
 pub struct Wanted {
-    /// Not those of an earlier place.
-    pub first: Uuid,
     pub status: Option<Status>,
     pub customer_id: Option<Uuid>,
     pub product_id: Option<Uuid>,
@@ -92,10 +89,10 @@ impl Statement {
         format!("${}", self.has + self.values.len())
     }
 
-    /// The rows before a place along an index, newest first. Of two bounds whose values it does not know the server believes that nearly nothing lies between
+    /// The rows of these places along an index, newest first. Of two bounds whose values it does not know PostgreSQL believes that nearly nothing lies between
     /// them, and sorts everything instead of going along the index; it does not see that the second one, which compares rows, is a bound as well.
-    fn along(&mut self, along: &Along, columns: &str, first: Uuid, before: Uuid) -> String {
-        let (before, first) = (self.value(before), self.value(first));
+    fn along(&mut self, along: &Along, columns: &str, places: Places) -> String {
+        let (end, first) = (self.value(places.end), self.value(places.first));
         let (table, condition) = match along {
             Along::All => ("orders", String::new()),
             Along::Customer(id) => ("orders", format!("AND customer_id = {}", self.value(*id))),
@@ -103,7 +100,7 @@ impl Statement {
             Along::Product(id) => ("order_items", format!("AND product_id = {}", self.value(*id))),
             Along::Word(word) => ("order_words", format!("AND word = {}", self.value(word.clone()))),
         };
-        format!("SELECT {columns} FROM {table} WHERE place < {before} AND (place, 0) >= ({first}, 0) {condition} ORDER BY place DESC")
+        format!("SELECT {columns} FROM {table} WHERE place < {end} AND (place, 0) >= ({first}, 0) {condition} ORDER BY place DESC")
     }
 
     /// What is found by a place alone. Each is one look into an index, and no plan reads everything that has a word.
@@ -141,48 +138,42 @@ impl Statement {
     }
 }
 
-/// A part of a list.
-pub struct Part {
-    /// Newest first.
-    pub orders: Vec<Order>,
-    /// How many orders were looked at, at least.
-    pub looked_at: u64,
-    /// Where the list goes on: before this place. None at its end.
-    pub next: Option<Uuid>,
+/// A part of a list: from its first place up to its end, which is not part of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Places {
+    pub first: Uuid,
+    pub end: Uuid,
 }
 
-/// Looks at the next so many orders before a place, at most, for those that are wanted, up to a limit.
-pub async fn list(on: &impl ConnectionTrait, along: &Along, wanted: &Wanted, before: Uuid, look_at: u64, limit: u64) -> Result<Part, Error> {
-    let (orders, places) = match along {
+/// Those of the last so many orders of a part along an index; all of it where there are fewer, and None. What is told of these places later is told of the same
+/// ones, whatever has been added before or after them.
+pub async fn last_places(on: &impl ConnectionTrait, along: &Along, places: Places, count: u64) -> Result<Option<Places>, Error> {
+    let mut statement = Statement::after(0);
+    let sql = format!("{} LIMIT 1 OFFSET {}", statement.along(along, "place", places), count.saturating_sub(1));
+    let row: Option<Place> = one(on, &sql, statement.values).await?;
+    Ok(row.map(|row| Places { first: row.place, end: places.end }))
+}
+
+/// The orders of these places that are wanted, newest first, up to a limit. All of these places are looked at, if need be.
+pub async fn list(on: &impl ConnectionTrait, along: &Along, wanted: &Wanted, places: Places, limit: u64) -> Result<Vec<Order>, Error> {
+    match along {
         Along::All | Along::Customer(_) | Along::Status(_) => {
-            let orders = along_orders(on, along, wanted, before, look_at, limit).await?;
-            let places: Vec<Uuid> = orders.iter().map(Order::place).collect();
-            (orders, places)
+            let mut statement = Statement::after(0);
+            let rows = statement.along(along, "*", places);
+            let (of_place, of_order) = (statement.conditions_of_place(wanted), statement.conditions(wanted));
+            let sql = format!("SELECT {COLUMNS} FROM ({rows}) o WHERE {of_order} AND {of_place} ORDER BY place DESC LIMIT {limit}");
+            read(all(on, &sql, statement.values).await?)
         }
         Along::Product(_) | Along::Word(_) => {
-            let places = places_along(on, along, wanted, before, look_at, limit).await?;
-            (of_places(on, wanted, &places).await?, places)
+            let mut statement = Statement::after(0);
+            let rows = statement.along(along, "place", places);
+            let of_place = statement.conditions_of_place(wanted);
+            let sql = format!("SELECT place FROM ({rows}) o WHERE {of_place} ORDER BY place DESC");
+            let found: Vec<Place> = all(on, &sql, statement.values).await?;
+            let found: Vec<Uuid> = found.into_iter().map(|row| row.place).collect();
+            of_places(on, wanted, &found, limit).await
         }
-    };
-    if places.len() as u64 == limit {
-        return Ok(Part { orders, looked_at: limit, next: places.last().copied() });
     }
-    Ok(Part { orders, looked_at: look_at, next: place_after(on, along, wanted.first, before, look_at).await? })
-}
-
-async fn along_orders(
-    on: &impl ConnectionTrait,
-    along: &Along,
-    wanted: &Wanted,
-    before: Uuid,
-    look_at: u64,
-    limit: u64,
-) -> Result<Vec<Order>, Error> {
-    let mut statement = Statement::after(0);
-    let rows = statement.along(along, "*", wanted.first, before);
-    let (of_place, of_order) = (statement.conditions_of_place(wanted), statement.conditions(wanted));
-    let sql = format!("SELECT {COLUMNS} FROM ({rows} LIMIT {look_at}) o WHERE {of_order} AND {of_place} ORDER BY place DESC LIMIT {limit}");
-    read(all(on, &sql, statement.values).await?)
 }
 
 #[derive(FromQueryResult)]
@@ -190,34 +181,15 @@ struct Place {
     place: Uuid,
 }
 
-async fn places_along(on: &impl ConnectionTrait, along: &Along, wanted: &Wanted, before: Uuid, look_at: u64, limit: u64) -> Result<Vec<Uuid>, Error> {
-    let mut statement = Statement::after(0);
-    let rows = statement.along(along, "place", wanted.first, before);
-    let of_place = statement.conditions_of_place(wanted);
-    let sql = format!("SELECT place FROM ({rows} LIMIT {look_at}) o WHERE {of_place} ORDER BY place DESC LIMIT {limit}");
-    let rows: Vec<Place> = all(on, &sql, statement.values).await?;
-    Ok(rows.into_iter().map(|row| row.place).collect())
-}
-
-/// Those of these places that are wanted. Not joined: the server would rather read all orders than look for each of so few.
-async fn of_places(on: &impl ConnectionTrait, wanted: &Wanted, places: &[Uuid]) -> Result<Vec<Order>, Error> {
+/// Those of these places that are wanted, newest first, up to a limit. Not joined: PostgreSQL would rather read all orders than look for each of so few.
+async fn of_places(on: &impl ConnectionTrait, wanted: &Wanted, places: &[Uuid], limit: u64) -> Result<Vec<Order>, Error> {
     if places.is_empty() {
         return Ok(Vec::new());
     }
     let mut statement = Statement::after(1);
     let conditions = statement.conditions(wanted);
-    let mut found =
-        read(all_of_ids(on, &format!("SELECT {COLUMNS} FROM orders o WHERE place {{ids}} AND {conditions}"), places, statement.values).await?)?;
-    found.sort_unstable_by_key(|order| Reverse(order.place()));
-    Ok(found)
-}
-
-/// The place of the last of the next so many orders before one; None where there are fewer.
-pub async fn place_after(on: &impl ConnectionTrait, along: &Along, first: Uuid, before: Uuid, look_at: u64) -> Result<Option<Uuid>, Error> {
-    let mut statement = Statement::after(0);
-    let sql = format!("{} LIMIT 1 OFFSET {}", statement.along(along, "place", first, before), look_at.saturating_sub(1));
-    let row: Option<Place> = one(on, &sql, statement.values).await?;
-    Ok(row.map(|row| row.place))
+    let sql = format!("SELECT {COLUMNS} FROM orders o WHERE place {{ids}} AND {conditions} ORDER BY place DESC LIMIT {limit}");
+    read(all_of_ids(on, &sql, places, statement.values).await?)
 }
 
 fn read(rows: Vec<Row>) -> Result<Vec<Order>, Error> {

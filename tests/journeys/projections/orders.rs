@@ -97,7 +97,8 @@ fn order(random: &mut StdRng, products: &[(Uuid, Uuid)], customer_id: Uuid, begi
     writing.tell("INVENTORY_RESERVED", order_event::Event::InventoryReserved(InventoryReserved::default()));
     expected.decided += 1;
     if choice <= 2 {
-        let failed = PaymentFailed { reason: "INSUFFICIENT_FUNDS".to_owned(), refund: false, transaction_id: String::new() };
+        let failed =
+            PaymentFailed { reason: "INSUFFICIENT_FUNDS".to_owned(), refund: false, transaction_id: String::new(), detail: "not enough".to_owned() };
         writing.tell("PAYMENT_FAILED", order_event::Event::PaymentFailed(failed));
         let failed = OrderFailed { reason: "INSUFFICIENT_FUNDS".to_owned(), detail: "not enough".to_owned() };
         writing.tell("ORDER_FAILED", order_event::Event::Failed(failed));

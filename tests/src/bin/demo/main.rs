@@ -23,7 +23,7 @@ const SUMMARY: &str = "demo.json";
 /// Sao Paulo, in whose days reports are made unless something else is asked for, has been three hours behind UTC since 2019.
 const BEHIND_UTC_HOURS: i64 = 3;
 /// Settings that a demo has values of its own for.
-const SET_HERE: [&str; 5] = ["LASTRO_DATA", "LASTRO_REST", "LASTRO_GRPC", "LASTRO_OPS", "LASTRO_LOG"];
+const SET_HERE: [&str; 2] = ["LASTRO_DATA", "LASTRO_LOG"];
 const DAY_US: i64 = 86_400_000_000;
 
 /// Fill a folder with a month of a small shop's life, for `lastro up --data`.
@@ -41,6 +41,9 @@ struct Args {
 #[tokio::main]
 async fn main() -> Result<()> {
     let args = Args::parse();
+    let others: Vec<String> =
+        lastro::variables_of_up().into_iter().filter(|name| !SET_HERE.contains(&name.as_str()) && std::env::var_os(name).is_some()).collect();
+    ensure!(others.is_empty(), "a demo is an embedded Lastro with its default settings: unset {}", others.join(", "));
     let summary = match std::fs::read_to_string(args.data.join(SUMMARY)) {
         Ok(text) => {
             println!(
@@ -57,11 +60,11 @@ async fn main() -> Result<()> {
 
 /// Makes the folder, whole or not at all.
 async fn fill(args: &Args) -> Result<Value> {
-    let is_free = std::fs::read_dir(&args.data).map_or(true, |mut entries| entries.next().is_none());
+    let is_free = match std::fs::read_dir(&args.data) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound && !args.data.is_symlink(),
+    };
     ensure!(is_free, "{} is there, and was not made by lastro-demo: give another folder with --data", args.data.display());
-    let others: Vec<String> =
-        lastro::variables_of_up().into_iter().filter(|name| !SET_HERE.contains(&name.as_str()) && std::env::var_os(name).is_some()).collect();
-    ensure!(others.is_empty(), "a demo is made in an embedded Lastro with its default settings: unset {}", others.join(", "));
     let name = args.data.file_name().context("--data must name a folder")?.to_string_lossy().into_owned();
     let parent = args.data.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(parent).with_context(|| format!("{} cannot be made", parent.display()))?;
@@ -117,7 +120,7 @@ Three questions, to paste into another terminal:
 
   API=http://127.0.0.1:8080/api/v1 JSON='content-type: application/json'
   token() {{ curl -s $API/auth/login -H "$JSON" -d "$1" | python3 -c "import sys, json; print(json.load(sys.stdin)['accessToken'])"; }}
-  ADMIN=$(token @{data}/admin.json)
+  ADMIN=$(token '@{data}/admin.json')
   MERCHANT=$(token '{{"email":"{merchant}","password":"{password}"}}')
 
   # Which products sold best, and what did they bring in?
