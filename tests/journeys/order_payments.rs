@@ -19,7 +19,7 @@ use serde_json::json;
 use tonic::Status;
 use tonic::transport::Channel;
 
-use crate::reservations::to_replica;
+use crate::reservations::{CROWDS, to_replica};
 use crate::{World, block_on, failed};
 
 pub fn trials(world: impl Fn() -> Result<Arc<World>> + Clone + Send + 'static) -> Vec<Trial> {
@@ -110,6 +110,7 @@ fn have(buyer: &str, merchant: &str) -> (String, String) {
 }
 
 async fn what_sagas_pay_from_accounts(stack: &Stack) -> Result<()> {
+    let _no_crowd = CROWDS.lock().await;
     let rig = Rig::open(stack).await?;
     // Forth, the same again at the other replica, and back.
     let first = saga();

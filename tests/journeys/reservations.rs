@@ -21,6 +21,9 @@ use crate::grpc::with_token;
 use crate::inventory::Shop;
 use crate::{World, block_on, failed};
 
+/// Held by a journey that sends a crowd to the shared stack, and by the one that stands beside it: how fast others are is measured beside that crowd alone.
+pub static CROWDS: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 pub fn trials(world: impl Fn() -> Result<Arc<World>> + Clone + Send + 'static) -> Vec<Trial> {
     let shared = world.clone();
     vec![
@@ -249,6 +252,7 @@ async fn caches_hear_of_each_other() -> Result<()> {
 
 /// Reads of one product's past that hang, as many as there can be: those of others are answered as ever.
 async fn a_stampede_leaves_others_fast(stack: &Stack) -> Result<()> {
+    let _alone = CROWDS.lock().await;
     let front = stack.front();
     let (hot, other) = (Shop::open(&front).await?, Shop::open(&front).await?);
     assert_eq!(other.adjust(&other.product, "a", 5, &other.product).await?.status, 200);
@@ -282,8 +286,7 @@ async fn a_stampede_leaves_others_fast(stack: &Stack) -> Result<()> {
     stampeded.into_iter().collect::<Result<Vec<()>>>()?;
     let (slowest, times) = others?;
     eprintln!("{times} reads of others, the slowest {slowest:?}");
-    // Those that wait for the table are given up after 2 s: nobody else waits behind them.
-    assert!(times > 5 && slowest < Duration::from_secs(2), "{times} reads of others, the slowest {slowest:?}");
+    assert!(times > 20 && slowest < Duration::from_secs(1), "{times} reads of others, the slowest {slowest:?}");
     let since = Instant::now();
     loop {
         let told = hot.stock(&hot.product, "?asOf=2026-01-01T00:00:00Z").await?;
