@@ -124,17 +124,22 @@ impl Statement {
         if let Some(id) = wanted.customer_id {
             all.push(format!("o.customer_id = {}", self.value(id)));
         }
-        let in_minor_units = |total: i128, rounding: fn(i128, i128) -> i128| {
-            let minor = |digits: u32| i64::try_from(rounding(total, 10_i128.pow(DIGITS - digits))).unwrap_or(i64::MAX);
-            format!("CASE o.digits WHEN 0 THEN {} WHEN 2 THEN {} WHEN 3 THEN {} ELSE {} END", minor(0), minor(2), minor(3), minor(4))
-        };
         if let Some(min) = wanted.min_total {
-            all.push(format!("o.total >= {}", in_minor_units(min, |total, one| (total + one - 1) / one)));
+            all.push(format!("o.total >= {}", self.in_minor_units(min, |total, one| (total + one - 1) / one)));
         }
         if let Some(max) = wanted.max_total {
-            all.push(format!("o.total <= {}", in_minor_units(max, |total, one| total / one)));
+            all.push(format!("o.total <= {}", self.in_minor_units(max, |total, one| total / one)));
         }
         all.join(" AND ")
+    }
+
+    /// A total in the minor units of an order's currency. As parameters: the text of a statement, by which it is kept prepared, does not depend on amounts.
+    fn in_minor_units(&mut self, total: i128, rounded: fn(i128, i128) -> i128) -> String {
+        let [none, two, three, four] = [0, 2, 3, 4].map(|digits| {
+            let minor = rounded(total, 10_i128.pow(DIGITS - digits));
+            self.value(i64::try_from(minor).unwrap_or(i64::MAX))
+        });
+        format!("CASE o.digits WHEN 0 THEN {none} WHEN 2 THEN {two} WHEN 3 THEN {three} ELSE {four} END")
     }
 }
 
