@@ -99,6 +99,11 @@ impl Error {
         Self { kind: Kind::Conflict, source: what.to_string().into() }
     }
 
+    /// Something that was given up, for this reason.
+    pub(crate) fn given_up(why: &'static str) -> Self {
+        Self { kind: Kind::Other, source: why.into() }
+    }
+
     /// A row that does not read as what it should be.
     pub fn corrupt(what: impl std::fmt::Display) -> Self {
         Self { kind: Kind::Other, source: format!("the database holds something unexpected: {what}").into() }

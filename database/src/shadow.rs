@@ -7,7 +7,7 @@ use std::time::Duration;
 use sea_orm::{ConnectionTrait as _, FromQueryResult};
 use sqlx::pool::PoolConnection;
 use sqlx::{AssertSqlSafe, Executor as _, Sqlite};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::{Database, Error, Kind, PostgresUrl, Transaction, all, one};
 
@@ -20,6 +20,8 @@ const MIGRATIONS: &str = "seaql_migrations";
 const LOCK_TIMEOUT: &str = "200ms";
 /// Autovacuum gives its lock up to whoever has waited for it for `deadlock_timeout`, 1 s: so the exchange waits longer for the lock that keeps it out.
 const VACUUM_TIMEOUT: &str = "10s";
+/// While every reader waits for the locks, a connection that was cut off silently is not waited for.
+const ALIVE_WITHIN: Duration = Duration::from_secs(1);
 const LOCK_PAUSE: Duration = Duration::from_millis(100);
 /// For so long it tries: consumers stand still meanwhile.
 const LOCK_MAX: Duration = Duration::from_secs(60);
@@ -139,8 +141,8 @@ async fn exchange_in(tx: &Transaction, live: &str, holding: &Transaction) -> Res
         let rows: Vec<Name> = all(tx, relations, []).await?;
         Ok(rows.into_iter().map(|row| row.name).collect())
     };
-    // The session's timeouts are for what callers wait for.
-    tx.execute_unprepared("SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0").await?;
+    // The session's timeout of statements is for what callers wait for. A process that is frozen lets go of its locks.
+    tx.execute_unprepared("SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = '5s'").await?;
     let tables =
         format!("SELECT quote_ident(tablename) AS name FROM pg_tables WHERE schemaname = '{SCHEMA}' AND tablename <> '{MIGRATIONS}' ORDER BY 1");
     let tables = names(&tables).await?;
@@ -157,7 +159,9 @@ async fn exchange_in(tx: &Transaction, live: &str, holding: &Transaction) -> Res
     let relations = [&views, &tables].into_iter().filter(|names| !names.is_empty()).map(|names| within(live, names)).collect::<Vec<_>>().join(", ");
     tx.execute_unprepared(&format!("SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'; LOCK TABLE {relations} IN ACCESS EXCLUSIVE MODE")).await?;
     // From here on nobody writes to the first set, and until here nobody has, if the session that kept consumers from it still lives.
-    holding.execute_unprepared("SELECT 1").await?;
+    let alive = timeout(ALIVE_WITHIN, holding.execute_unprepared("SELECT 1")).await;
+    let silent = "the session that keeps consumers away does not answer; nothing was exchanged, run it again";
+    alive.map_err(|_| Error::given_up(silent))??;
     let newer = names(&format!("SELECT version AS name FROM {live}.{MIGRATIONS} EXCEPT SELECT version FROM {SCHEMA}.{MIGRATIONS}")).await?;
     refuse_newer(&newer)?;
     let mut statements = Vec::new();

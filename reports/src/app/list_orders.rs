@@ -19,6 +19,8 @@ use crate::store::orders::{self, Along, DIGITS, Places, Wanted as Sought};
 const ROWS_AT_ONCE: u64 = 256;
 /// Orders that are looked at for a page. With a filter that leaves nearly everything out it ends there, short or empty, and its token leads on.
 const LOOKED_AT_MAX: u64 = 2_000;
+/// Words that cost as much as to look at an order: a search of many words looks at fewer orders for a page.
+const WORDS_PER_LOOK: u64 = 4;
 /// So many words of a search are compared, to go along the rarest of them: that of which this many orders reach back furthest.
 const WORDS_COMPARED: usize = 8;
 const WORD_REACHES: u64 = 50;
@@ -88,9 +90,10 @@ async fn read_page(database: &Database, filter: Filter, page: Page) -> Result<Li
     let on = database.reader();
     let mut left = Places { first: filter.first, end: page.before.map_or(filter.end, |before| before.min(filter.end)) };
     let (along, wanted) = filter.along(database, left).await?;
-    let (mut found, mut bytes, mut looked_at, mut look_at): (Vec<Order>, usize, u64, u64) = (Vec::new(), 0, 0, ROWS_AT_ONCE);
+    let looked_at_max = LOOKED_AT_MAX / (1 + wanted.words.len() as u64 / WORDS_PER_LOOK);
+    let (mut found, mut bytes, mut looked_at, mut look_at) = (Vec::<Order>::new(), 0, 0, ROWS_AT_ONCE.min(looked_at_max));
     while page.limit() > found.len() as u64 && bytes <= BYTES_MAX {
-        if looked_at >= LOOKED_AT_MAX {
+        if looked_at >= looked_at_max {
             return Ok(cut(page, found, Some(left.end)));
         }
         let last = orders::last_places(on, &along, left, look_at).await?;
@@ -106,7 +109,7 @@ async fn read_page(database: &Database, filter: Filter, page: Page) -> Result<Li
             (false, None) => return Ok(cut(page, found, None)),
         };
         looked_at += look_at;
-        look_at = if is_full { ROWS_AT_ONCE } else { LOOKED_AT_MAX.saturating_sub(looked_at) };
+        look_at = if is_full { ROWS_AT_ONCE.min(looked_at_max) } else { looked_at_max.saturating_sub(looked_at) };
     }
     Ok(cut(page, found, Some(left.end)))
 }
