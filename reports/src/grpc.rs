@@ -140,6 +140,11 @@ fn money(total: Total, currency: Currency) -> Option<Money> {
     Some(Money { currency_code: currency.code().to_owned(), amount: format_sum(total.minor_units(), currency) })
 }
 
+/// In a currency that is told by its code; None for one that there is not.
+fn money_in(currency_code: &str, total: Total) -> Option<Money> {
+    money(total, Currency::from_code(currency_code)?)
+}
+
 fn wire_day(day: &list_daily_balances::DailyBalance, currency: Currency) -> DailyBalance {
     DailyBalance {
         date: day.day.to_string(),
@@ -172,7 +177,7 @@ fn wire_row(of: CountsOf, counts: &Counts) -> TransactionReportRow {
     TransactionReportRow {
         date: of.day.to_string(),
         r#type: type_name(of.kind),
-        amount: Currency::from_code(&of.currency_code).and_then(|currency| money(counts.amount, currency)),
+        amount: money_in(&of.currency_code, counts.amount),
         currency_code: of.currency_code,
         count: shown(counts.accepted),
         completed: shown(counts.completed),

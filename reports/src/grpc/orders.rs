@@ -1,11 +1,10 @@
 //! Orders, sales and analytics on the wire.
 
-use lastro_money::Currency;
 use lastro_proto::orders::v1::{Order, OrderItem, order as wire, order_payment};
 use lastro_proto::reports::v1::{ListOrdersRequest, ListOrdersResponse, OrderAnalytics, OrderDay, Sales, SalesRow, TopProduct};
 use lastro_proto::time::timestamp;
 
-use super::{money, rate, shown};
+use super::{money_in, rate, shown};
 use crate::app::{get_order_analytics, list_orders};
 use crate::domain::order::{self, OrderCounts, Sale, SaleOf, Status, TopProduct as Top};
 use crate::domain::total::Total;
@@ -33,8 +32,7 @@ pub fn wire_page(page: list_orders::Listed) -> ListOrdersResponse {
 }
 
 fn wire_order(order: order::Order) -> Order {
-    let currency = Currency::from_code(&order.currency_code);
-    let amount = |minor: i64| currency.and_then(|currency| money(Total::of(minor), currency));
+    let amount = |minor: i64| money_in(&order.currency_code, Total::of(minor));
     let item = |item: order::Item| OrderItem {
         product_id: item.product_id.to_string(),
         product_name: item.product_name,
@@ -96,7 +94,7 @@ fn wire_day(day: get_order_analytics::OrderDay) -> OrderDay {
         delivered: count(Status::Delivered),
         cancelled: count(Status::Cancelled),
         failed: count(Status::Failed),
-        revenue: Currency::from_code(&day.of.currency_code).and_then(|currency| money(revenue, currency)),
+        revenue: money_in(&day.of.currency_code, revenue),
         currency_code: day.of.currency_code,
         compensated: shown(compensated),
         compensation_rate: if decided > 0 { rate(compensated, decided) } else { String::new() },
@@ -110,7 +108,7 @@ fn wire_product(product: Top) -> TopProduct {
         product_id: product.product_id.to_string(),
         name: product.name,
         quantity: shown(product.quantity),
-        revenue: Currency::from_code(&product.currency_code).and_then(|currency| money(product.revenue, currency)),
+        revenue: money_in(&product.currency_code, product.revenue),
         currency_code: product.currency_code,
     }
 }
@@ -121,7 +119,7 @@ pub fn wire_sales(rows: Vec<(SaleOf, Sale)>, time_zone: String) -> Sales {
 }
 
 fn wire_sale((of, sale): (SaleOf, Sale)) -> SalesRow {
-    let amount = |total: Total| Currency::from_code(&sale.currency_code).and_then(|currency| money(total, currency));
+    let amount = |total: Total| money_in(&sale.currency_code, total);
     SalesRow {
         date: of.day.to_string(),
         product_id: of.product_id.to_string(),

@@ -5,7 +5,7 @@ use lastro_database::{Error, Transaction, all};
 use sea_orm::{ConnectionTrait, FromQueryResult, Value};
 use uuid::Uuid;
 
-use super::daily::added;
+use super::daily::{added, newest};
 use crate::domain::calendar::Day;
 use crate::domain::operation::{CountChanges, Counts, CountsOf};
 use crate::domain::total::Total;
@@ -52,10 +52,10 @@ pub async fn add(tx: &Transaction, changes: CountChanges) -> Result<(), Error> {
     let more =
         ["accepted", "completed", "rejected", "released", "processing_us"].map(|name| format!("{name} = operation_days.{name} + excluded.{name}"));
     let conflict = format!(
-        "ON CONFLICT (owner_id, day, kind, currency_code) DO UPDATE SET {}, {}, \
-         newest_us = CASE WHEN excluded.newest_us > operation_days.newest_us THEN excluded.newest_us ELSE operation_days.newest_us END",
+        "ON CONFLICT (owner_id, day, kind, currency_code) DO UPDATE SET {}, {}, {}",
         more.join(", "),
-        added("operation_days", "amount")
+        added("operation_days", "amount"),
+        newest("operation_days")
     );
     // By key, so that two that add to the same ones never wait for each other in a circle.
     insert_rows(tx, "operation_days", &columns, &conflict, changes.0.into_iter().map(row).collect()).await.map(|_| ())

@@ -74,6 +74,11 @@ pub fn added(table: &str, name: &str) -> String {
     )
 }
 
+/// The clause of an upsert that keeps the later one of two times.
+pub fn newest(table: &str) -> String {
+    format!("newest_us = CASE WHEN excluded.newest_us > {table}.newest_us THEN excluded.newest_us ELSE {table}.newest_us END")
+}
+
 /// The days of accounts, together.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Days {

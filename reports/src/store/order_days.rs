@@ -7,7 +7,7 @@ use lastro_database::{Error, Transaction, all, one};
 use sea_orm::{ConnectionTrait, DbBackend, FromQueryResult, Value};
 use uuid::Uuid;
 
-use super::daily::added;
+use super::daily::{added, newest};
 use crate::domain::calendar::Day;
 use crate::domain::order::{Changes, DayOf, OrderCounts, Sale, SaleOf, Status, TopProduct};
 use crate::domain::total::Total;
@@ -82,11 +82,6 @@ async fn add_sales(tx: &Transaction, sales: BTreeMap<SaleOf, Sale>) -> Result<()
         newest("sales")
     );
     insert_rows(tx, "sales", &columns, &conflict, sales.into_iter().map(row).collect()).await.map(|_| ())
-}
-
-/// Keeps the later one of two times.
-fn newest(table: &str) -> String {
-    format!("newest_us = CASE WHEN excluded.newest_us > {table}.newest_us THEN excluded.newest_us ELSE {table}.newest_us END")
 }
 
 #[derive(FromQueryResult)]
