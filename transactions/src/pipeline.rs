@@ -12,6 +12,7 @@ mod stripes;
 mod worker;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use lastro_database::group_commit::{GroupCommit, Limits};
 use lastro_database::{Database, Error};
@@ -20,6 +21,7 @@ use lastro_events::changes::Changes;
 use lastro_mesh::clock;
 use metrics::{Histogram, histogram};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -37,6 +39,10 @@ use crate::{EVENTS, NAME};
 /// Legs to a batch, so that operations of many legs do not make it too long for those of one. At once on PostgreSQL: while one batch is flushed, the next
 /// is decided and a third is written (docs/PERFORMANCE.md has the figures).
 const LIMITS: Limits = Limits { batch_max: 512, batch_size_max: 2048, queue_max: 12_288, at_once: 3 };
+
+/// How long an account that is to be closed waits for holds whose time is over and which another replica is releasing.
+const EXPIRED_WAIT_MAX: Duration = Duration::from_secs(1);
+const EXPIRED_LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// The way into the pipeline. Cheap to clone; all clones are one.
 #[derive(Clone)]
@@ -171,14 +177,23 @@ impl Pipeline {
         conclude::run(self.settler(), stop).await;
     }
 
-    /// Releases holds that have run out and name these accounts, as far as they can be released at once. Whether there were any.
-    pub async fn release_expired(&self, named: Named) -> Result<bool, Error> {
-        // Looked for without taking part in what batches wait for: whoever asks again and again costs a look into an index.
-        let expired = operations::expired_naming(self.settler().database.reader(), named, clock::now_us()).await?;
-        if !expired.is_empty() {
-            expiry::release_these(self.settler(), &expired).await;
+    /// Releases the holds that had run out and name these accounts, and waits a moment for those that another replica is releasing. Whoever judges
+    /// the accounts afterwards finds none of them, but those that cannot be released.
+    pub async fn release_expired(&self, named: Named) -> Result<(), Error> {
+        let settler = self.settler();
+        let (now_us, since) = (clock::now_us(), Instant::now());
+        loop {
+            // Looked for without taking part in what batches wait for: whoever asks again and again costs a look into an index.
+            let mut expired = operations::expired_naming(settler.database.reader(), named, now_us).await?;
+            let stuck = settler.stuck_holds.ids();
+            expired.retain(|id| !stuck.contains(id));
+            if expired.is_empty() || since.elapsed() > EXPIRED_WAIT_MAX {
+                return Ok(());
+            }
+            if !expiry::release_these(settler, &expired).await {
+                tokio::time::sleep(EXPIRED_LOOK_AGAIN).await;
+            }
         }
-        Ok(!expired.is_empty())
     }
 
     /// Releases holds that have run out, until told to stop.

@@ -14,11 +14,9 @@ use crate::store::{accounts, users};
 /// it finds the account closed.
 pub async fn close_accounts(app: &App, call: &Call, user_id: &str) -> Result<(), Error> {
     let user_id = Uuid::parse_str(user_id).map_err(|_| Error::OwnerNotAllowed)?;
-    match close_all(app, call, user_id).await {
-        // As for one account: a hold whose time is over keeps nobody.
-        Err(Error::UserHasMoney) if app.pipeline.release_expired(Named::AccountsOf(user_id)).await? => close_all(app, call, user_id).await,
-        closed => closed,
-    }
+    // As for one account: a hold whose time is over keeps nobody.
+    app.pipeline.release_expired(Named::AccountsOf(user_id)).await?;
+    close_all(app, call, user_id).await
 }
 
 async fn close_all(app: &App, call: &Call, user_id: Uuid) -> Result<(), Error> {

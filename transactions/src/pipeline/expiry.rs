@@ -76,10 +76,14 @@ pub async fn release_on(settler: &Settler, accounts: &[Uuid], expired_by_us: i64
     }
 }
 
-/// Releases these holds, which have run out.
-pub async fn release_these(settler: &Settler, holds: &[Uuid]) {
-    if let Err(error) = settler.release(Among::These(holds), clock::now_us(), 1).await {
-        tracing::warn!(%error, "holds that have run out cannot be released now");
+/// Releases these holds, which have run out. False where none could be released, as when another replica is releasing them.
+pub async fn release_these(settler: &Settler, holds: &[Uuid]) -> bool {
+    match settler.release(Among::These(holds), clock::now_us(), 1).await {
+        Ok(released) => released > 0,
+        Err(error) => {
+            tracing::warn!(%error, "holds that have run out cannot be released now");
+            false
+        }
     }
 }
 
