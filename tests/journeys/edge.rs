@@ -13,6 +13,7 @@ use lastro_proto::transactions::v1::accounts_service_client::AccountsServiceClie
 use lastro_proto::transactions::v1::transaction::State;
 use lastro_proto::transactions::v1::transactions_service_client::TransactionsServiceClient;
 use lastro_proto::transactions::v1::{CreateAccountRequest, ListAccountsRequest};
+use lastro_tests::client::Someone;
 use lastro_tests::stack::Options;
 use lastro_tests::{Api, Stack, server};
 use libtest_mimic::Trial;
@@ -389,6 +390,25 @@ async fn frozen_replicas_and_long_waits() -> Result<()> {
         assert!(matches!(outcome, Outcome::Accepted(_) | Outcome::Refused(_)) && *elapsed < Duration::from_secs(5), "{outcome:?} after {elapsed:?}");
     }
     assert!(ended.iter().any(|(outcome, _)| matches!(outcome, Outcome::Refused(_))), "some of them must have met a frozen replica: {ended:?}");
+    all_were_away(&stack, &someone, [from, to]).await
+}
+
+/// When no replica took what came, and they are back, nobody is refused because of those who came before.
+async fn all_were_away(stack: &Stack, someone: &Someone, accounts: [&str; 2]) -> Result<()> {
+    let (front, api) = (stack.front(), stack.front().api());
+    let replicas = ["gateway-1", "gateway-2", "transactions-1", "transactions-2"];
+    replicas.iter().try_for_each(|name| stack.signal(name, "STOP"))?;
+    let channel = front.channel().await?;
+    let keys: Vec<String> = (0..12).map(|number| format!("all frozen {number}")).collect();
+    let by_rest = futures_util::future::join_all(keys.iter().map(|key| over_rest(&api, someone, key, accounts)));
+    let by_grpc = futures_util::future::join_all(keys.iter().map(|key| over_grpc(&channel, someone, key, accounts)));
+    let (by_rest, by_grpc) = tokio::join!(by_rest, by_grpc);
+    replicas.iter().try_for_each(|name| stack.signal(name, "CONT"))?;
+    for outcome in by_rest.iter().chain(&by_grpc) {
+        assert!(!matches!(outcome, Outcome::Accepted(_)), "{outcome:?}");
+    }
+    let after = [over_rest(&api, someone, "after all", accounts).await, over_grpc(&channel, someone, "after all", accounts).await];
+    assert!(after.iter().all(|outcome| matches!(outcome, Outcome::Accepted(_))), "they are back: {after:?}");
     Ok(())
 }
 

@@ -383,7 +383,8 @@ impl Stack {
         let servers = |service: &str| {
             let processes = self.lock();
             let ports = processes.values().filter(|process| process.service == service).map(|process| process.port);
-            ports.map(|port| format!("server 127.0.0.1:{port} max_fails=2 fail_timeout=2s;")).collect::<Vec<_>>().join(" ")
+            let server = |port| format!("server 127.0.0.1:{port} max_fails=2 fail_timeout=2s; server 127.0.0.1:{port} max_fails=0 backup;");
+            ports.map(server).collect::<Vec<_>>().join(" ")
         };
         let mut values = vec![
             ("LISTEN".to_owned(), format!("127.0.0.1:{}", self.port)),
