@@ -91,13 +91,16 @@ async fn read_page(database: &Database, filter: Filter, page: Page) -> Result<Li
     let mut left = Places { first: filter.first, end: page.before.map_or(filter.end, |before| before.min(filter.end)) };
     let (along, wanted) = filter.along(database, left).await?;
     let looked_at_max = LOOKED_AT_MAX / (1 + wanted.words.len() as u64 / WORDS_PER_LOOK);
-    let (mut found, mut bytes, mut looked_at, mut look_at) = (Vec::<Order>::new(), 0, 0, ROWS_AT_ONCE.min(looked_at_max));
+    let (mut found, mut bytes, mut looked_at) = (Vec::<Order>::new(), 0, 0);
     while page.limit() > found.len() as u64 && bytes <= BYTES_MAX {
         if looked_at >= looked_at_max {
             return Ok(cut(page, found, Some(left.end)));
         }
-        let last = orders::last_places(on, &along, left, look_at).await?;
         let limit = ROWS_AT_ONCE.min(page.limit() - found.len() as u64);
+        let enough = promising(looked_at, found.len() as u64, limit).min(looked_at_max - looked_at);
+        // Twice as many as are promised to be enough, so that there is seldom a third look.
+        let look_at = (2 * enough).max(ROWS_AT_ONCE).min(looked_at_max - looked_at);
+        let last = orders::last_places(on, &along, left, look_at).await?;
         let read = orders::list(on, &along, &wanted, last.unwrap_or(left), limit).await?;
         let is_full = read.len() as u64 == limit;
         bytes += read.iter().map(answer_bytes).sum::<usize>();
@@ -108,10 +111,18 @@ async fn read_page(database: &Database, filter: Filter, page: Page) -> Result<Li
             (false, Some(places)) => places.first,
             (false, None) => return Ok(cut(page, found, None)),
         };
-        looked_at += look_at;
-        look_at = if is_full { ROWS_AT_ONCE.min(looked_at_max) } else { looked_at_max.saturating_sub(looked_at) };
+        looked_at += if is_full { enough } else { look_at };
     }
     Ok(cut(page, found, Some(left.end)))
+}
+
+/// How many orders have so many more that are wanted, if there are as many of these as among those that were looked at before.
+const fn promising(looked_at: u64, found: u64, more: u64) -> u64 {
+    match (looked_at, found) {
+        (0, _) => more,
+        (_, 0) => LOOKED_AT_MAX,
+        (looked_at, found) => looked_at * more / found,
+    }
 }
 
 /// The page, with a token of where it goes on: after the last order that fits, or else where it was looked to.

@@ -69,6 +69,13 @@ pub struct Wanted {
     pub words: Vec<String>,
 }
 
+impl Wanted {
+    /// Whether what an order itself tells decides, besides its place.
+    const fn asks_orders(&self) -> bool {
+        self.status.is_some() || self.customer_id.is_some() || self.min_total.is_some() || self.max_total.is_some()
+    }
+}
+
 /// Digits after the point of an amount, at most: no currency has more.
 pub const DIGITS: u32 = 4;
 
@@ -87,6 +94,11 @@ impl Statement {
     fn value(&mut self, value: impl Into<Value>) -> String {
         self.values.push(value.into());
         format!("${}", self.has + self.values.len())
+    }
+
+    /// As a parameter: what is left to be found of a page is another number each time, and the text of a statement, by which it is kept prepared, is one.
+    fn limit(&mut self, rows: u64) -> String {
+        format!("LIMIT {}", self.value(i64::try_from(rows).unwrap_or(i64::MAX)))
     }
 
     /// The rows of these places along an index, newest first. Of two bounds whose values it does not know PostgreSQL believes that nearly nothing lies between
@@ -166,14 +178,17 @@ pub async fn list(on: &impl ConnectionTrait, along: &Along, wanted: &Wanted, pla
             let mut statement = Statement::after(0);
             let rows = statement.along(along, "*", places);
             let (of_place, of_order) = (statement.conditions_of_place(wanted), statement.conditions(wanted));
-            let sql = format!("SELECT {COLUMNS} FROM ({rows}) o WHERE {of_order} AND {of_place} ORDER BY place DESC LIMIT {limit}");
+            let limit = statement.limit(limit);
+            let sql = format!("SELECT {COLUMNS} FROM ({rows}) o WHERE {of_order} AND {of_place} ORDER BY place DESC {limit}");
             read(all(on, &sql, statement.values).await?)
         }
         Along::Product(_) | Along::Word(_) => {
             let mut statement = Statement::after(0);
             let rows = statement.along(along, "place", places);
             let of_place = statement.conditions_of_place(wanted);
-            let sql = format!("SELECT place FROM ({rows}) o WHERE {of_place} ORDER BY place DESC");
+            // Where the order itself has nothing to say, each of these places is wanted, and there is no need for more of them.
+            let limit_of_places = if wanted.asks_orders() { String::new() } else { statement.limit(limit) };
+            let sql = format!("SELECT place FROM ({rows}) o WHERE {of_place} ORDER BY place DESC {limit_of_places}");
             let found: Vec<Place> = all(on, &sql, statement.values).await?;
             let found: Vec<Uuid> = found.into_iter().map(|row| row.place).collect();
             of_places(on, wanted, &found, limit).await
@@ -192,8 +207,8 @@ async fn of_places(on: &impl ConnectionTrait, wanted: &Wanted, places: &[Uuid], 
         return Ok(Vec::new());
     }
     let mut statement = Statement::after(1);
-    let conditions = statement.conditions(wanted);
-    let sql = format!("SELECT {COLUMNS} FROM orders o WHERE place {{ids}} AND {conditions} ORDER BY place DESC LIMIT {limit}");
+    let (conditions, limit) = (statement.conditions(wanted), statement.limit(limit));
+    let sql = format!("SELECT {COLUMNS} FROM orders o WHERE place {{ids}} AND {conditions} ORDER BY place DESC {limit}");
     read(all_of_ids(on, &sql, places, statement.values).await?)
 }
 
