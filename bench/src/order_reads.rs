@@ -58,7 +58,7 @@ pub async fn measure(bench: &Bench, postgres: &Postgres, orders: usize, rounds: 
         "{orders} orders, {events} events, written in {written:.1?}: reports has all of it {:.1?} after the first one, {rate:.0} events/s",
         begun.elapsed()
     );
-    let reads = Arc::new(Reads::make(&bench.rich).await?);
+    let (reads, market) = (Arc::new(Reads::make(&bench.rich).await?), Arc::new(Market::make(&bench.rich).await?));
     for round in 1..=rounds {
         for what in Read::ALL {
             let found = reads.clone().read(what, 0, 0).await?;
@@ -70,7 +70,6 @@ pub async fn measure(bench: &Bench, postgres: &Postgres, orders: usize, rounds: 
             .await?;
             println!("round {round}: {}, {found} on the first page, {READERS} readers: {calls}", what.name());
         }
-        let market = Arc::new(Market::make(&bench.rich).await?);
         let metrics = format!("http://{}/metrics", bench.rich.front.ops);
         let before = lag(&metrics, "orders").await?;
         let bought = orders::buy(&market, BUYERS, PRODUCTS, span).await?;

@@ -98,8 +98,7 @@ async fn read_page(database: &Database, filter: Filter, page: Page) -> Result<Li
         }
         let limit = ROWS_AT_ONCE.min(page.limit() - found.len() as u64);
         let enough = promising(looked_at, found.len() as u64, limit).min(looked_at_max - looked_at);
-        // Twice as many as are promised to be enough, so that there is seldom a third look.
-        let look_at = (2 * enough).max(ROWS_AT_ONCE).min(looked_at_max - looked_at);
+        let look_at = look_at(&wanted, enough).min(looked_at_max - looked_at);
         let last = orders::last_places(on, &along, left, look_at).await?;
         let read = orders::list(on, &along, &wanted, last.unwrap_or(left), limit).await?;
         let is_full = read.len() as u64 == limit;
@@ -114,6 +113,16 @@ async fn read_page(database: &Database, filter: Filter, page: Page) -> Result<Li
         looked_at += if is_full { enough } else { look_at };
     }
     Ok(cut(page, found, Some(left.end)))
+}
+
+/// How many orders to look at, where so many are promised to be enough: twice as many, and not few, so that there is seldom a third look. A place far back
+/// costs the server all that lies before it.
+fn look_at(wanted: &Sought, enough: u64) -> u64 {
+    match (wanted.is_all(), wanted.words.is_empty()) {
+        (true, _) => enough,
+        (false, true) => (2 * enough).max(ROWS_AT_ONCE),
+        (false, false) => (2 * enough).max(2 * ROWS_AT_ONCE),
+    }
 }
 
 /// How many orders have so many more that are wanted, if there are as many of these as among those that were looked at before.
@@ -205,6 +214,9 @@ impl Filter {
 
 /// The word of which the newest orders reach back furthest, or have an end.
 async fn rarest_word(database: &Database, words: &BTreeSet<String>, places: Places) -> Result<String, lastro_database::Error> {
+    if let (1, Some(only)) = (words.len(), words.first()) {
+        return Ok(only.clone());
+    }
     let mut rarest: Option<(Uuid, &String)> = None;
     for word in words.iter().take(WORDS_COMPARED) {
         let last = orders::last_places(database.reader(), &Along::Word(word.clone()), places, WORD_REACHES).await?;

@@ -70,6 +70,11 @@ pub struct Wanted {
 }
 
 impl Wanted {
+    /// Whether each order along the index is wanted.
+    pub const fn is_all(&self) -> bool {
+        !self.asks_orders() && self.product_id.is_none() && self.words.is_empty()
+    }
+
     /// Whether what an order itself tells decides, besides its place.
     const fn asks_orders(&self) -> bool {
         self.status.is_some() || self.customer_id.is_some() || self.min_total.is_some() || self.max_total.is_some()
