@@ -98,7 +98,7 @@ async fn read_page(database: &Database, filter: Filter, page: Page) -> Result<Li
         }
         let limit = ROWS_AT_ONCE.min(page.limit() - found.len() as u64);
         let enough = promising(looked_at, found.len() as u64, limit).min(looked_at_max - looked_at);
-        let look_at = look_at(&wanted, enough).min(looked_at_max - looked_at);
+        let look_at = with_spare(&wanted, enough).min(looked_at_max - looked_at);
         let last = orders::last_places(on, &along, left, look_at).await?;
         let read = orders::list(on, &along, &wanted, last.unwrap_or(left), limit).await?;
         let is_full = read.len() as u64 == limit;
@@ -115,9 +115,9 @@ async fn read_page(database: &Database, filter: Filter, page: Page) -> Result<Li
     Ok(cut(page, found, Some(left.end)))
 }
 
-/// How many orders to look at, where so many are promised to be enough: twice as many, and not few, so that there is seldom a third look. A place far back
-/// costs the server all that lies before it.
-fn look_at(wanted: &Sought, enough: u64) -> u64 {
+/// How many orders to look at, where so many are promised to be enough: twice as many, and at least as many as one statement reads, so that a page seldom
+/// needs a third look. Not simply all that may be looked at: to find the place where they begin, the server reads all that lie behind it.
+fn with_spare(wanted: &Sought, enough: u64) -> u64 {
     match (wanted.is_all(), wanted.words.is_empty()) {
         (true, _) => enough,
         (false, true) => (2 * enough).max(ROWS_AT_ONCE),
