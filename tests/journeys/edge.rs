@@ -412,6 +412,13 @@ async fn all_were_away(stack: &Stack, someone: &Someone, accounts: [&str; 2]) ->
     Ok(())
 }
 
+/// What a process wrote last.
+fn last_lines(stack: &Stack, name: &str) -> Vec<String> {
+    let log = stack.log(name).unwrap_or_default();
+    let lines: Vec<&str> = log.lines().collect();
+    lines.iter().skip(lines.len().saturating_sub(20)).map(|line| (*line).to_owned()).collect()
+}
+
 async fn customers_away() -> Result<()> {
     let stack = Stack::start(Options::default())?;
     let (front, api) = (stack.front(), stack.front().api());
@@ -452,8 +459,14 @@ async fn customers_away() -> Result<()> {
         stack.until_one_is_ready(name)?;
     }
     let since = Instant::now();
-    while !(is_closed(&stack, "transactions-1").await? && is_closed(&stack, "transactions-2").await? && open().await?.status == 201) {
-        assert!(since.elapsed() < Duration::from_secs(30), "the breaker does not close again");
+    loop {
+        let closed = [is_closed(&stack, "transactions-1").await?, is_closed(&stack, "transactions-2").await?];
+        let opened = open().await?;
+        if closed == [true, true] && opened.status == 201 {
+            break;
+        }
+        let of_transactions = || ["transactions-1", "transactions-2"].map(|name| last_lines(&stack, name));
+        assert!(since.elapsed() < Duration::from_secs(30), "the breaker does not close again: {closed:?}, {opened:?}, {:#?}", of_transactions());
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     Ok(())

@@ -253,6 +253,18 @@ async fn caches_hear_of_each_other() -> Result<()> {
 /// Reads of one product's past that hang, as many as there can be: those of others are answered as ever.
 async fn a_stampede_leaves_others_fast(stack: &Stack) -> Result<()> {
     let _alone = CROWDS.lock().await;
+    // On a machine that is busy with other journeys everybody waits now and then. Who waits behind the stampede does so each time.
+    for attempt in 1..=3 {
+        match others_beside_a_stampede(stack).await {
+            Ok((times, slowest)) if times > 20 && slowest < Duration::from_secs(1) => return Ok(()),
+            told => eprintln!("others beside a stampede, attempt {attempt}: {:?}", told?),
+        }
+    }
+    anyhow::bail!("three times others waited behind the reads of one product")
+}
+
+/// How often others read what they asked for beside the stampede, and how long the slowest of them took.
+async fn others_beside_a_stampede(stack: &Stack) -> Result<(usize, Duration)> {
     let front = stack.front();
     let (hot, other) = (Shop::open(&front).await?, Shop::open(&front).await?);
     assert_eq!(other.adjust(&other.product, "a", 5, &other.product).await?.status, 200);
@@ -279,14 +291,13 @@ async fn a_stampede_leaves_others_fast(stack: &Stack) -> Result<()> {
             slowest = slowest.max(since.elapsed());
             times += 1;
         }
-        Ok((slowest, times))
+        Ok((times, slowest))
     };
     let (stampeded, others) = tokio::join!(stampede, others);
     sqlx::raw_sql("ROLLBACK").execute(&mut session).await?;
     stampeded.into_iter().collect::<Result<Vec<()>>>()?;
-    let (slowest, times) = others?;
-    eprintln!("{times} reads of others, the slowest {slowest:?}");
-    assert!(times > 20 && slowest < Duration::from_secs(1), "{times} reads of others, the slowest {slowest:?}");
+    let others = others?;
+    eprintln!("{} reads of others, the slowest {:?}", others.0, others.1);
     let since = Instant::now();
     loop {
         let told = hot.stock(&hot.product, "?asOf=2026-01-01T00:00:00Z").await?;
@@ -296,5 +307,5 @@ async fn a_stampede_leaves_others_fast(stack: &Stack) -> Result<()> {
         ensure!(since.elapsed() < Duration::from_secs(10), "{told:?}");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    Ok(())
+    Ok(others)
 }
