@@ -98,7 +98,7 @@ async fn read_page(database: &Database, filter: Filter, page: Page) -> Result<Li
         }
         let limit = ROWS_AT_ONCE.min(page.limit() - found.len() as u64);
         let enough = promising(looked_at, found.len() as u64, limit).min(looked_at_max - looked_at);
-        let look_at = with_spare(&wanted, enough).min(looked_at_max - looked_at);
+        let look_at = with_spare(&wanted, looked_at, enough).min(looked_at_max - looked_at);
         let last = orders::last_places(on, &along, left, look_at).await?;
         let read = orders::list(on, &along, &wanted, last.unwrap_or(left), limit).await?;
         let is_full = read.len() as u64 == limit;
@@ -110,18 +110,20 @@ async fn read_page(database: &Database, filter: Filter, page: Page) -> Result<Li
             (false, Some(places)) => places.first,
             (false, None) => return Ok(cut(page, found, None)),
         };
-        looked_at += if is_full { enough } else { look_at };
+        looked_at += look_at;
     }
     Ok(cut(page, found, Some(left.end)))
 }
 
-/// How many orders to look at, where so many are promised to be enough: twice as many, and at least as many as one statement reads, so that a page seldom
-/// needs a third look. Not simply all that may be looked at: to find the place where they begin, the server reads all that lie behind it.
-fn with_spare(wanted: &Sought, enough: u64) -> u64 {
-    match (wanted.is_all(), wanted.words.is_empty()) {
+/// How many orders to look at, where so many are promised to be enough: at first as many as one statement reads, and twice that where words have to fit
+/// too; then twice as many as are promised, so that a page seldom needs a third look. Not simply all that may be looked at: to find the place where
+/// they begin, the server reads all that lie behind it.
+fn with_spare(wanted: &Sought, looked_at: u64, enough: u64) -> u64 {
+    let at_least = if wanted.words.is_empty() { ROWS_AT_ONCE } else { 2 * ROWS_AT_ONCE };
+    match (wanted.is_all(), looked_at) {
         (true, _) => enough,
-        (false, true) => (2 * enough).max(ROWS_AT_ONCE),
-        (false, false) => (2 * enough).max(2 * ROWS_AT_ONCE),
+        (false, 0) => enough.max(at_least),
+        (false, _) => (2 * enough).max(at_least),
     }
 }
 
