@@ -44,7 +44,7 @@ enum Fault {
     ComesLate,
     KilledBefore,
     KilledAfter,
-    /// For longer than its lease; then it asks, as if nothing had happened.
+    /// Until another replica has gone on with the saga; then it asks, as if nothing had happened.
     PausedBefore,
 }
 
@@ -337,13 +337,13 @@ async fn end(api: &Api, shop: &Shop, attempt: &Attempt, faults: &Path, mut place
     let hits = std::fs::read_to_string(hits_file(faults, attempt)).unwrap_or_default();
     let hit = format!("{} {}", case.method, case.fault.name());
     ensure!(hits.lines().any(|line| line == hit), "{case:?} was not hit: {hits:?} {:?}", saga_of(api, attempt).await);
-    // Whoever wakes up and asks has lost its lease, and is told so.
-    let is_paused = case.fault == Fault::PausedBefore;
+    if case.fault != Fault::PausedBefore {
+        return Ok(());
+    }
+    // Another replica has ended the saga. Whoever wakes up now and asks has lost its lease, and is told so.
+    std::fs::write(faults.join(format!("{}.taken_over", attempt.buyer.id)), "")?;
     loop {
         let hits = std::fs::read_to_string(hits_file(faults, attempt)).unwrap_or_default();
-        if !is_paused {
-            return Ok(());
-        }
         if let Some(told) = hits.lines().find_map(|line| line.strip_prefix(&format!("{} told ", case.method))) {
             ensure!(told == "STALE_EPOCH", "{case:?} was told {told}");
             return Ok(());

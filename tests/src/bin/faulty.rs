@@ -97,10 +97,10 @@ impl Service<Request<Body>> for Faulty {
                     let (late, told) = (again(), format!("{path} told "));
                     // On its own: whoever asked may have given up when it wakes up.
                     let asked = tokio::spawn(async move {
-                        paused().await;
+                        paused(&buyer).await;
                         let Ok(response) = ask(&mut way, late).await;
                         let status = Status::from_header_map(response.headers());
-                        note(&buyer, &format!("{told}{}", status.as_ref().and_then(reason_name).unwrap_or_else(|| "nothing".to_owned())));
+                        note(&buyer, &format!("{told}{}", what_is_told(status.as_ref())));
                         response
                     });
                     Ok(asked.await.unwrap_or_else(|_| Status::internal("a task that panicked").into_http()))
@@ -114,6 +114,12 @@ impl Service<Request<Body>> for Faulty {
             }
         })
     }
+}
+
+/// The reason of a refusal; where it has none, its code and its words.
+fn what_is_told(status: Option<&Status>) -> String {
+    let Some(status) = status else { return "no refusal".to_owned() };
+    reason_name(status).unwrap_or_else(|| format!("{:?}: {}", status.code(), status.message().replace('\n', " ")))
 }
 
 async fn ask(way: &mut Way, request: Request<Body>) -> Result<Response<Body>, Infallible> {
@@ -135,12 +141,13 @@ async fn killed() -> Result<Response<Body>, Infallible> {
     std::future::pending().await
 }
 
-/// For longer than a lease: as a process that gets no time.
-async fn paused() {
-    let stop = format!("kill -STOP {0}; sleep 4; kill -CONT {0}", std::process::id());
-    let _ = std::process::Command::new("sh").args(["-c", &stop]).spawn();
-    // The signal arrives meanwhile.
-    tokio::time::sleep(Duration::from_millis(500)).await;
+/// As a process that gets no time, until the journey has seen another replica go on with the saga, and says so by a file.
+async fn paused(buyer: &str) {
+    let Some(taken_over) = std::env::var_os("LASTRO_FAULTS").map(|folder| PathBuf::from(folder).join(format!("{buyer}.taken_over"))) else { return };
+    // A second process stops this one, and wakes it up: when it has ended, both have happened.
+    let looks = "for look in $(seq 600); do [ -e \"$1\" ] && break; sleep 0.1; done";
+    let script = format!("kill -STOP $0; {looks}; kill -CONT $0");
+    let _ = tokio::process::Command::new("sh").args(["-c", &script, &std::process::id().to_string()]).arg(taken_over).status().await;
 }
 
 fn note(buyer: &str, line: &str) {
